@@ -1,0 +1,121 @@
+#include "core/cpu_features.h"
+
+#include <cstdint>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#elif defined(__aarch64__)
+#if defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+#endif
+
+namespace localllm {
+
+#if defined(__x86_64__)
+
+namespace {
+
+struct Registers {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+};
+
+Registers cpuid(unsigned leaf, unsigned subleaf) {
+  Registers r;
+  __get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx);
+  return r;
+}
+
+// Register state the operating system saves on a context switch.
+uint64_t read_xcr0() {
+  uint32_t low = 0, high = 0;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (static_cast<uint64_t>(high) << 32) | low;
+}
+
+// Linux hands out the AMX tile state only to a process that asks.
+bool request_amx() {
+#if defined(__linux__)
+  constexpr int arch_req_xcomp_perm = 0x1023;
+  constexpr int xfeature_xtiledata = 18;
+  return syscall(SYS_arch_prctl, arch_req_xcomp_perm, xfeature_xtiledata) == 0;
+#else
+  return false;
+#endif
+}
+
+bool bit(unsigned word, int n) { return (word >> n) & 1u; }
+
+}  // namespace
+
+std::vector<std::string> usable_cpu_features() {
+  std::vector<std::string> names;
+  const Registers basic = cpuid(1, 0);
+  const bool osxsave = bit(basic.ecx, 27);
+  if (!osxsave || !bit(basic.ecx, 28)) return names;
+
+  const uint64_t xcr0 = read_xcr0();
+  const bool ymm = (xcr0 & 0x6) == 0x6;
+  const bool zmm = (xcr0 & 0xe6) == 0xe6;
+  const bool tiles = (xcr0 & 0x60000) == 0x60000;
+  const Registers seven = cpuid(7, 0);
+  const Registers seven_one = seven.eax >= 1 ? cpuid(7, 1) : Registers{};
+
+  if (!ymm) return names;
+  names.push_back("avx");
+  if (bit(basic.ecx, 12)) names.push_back("fma");
+  if (bit(basic.ecx, 29)) names.push_back("f16c");
+  if (bit(seven.ebx, 5)) names.push_back("avx2");
+  if (bit(seven_one.eax, 4)) names.push_back("avx_vnni");
+  if (zmm) {
+    if (bit(seven.ebx, 16)) names.push_back("avx512f");
+    if (bit(seven.ebx, 17)) names.push_back("avx512dq");
+    if (bit(seven.ebx, 30)) names.push_back("avx512bw");
+    if (bit(seven.ebx, 31)) names.push_back("avx512vl");
+    if (bit(seven.ecx, 11)) names.push_back("avx512_vnni");
+    if (bit(seven_one.eax, 5)) names.push_back("avx512_bf16");
+  }
+  if (tiles && bit(seven.edx, 24) && request_amx()) {
+    if (bit(seven.edx, 25)) names.push_back("amx_int8");
+    if (bit(seven.edx, 22)) names.push_back("amx_bf16");
+  }
+  return names;
+}
+
+#elif defined(__aarch64__)
+
+std::vector<std::string> usable_cpu_features() {
+  std::vector<std::string> names{"neon"};
+#if defined(__linux__)
+  const unsigned long hwcap = getauxval(AT_HWCAP);
+  const unsigned long hwcap2 = getauxval(AT_HWCAP2);
+  if (hwcap & (1ul << 20)) names.push_back("dotprod");  // HWCAP_ASIMDDP
+  if (hwcap & (1ul << 10)) names.push_back("fp16");     // HWCAP_ASIMDHP
+  if (hwcap2 & (1ul << 13)) names.push_back("i8mm");    // HWCAP2_I8MM
+#elif defined(__APPLE__)
+  const auto has = [](const char* key) {
+    int value = 0;
+    size_t size = sizeof(value);
+    return sysctlbyname(key, &value, &size, nullptr, 0) == 0 && value != 0;
+  };
+  if (has("hw.optional.arm.FEAT_DotProd")) names.push_back("dotprod");
+  if (has("hw.optional.arm.FEAT_FP16")) names.push_back("fp16");
+  if (has("hw.optional.arm.FEAT_I8MM")) names.push_back("i8mm");
+#endif
+  return names;
+}
+
+#else
+
+std::vector<std::string> usable_cpu_features() { return {}; }
+
+#endif
+
+}  // namespace localllm

@@ -1,0 +1,1 @@
+"""Metal kernels: sources, wrappers and the emulator."""

@@ -1,0 +1,53 @@
+"""The one call every backend answers, and the batch it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from localllm.spec import DecoderSpec
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive rows of one sequence: a prefill chunk, one decode row, or rows to verify.
+
+    token_ids: int32 [n]; they stand at positions start … start + n - 1.
+    block_table: int32, the KV blocks of positions 0 …, at least enough for start + n positions.
+    logit_rows: which rows (0 … n-1) need logits.
+    prompt_length: RoPE kinds whose frequencies depend on the length (dynamic, longrope) use
+        max(prompt_length, position + 1) for each row, as transformers does when it generates;
+        a row's result then does not depend on how the prompt was chunked.
+    adapter: index of a loaded adapter, or None for the base model.
+    """
+
+    token_ids: np.ndarray
+    start: int
+    block_table: np.ndarray
+    logit_rows: tuple[int, ...]
+    prompt_length: int
+    adapter: int | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Chunks of different sequences, computed in one step."""
+
+    chunks: tuple[Chunk, ...]
+
+
+class Backend(Protocol):
+    """`forward` writes the K and V of every row into the pool and returns the logits asked for."""
+
+    name: str
+    spec: DecoderSpec
+    block_size: int  # positions in a KV block
+    num_blocks: int  # KV blocks in the pool
+
+    def forward(self, batch: Batch) -> np.ndarray:
+        """float32 [sum of len(logit_rows), vocab_size], in the order of chunks and rows."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,1 @@
+"""Model files: safetensors folders, MLX-quantized folders, GGUF. Untrusted input, read lazily."""

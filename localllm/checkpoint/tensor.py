@@ -1,0 +1,124 @@
+"""Weights as they lie in a file, without loss: dense arrays, or affine codes by groups.
+
+    w[..., c] = scale[..., g] * (code[..., c] - zero_point) + bias[..., g],   g = c // group
+
+Every GGUF block format below IQ, and every MLX affine format, is exactly of this form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+DType = Literal["float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Dense:
+    """`data`: float32, float16, or uint16 holding the bits of bfloat16 (numpy has none)."""
+
+    data: np.ndarray
+    dtype: DType
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+    def to_float32(self) -> np.ndarray:
+        if self.dtype == "bfloat16":
+            return (self.data.astype(np.uint32) << 16).view(np.float32)
+        return self.data.astype(np.float32, copy=False)
+
+    def rows(self, index: np.ndarray | slice) -> Dense:
+        """The chosen output rows (axis -2 of a matrix, axis -1 of a vector)."""
+        return replace(self, data=self.data[_row_index(self.data.ndim, index)])
+
+
+@dataclass(frozen=True)
+class GroupValues:
+    """One float per group, flat or in two levels as K-quants keep them.
+
+    values: float16 | float32 [..., S]; multiplier: None, or uint8 | int8 [..., G] with G = S * k.
+    The value of group g is values[..., g // k] * multiplier[..., g], exact in float32.
+    """
+
+    values: np.ndarray
+    multiplier: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + (0 if self.multiplier is None else self.multiplier.nbytes)
+
+    def to_float32(self) -> np.ndarray:
+        """float32 [..., G]."""
+        values = self.values.astype(np.float32, copy=False)
+        if self.multiplier is None:
+            return values
+        per = self.multiplier.shape[-1] // values.shape[-1]
+        return np.repeat(values, per, axis=-1) * self.multiplier
+
+    def rows(self, index: np.ndarray | slice) -> GroupValues:
+        at = _row_index(self.values.ndim, index)
+        return GroupValues(
+            self.values[at], None if self.multiplier is None else self.multiplier[at]
+        )
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Codes by groups along the last axis.
+
+    codes: uint32 [..., out, in * bits / 32], a little-endian bit stream along each row: code c
+    stands at bits [c * bits, (c + 1) * bits). This is MLX's packing for every width.
+    """
+
+    codes: np.ndarray
+    bits: int
+    group: int
+    scales: GroupValues
+    biases: GroupValues | None = None
+    zero_point: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.codes.shape[:-1], self.codes.shape[-1] * 32 // self.bits)
+
+    @property
+    def nbytes(self) -> int:
+        return (
+            self.codes.nbytes
+            + self.scales.nbytes
+            + (0 if self.biases is None else self.biases.nbytes)
+        )
+
+    def unpack(self) -> np.ndarray:
+        """uint8 codes [..., out, in]."""
+        raise NotImplementedError
+
+    def to_float32(self) -> np.ndarray:
+        """float32 [..., out, in], rounded once per product and once per sum."""
+        raise NotImplementedError
+
+    def rows(self, index: np.ndarray | slice) -> Affine:
+        """The chosen output rows; exact, since groups run along the input."""
+        return replace(
+            self,
+            codes=self.codes[_row_index(self.codes.ndim, index)],
+            scales=self.scales.rows(index),
+            biases=None if self.biases is None else self.biases.rows(index),
+        )
+
+
+Tensor = Dense | Affine
+
+
+def _row_index(ndim: int, index: np.ndarray | slice) -> tuple[np.ndarray | slice, ...]:
+    if ndim == 1:
+        return (index,)
+    return (*(slice(None),) * (ndim - 2), index)

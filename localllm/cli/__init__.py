@@ -1,0 +1,5 @@
+"""The `localllm` command: one file a command, imported when called."""
+
+from localllm.cli.app import main
+
+__all__ = ["main"]

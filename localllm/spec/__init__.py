@@ -1,0 +1,21 @@
+"""`DecoderSpec`: a decoder-only transformer as data."""
+
+from localllm.spec.decoder import (
+    AttentionSpec,
+    DecoderSpec,
+    FeedForwardSpec,
+    LayerSpec,
+    MoESpec,
+    NormSpec,
+    RopeSpec,
+)
+
+__all__ = [
+    "AttentionSpec",
+    "DecoderSpec",
+    "FeedForwardSpec",
+    "LayerSpec",
+    "MoESpec",
+    "NormSpec",
+    "RopeSpec",
+]

@@ -1,0 +1,140 @@
+"""The parts of a decoder-only transformer, as frozen data.
+
+An architecture file (`models/llama.py` …) builds a `DecoderSpec` from a checkpoint's config;
+backends build their programs from it. Nothing here knows a file format or an array library.
+
+Weight names that go with a spec (all matrices are [out, in], as in a linear layer):
+
+    embed.weight [V, D]            pos_embed.weight [P, D]
+    layers.N.attn_norm.*           layers.N.attn_post_norm.*
+    layers.N.attn.{q,k,v,o}.{weight,bias}
+    layers.N.attn.{q_norm,k_norm}.weight
+    layers.N.ffn_norm.*            layers.N.ffn_post_norm.*
+    layers.N.ffn.{gate,up,down}.{weight,bias}          (no `gate` when not gated)
+    layers.N.moe.router.weight [E, D]
+    layers.N.moe.{gate,up,down}.weight [E, out, in]
+    final_norm.*                   head.{weight,bias}  (no `head` when tied)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
+
+
+@dataclass(frozen=True)
+class NormSpec:
+    """RMSNorm (`rms`) or LayerNorm (`layer`). The gain is `offset + weight` (Gemma: offset 1)."""
+
+    kind: Literal["rms", "layer"] = "rms"
+    eps: float = 1e-6
+    offset: float = 0.0
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class RopeSpec:
+    """Rotary position embedding over the first `dim` entries of each head.
+
+    `interleaved` pairs entries (0,1), (2,3) …; otherwise (0, dim/2), (1, dim/2+1) ….
+    The scaling fields are those of the Hugging Face `rope_scaling` kinds of the same name.
+    """
+
+    dim: int
+    theta: float = 10000.0
+    kind: RopeKind = "default"
+    interleaved: bool = False
+    factor: float = 1.0
+    original_context: int = 0  # positions the model was first trained for; 0 where unused
+    attention_factor: float | None = None  # multiplies cos and sin; None: the kind's own rule
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0  # yarn
+    mscale: float = 0.0  # yarn
+    mscale_all_dim: float = 0.0  # yarn
+    truncate: bool = True  # yarn: round the correction range to whole entries
+    short_factor: tuple[float, ...] = ()  # longrope, one per frequency
+    long_factor: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """Causal self-attention. MHA when `kv_heads == heads`, MQA when 1, GQA between."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float  # multiplies q·k
+    rope: RopeSpec | None = None  # None: no positions in this layer (NoPE, or learned ones)
+    window: int | None = None  # a row at position p sees positions > p - window
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: NormSpec | None = None
+    qk_norm_over: Literal["head", "all"] = "head"  # "all": over the whole projection (OLMo 2)
+    softcap: float | None = None  # scores -> softcap * tanh(scores / softcap)
+
+
+@dataclass(frozen=True)
+class FeedForwardSpec:
+    """down(act(gate(x)) * up(x)) when gated (SwiGLU, GeGLU), else down(act(up(x)))."""
+
+    hidden: int
+    activation: Activation = "silu"
+    gated: bool = True
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class MoESpec:
+    """Token-choice mixture of gated experts: softmax over router logits, the best `top_k` win.
+
+    `renormalize`: the chosen weights are scaled to sum to 1.
+    """
+
+    experts: int
+    top_k: int
+    hidden: int
+    activation: Activation = "silu"
+    renormalize: bool = True
+
+
+Mixer = AttentionSpec  # the seam: other token mixers (recurrent ones) join this union
+FeedForward = FeedForwardSpec | MoESpec
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """x += residual_scale * post(mixer(pre(x))), then the same for the feed-forward.
+
+    `pre_norm` normalizes a sublayer's input, `post_norm` its output before the residual is
+    added; Llama has the first, OLMo 2 the second, Gemma both.
+    """
+
+    mixer: Mixer
+    ffn: FeedForward
+    norm: NormSpec
+    pre_norm: bool = True
+    post_norm: bool = False
+    residual_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """A whole decoder: embedding, layers, final norm, head."""
+
+    architecture: str  # the model type, e.g. "llama"
+    vocab_size: int
+    hidden: int
+    layers: tuple[LayerSpec, ...]
+    final_norm: NormSpec
+    context: int  # positions the checkpoint supports
+    tied_head: bool = False
+    head_bias: bool = False
+    embed_scale: float = 1.0  # multiplies token embeddings
+    learned_positions: int | None = None  # rows of pos_embed (GPT-2)
+    logit_scale: float = 1.0  # multiplies logits (Granite: 1 / logits_scaling)
+    logit_softcap: float | None = None

@@ -1,0 +1,1 @@
+"""One file per architecture, named by its model type, and `catalog.toml`."""
