@@ -1,0 +1,178 @@
+"""The verb loop: add -> schedule -> forward -> sample -> emit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+
+from localllm.backend.protocol import Backend, Batch, Chunk
+from localllm.engine.block_pool import BlockPool
+from localllm.engine.receipt import Receipt
+from localllm.engine.scheduler import Scheduled, Scheduler
+from localllm.engine.sequence import FinishReason, Request, Sequence
+from localllm.errors import InvalidRequest, PromptTooLong
+from localllm.sampling import Draw, Sampler
+
+
+@dataclass(frozen=True)
+class Token:
+    """A drawn token. Stop ids are drawn too, but not emitted."""
+
+    request_id: int
+    draw: Draw
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event of a request. `error` is set when it failed; then `reason` is "cancelled"."""
+
+    request_id: int
+    reason: FinishReason
+    receipt: Receipt
+    error: Exception | None = None
+
+
+Event = Token | Finished
+
+
+class Engine:
+    """Runs requests together over one backend and its KV pool. Not thread-safe; `LLM` is.
+
+    context: positions a sequence may fill. step_rows: rows computed in one step at most.
+    """
+
+    def __init__(
+        self, backend: Backend, *, context: int, max_batch: int = 32, step_rows: int = 128
+    ) -> None:
+        assert context <= backend.num_blocks * backend.block_size
+        self.backend = backend
+        self.context = context
+        self.step_rows = step_rows
+        self.pool = BlockPool(backend.num_blocks, backend.block_size)
+        self.scheduler = Scheduler(self.pool, max_batch=max_batch, step_rows=step_rows)
+        self._ids = count()
+        self._sequences: dict[int, Sequence] = {}
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._sequences)
+
+    def add(self, request: Request) -> int:
+        """Queues a request and returns its id. Raises for a prompt that cannot be run."""
+        self.check_prompt(request.token_ids)
+        length = len(request.token_ids)
+        asked = request.params.max_tokens
+        limit = self.context if asked is None else min(self.context, length + asked)
+        sampler = Sampler(
+            request.params, request.token_ids, self.backend.spec.vocab_size, request.stop_ids
+        )
+        sequence = Sequence(next(self._ids), request, sampler, limit)
+        self._sequences[sequence.id] = sequence
+        self.scheduler.add(sequence)
+        return sequence.id
+
+    def cancel(self, request_id: int, why: str = "cancelled") -> None:
+        """Ends a request before its next step. Harmless for one that has ended already."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None and sequence.cancelled is None:
+            sequence.cancelled = why
+
+    def step(self) -> list[Event]:
+        """Advances every scheduled sequence by one forward pass."""
+        events = self._drop_cancelled()
+        scheduled = self.scheduler.schedule()
+        if not scheduled:
+            return events
+        try:
+            logits = self.backend.forward(Batch(tuple(map(_chunk, scheduled))))
+        except Exception as error:
+            # The pool's contents are in doubt for exactly the sequences of this step.
+            return events + [self._fail(item.sequence, error) for item in scheduled]
+        row = 0
+        for item in scheduled:
+            sequence = item.sequence
+            yields_token = item.yields_token
+            sequence.computed += item.rows
+            if yields_token:
+                events += self._advance(sequence, logits[row])
+                row += 1
+        return events
+
+    def logits(self, token_ids: Seq[int]) -> np.ndarray:
+        """float32 [T, V]: the logits after every token of one sequence, outside any batch."""
+        self.check_prompt(token_ids, room=0)
+        ids = np.array(token_ids, dtype=np.int32)
+        needed = self.pool.blocks_for(len(ids))
+        if needed > self.pool.free:
+            raise PromptTooLong(
+                f"{len(ids)} tokens need {needed} KV blocks and {self.pool.free} are free",
+                hint="wait for running requests to end, or load the model with a larger context",
+            )
+        blocks = self.pool.allocate(needed)
+        table = np.array(blocks, dtype=np.int32)
+        try:
+            rows = []
+            for start in range(0, len(ids), self.step_rows):
+                part = ids[start : start + self.step_rows]
+                chunk = Chunk(part, start, table, tuple(range(len(part))), len(ids))
+                rows.append(self.backend.forward(Batch((chunk,))))
+            return np.concatenate(rows)
+        finally:
+            self.pool.release(blocks)
+
+    def check_prompt(self, token_ids: Seq[int], *, room: int = 1) -> None:
+        """Raises if these ids cannot be run with room for this many new tokens."""
+        vocab = self.backend.spec.vocab_size
+        if not token_ids:
+            raise InvalidRequest("the prompt is empty", hint="give at least one token")
+        for index, token_id in enumerate(token_ids):
+            if not 0 <= token_id < vocab:
+                raise InvalidRequest(
+                    f"token {token_id} at index {index} is outside the vocabulary of {vocab}"
+                )
+        if len(token_ids) + room > self.context:
+            raise PromptTooLong(
+                f"the prompt has {len(token_ids)} tokens and the context holds {self.context}",
+                hint=f"shorten it, or load the model with a larger context "
+                f"(this model supports {self.backend.spec.context})",
+            )
+
+    def _advance(self, sequence: Sequence, logits: np.ndarray) -> list[Event]:
+        try:
+            draw = sequence.sampler.draw(logits, position=len(sequence.tokens))
+        except Exception as error:
+            return [self._fail(sequence, error)]
+        end = sequence.append(draw)
+        is_stop_id = end is not None and end[0] == "stop"
+        events: list[Event] = [] if is_stop_id else [Token(sequence.id, draw)]
+        if end is not None:
+            events.append(self._finish(sequence, *end))
+        return events
+
+    def _drop_cancelled(self) -> list[Event]:
+        dropped = [s for s in self.scheduler if s.cancelled is not None]
+        return [self._finish(s, "cancelled", s.cancelled or "cancelled") for s in dropped]
+
+    def _finish(
+        self, sequence: Sequence, reason: FinishReason, by: str, error: Exception | None = None
+    ) -> Finished:
+        self.scheduler.remove(sequence)
+        del self._sequences[sequence.id]
+        return Finished(sequence.id, reason, sequence.receipt(self.backend.name, by), error)
+
+    def _fail(self, sequence: Sequence, error: Exception) -> Finished:
+        return self._finish(sequence, "cancelled", f"error: {error}", error)
+
+
+def _chunk(item: Scheduled) -> Chunk:
+    sequence = item.sequence
+    return Chunk(
+        token_ids=sequence.pending_ids(item.rows),
+        start=sequence.computed,
+        block_table=np.array(sequence.blocks, dtype=np.int32),
+        logit_rows=(item.rows - 1,) if item.yields_token else (),
+        prompt_length=sequence.prompt_length,
+    )
