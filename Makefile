@@ -1,0 +1,71 @@
+# Everything lives in .venv. A stamp file remembers each step, so nothing is done twice.
+# Works with GNU Make 3.81 (macOS) and newer.
+
+MODEL  ?= smollm2:135m
+PROMPT ?= Why is the sky blue? Answer in one sentence.
+ARGS   ?=
+
+BIN    := .venv/bin
+SETUP  := .venv/.stamp-setup
+NATIVE := $(shell find kernels_cpu -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt)
+CXX_FILES = $(shell find kernels_cpu -name '*.cpp' -o -name '*.h')
+
+.DEFAULT_GOAL := help
+.PHONY: help setup chat test test-all check format bench goldens clean FORCE
+
+help: ## list the targets
+	@echo "make TARGET, where TARGET is"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
+	@echo "PYTHON=… picks the Python for .venv; MODEL=… and PROMPT=… belong to chat, ARGS=… to test."
+
+setup: $(SETUP) ## the environment in .venv, with what the tests need
+
+chat: $(SETUP) ## fetch the model and talk to it; without a terminal answer one prompt
+	@if [ -t 0 ] && [ -t 1 ]; then \
+	  $(BIN)/localllm chat "$(MODEL)"; \
+	else \
+	  $(BIN)/localllm run "$(MODEL)" "$(PROMPT)" </dev/null; \
+	fi
+
+test: $(SETUP) ## the tests, without the long proofs
+	@$(BIN)/pytest -m "not slow" $(ARGS)
+
+test-all: $(SETUP) .venv/.stamp-parity ## every test, and the parity tables against transformers
+	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/python scripts/parity_table.py
+
+check: $(SETUP) .venv/.stamp-dev ## ruff, mypy, import-linter, clang-format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/python scripts/source_tree.py .venv/source-tree
+	@cd .venv/source-tree && ../bin/mypy --config-file pyproject.toml -p localllm
+	@cd .venv/source-tree && ../bin/lint-imports
+	@$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+format: $(SETUP) .venv/.stamp-dev ## let ruff and clang-format rewrite the sources
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+	@$(BIN)/clang-format -i $(CXX_FILES)
+
+bench: $(SETUP) .venv/.stamp-bench ## measure; every figure in the README comes from here
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+goldens: $(SETUP) .venv/.stamp-parity ## write the expected values in tests/ again, from the originals
+	@for script in scripts/goldens/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+clean: ## remove .venv, builds and caches; fetched models stay
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A clone that was moved, or whose Python went away, needs its environment again.
+ifneq ($(shell test -x $(BIN)/python && cat $(SETUP) 2>/dev/null),$(CURDIR))
+$(SETUP): FORCE
+endif
+
+$(SETUP): pyproject.toml CMakeLists.txt $(NATIVE)
+	@python=$$(PYTHON="$(PYTHON)" scripts/find-python) && "$$python" scripts/environment.py project test
+	@pwd -P > $@
+
+.venv/.stamp-%: pyproject.toml | $(SETUP)
+	@$(BIN)/python scripts/environment.py extra $*
+	@touch $@
