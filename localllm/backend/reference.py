@@ -1,0 +1,165 @@
+"""The `reference` backend: plain MLX ops in float32 on the CPU; the oracle of all the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import accumulate
+
+import mlx.core as mx
+import numpy as np
+
+from localllm.backend.protocol import Batch, Chunk
+from localllm.backend.reference_attention import attention
+from localllm.backend.reference_decoder import Decoder, Weight
+from localllm.backend.reference_kv import KVPool
+from localllm.backend.reference_linear import to_matrices, to_matrix, to_vector
+from localllm.checkpoint.tensor import Tensor
+from localllm.errors import CheckpointError, InvalidRequest
+from localllm.spec import DecoderSpec
+from localllm.spec.weights import weight_shapes
+
+_QUERY_ROWS = 256  # attention takes so many rows at a time, which bounds its scores
+
+
+class ReferenceBackend:
+    """Runs any `DecoderSpec`.
+
+    weights: every name of `weight_shapes(spec)` once, in any order; taken one at a time.
+    num_blocks, block_size: the KV pool. A block costs `kv_block_bytes(spec, block_size)`.
+
+    Weights keep the size they have in the file and become float32 when used; only group sizes
+    and code widths unknown to MLX are held as float32. Raises CheckpointError for a missing,
+    unknown, repeated or misshapen weight, OutOfMemoryPlan if the pool cannot be had.
+    """
+
+    name = "reference"
+
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        weights: Iterable[tuple[str, Tensor]],
+        *,
+        num_blocks: int,
+        block_size: int = 32,
+    ) -> None:
+        assert min(num_blocks, block_size) > 0, f"a pool of {num_blocks} x {block_size} positions"
+        self.spec = spec
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._pool: KVPool | None = KVPool(spec, num_blocks, block_size)
+        with mx.stream(mx.cpu):
+            self._decoder: Decoder | None = Decoder(spec, _load(spec, weights))
+
+    def forward(self, batch: Batch) -> np.ndarray:
+        assert self._pool is not None, "the backend is closed"
+        assert self._decoder is not None
+        for chunk in batch.chunks:
+            self._check(chunk)
+        if not batch.chunks:
+            return np.zeros((0, self.spec.vocab_size), np.float32)
+        step = _Step(self.spec, self._pool, batch.chunks)
+        with mx.stream(mx.cpu):
+            hidden = self._decoder(step.tokens, step.positions, step.lengths, step.attend)
+            if not len(step.logit_rows):
+                mx.eval(hidden)
+                return np.zeros((0, self.spec.vocab_size), np.float32)
+            return np.array(self._decoder.logits(hidden[mx.array(step.logit_rows)]))
+
+    def close(self) -> None:
+        """Frees weights and pool; the backend answers no more."""
+        self._pool = None
+        self._decoder = None
+
+    def _check(self, chunk: Chunk) -> None:
+        """The engine's promises. Block ids count from the first position that a layer can see."""
+        if chunk.adapter is not None:
+            raise InvalidRequest(f"adapter {chunk.adapter} is not loaded in the reference backend")
+        count, stop = len(chunk.token_ids), chunk.start + len(chunk.token_ids)
+        assert count > 0, "a chunk without tokens"
+        assert chunk.start >= 0, f"a chunk at position {chunk.start}"
+        low, high = int(chunk.token_ids.min()), int(chunk.token_ids.max())
+        assert 0 <= low <= high < self.spec.vocab_size, (
+            f"token ids {low} … {high} in a vocabulary of {self.spec.vocab_size}"
+        )
+        limit = min(self.spec.context, self.spec.learned_positions or self.spec.context)
+        assert stop <= limit, f"positions up to {stop - 1} in a context of {limit}"
+        needed = -(-stop // self.block_size)
+        assert len(chunk.block_table) >= needed, (
+            f"a block table of {len(chunk.block_table)} for {stop} positions: {needed} are needed"
+        )
+        first = min(
+            (_first_seen(layer.mixer.window, chunk.start) for layer in self.spec.layers), default=0
+        )
+        used = chunk.block_table[first // self.block_size : needed]
+        assert 0 <= used.min() <= used.max() < self.num_blocks, (
+            f"blocks {used.min()} … {used.max()} in a pool of {self.num_blocks}"
+        )
+        assert all(0 <= row < count for row in chunk.logit_rows), (
+            f"logits asked of rows {chunk.logit_rows} in a chunk of {count}"
+        )
+
+
+class _Step:
+    """One forward: the rows of all chunks laid end to end, and how they attend."""
+
+    def __init__(self, spec: DecoderSpec, pool: KVPool, chunks: tuple[Chunk, ...]) -> None:
+        self._spec = spec
+        self._pool = pool
+        self._chunks = chunks
+        positions = [c.start + np.arange(len(c.token_ids)) for c in chunks]
+        self._offsets = list(accumulate((len(p) for p in positions[:-1]), initial=0))
+        self.tokens = np.concatenate([c.token_ids for c in chunks]).astype(np.int32)
+        self.positions = np.concatenate(positions).astype(np.int32)
+        self.lengths = np.concatenate(
+            [np.maximum(c.prompt_length, p + 1) for c, p in zip(chunks, positions, strict=True)]
+        )
+        rows = zip(self._offsets, (c.logit_rows for c in chunks), strict=True)
+        self.logit_rows = np.array([at + row for at, asked in rows for row in asked], np.int32)
+        blocks = [
+            c.block_table[p // pool.block_size] for c, p in zip(chunks, positions, strict=True)
+        ]
+        self._slots = (np.concatenate(blocks), self.positions % pool.block_size)
+
+    def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        """Writes K and V of all rows first, so chunks of one sequence may share a batch."""
+        mx.eval(q, k, v)
+        self._pool.write(layer, self._slots, np.array(k, copy=False), np.array(v, copy=False))
+        parts = []
+        for chunk, offset in zip(self._chunks, self._offsets, strict=True):
+            for at in range(0, len(chunk.token_ids), _QUERY_ROWS):
+                rows = min(_QUERY_ROWS, len(chunk.token_ids) - at)
+                parts.append(self._attend(layer, chunk, chunk.start + at, q[offset + at :][:rows]))
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+
+    def _attend(self, layer: int, chunk: Chunk, start: int, q: mx.array) -> mx.array:
+        """Rows of one chunk at positions start … over all that they can see."""
+        spec = self._spec.layers[layer].mixer
+        first, stop = _first_seen(spec.window, start), start + q.shape[0]
+        k, v = (mx.array(x) for x in self._pool.read(layer, chunk.block_table, first, stop))
+        return attention(spec, q, k, v, np.arange(start, stop), np.arange(first, stop))
+
+
+def _first_seen(window: int | None, position: int) -> int:
+    return 0 if window is None else max(0, position - window + 1)
+
+
+def _load(spec: DecoderSpec, weights: Iterable[tuple[str, Tensor]]) -> dict[str, Weight]:
+    """The weights on MLX, each checked against the spec and converted before the next is read."""
+    shapes = weight_shapes(spec)
+    parts: dict[str, Weight] = {}
+    for name, tensor in weights:
+        if name not in shapes:
+            raise CheckpointError(f"{name}: this {spec.architecture} model has no such weight")
+        if name in parts:
+            raise CheckpointError(f"{name}: given twice")
+        if tensor.shape != shapes[name]:
+            raise CheckpointError(
+                f"{name}: shape {list(tensor.shape)} where {list(shapes[name])} is needed"
+            )
+        convert = (to_vector, to_matrix, to_matrices)[len(tensor.shape) - 1]
+        parts[name] = convert(tensor)
+    missing = [name for name in shapes if name not in parts]
+    if missing:
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(f"weights are missing: {missing[0]}{others}")
+    return parts

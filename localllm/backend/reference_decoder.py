@@ -1,0 +1,279 @@
+"""A decoder built from its spec, in plain MLX ops: what the reference runs and training trains.
+
+Rows are flat, [n, hidden], whatever sequences they belong to; only the `attend` callback knows
+which rows see which. A server answers it from a KV pool, training from the batch itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import mlx.core as mx
+import numpy as np
+from mlx.nn.layers.base import Module
+
+from localllm.backend.reference_linear import Linear, Matrix
+from localllm.spec import (
+    AttentionSpec,
+    DecoderSpec,
+    FeedForwardSpec,
+    LayerSpec,
+    MoESpec,
+    NormSpec,
+    RopeSpec,
+)
+from localllm.spec.decoder import Activation
+from localllm.spec.rope import tables
+
+# (layer, q [n, heads, head_dim], k and v [n, kv_heads, head_dim]) -> [n, heads, head_dim]
+Attend = Callable[[int, mx.array, mx.array, mx.array], mx.array]
+Angles = tuple[mx.array, mx.array]  # cos and sin, each [n, dim / 2]
+Weight = mx.array | Matrix | list[Matrix]  # a vector, a matrix, or one matrix per expert
+
+
+class Weights:
+    """Weights by name, with a prefix that descends into the tree."""
+
+    def __init__(self, parts: Mapping[str, Weight], at: str = "") -> None:
+        self._parts = parts
+        self._at = at
+
+    def under(self, name: str) -> Weights:
+        return Weights(self._parts, f"{self._at}{name}.")
+
+    def vector(self, name: str) -> mx.array:
+        part = self._parts[self._at + name]
+        assert isinstance(part, mx.array), f"{self._at}{name} is no vector"
+        return part
+
+    def matrix(self, name: str) -> Matrix:
+        part = self._parts[self._at + name]
+        assert not isinstance(part, mx.array | list), f"{self._at}{name} is no matrix"
+        return part
+
+    def linear(self, name: str, bias: bool = False) -> Linear:
+        return Linear(self.matrix(f"{name}.weight"), self.vector(f"{name}.bias") if bias else None)
+
+    def experts(self, name: str) -> list[Linear]:
+        part = self._parts[f"{self._at}{name}.weight"]
+        assert isinstance(part, list), f"{self._at}{name} holds no experts"
+        return [Linear(matrix) for matrix in part]
+
+
+class Norm(Module):
+    """RMSNorm or LayerNorm over the last axis."""
+
+    def __init__(self, spec: NormSpec, weights: Weights) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weight = weights.vector("weight")
+        self.bias = weights.vector("bias") if spec.bias else None
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if self.spec.kind == "layer":
+            x = x - mx.mean(x, axis=-1, keepdims=True)
+        variance = mx.mean(mx.square(x), axis=-1, keepdims=True)
+        y = x * mx.rsqrt(variance + self.spec.eps) * (self.weight + self.spec.offset)
+        return y if self.bias is None else y + self.bias
+
+
+class Attention(Module):
+    """Projections, query and key norms and RoPE; who sees whom is left to `attend`."""
+
+    def __init__(self, spec: AttentionSpec, weights: Weights) -> None:
+        super().__init__()
+        self.spec = spec
+        self.q = weights.linear("q", spec.qkv_bias)
+        self.k = weights.linear("k", spec.qkv_bias)
+        self.v = weights.linear("v", spec.qkv_bias)
+        self.o = weights.linear("o", spec.out_bias)
+        self.q_norm: Norm | None = None
+        self.k_norm: Norm | None = None
+        if spec.qk_norm is not None:
+            self.q_norm = Norm(spec.qk_norm, weights.under("q_norm"))
+            self.k_norm = Norm(spec.qk_norm, weights.under("k_norm"))
+
+    def __call__(
+        self,
+        x: mx.array,
+        angles: Angles | None,
+        attend: Callable[[mx.array, mx.array, mx.array], mx.array],
+    ) -> mx.array:
+        q = self._heads(self.q(x), self.spec.heads, self.q_norm, angles)
+        k = self._heads(self.k(x), self.spec.kv_heads, self.k_norm, angles)
+        v = self.v(x).reshape(x.shape[0], self.spec.kv_heads, self.spec.head_dim)
+        return self.o(attend(q, k, v).reshape(x.shape[0], -1))
+
+    def _heads(self, x: mx.array, heads: int, norm: Norm | None, angles: Angles | None) -> mx.array:
+        """[n, heads * head_dim] -> [n, heads, head_dim], normalized and rotated."""
+        if norm is not None and self.spec.qk_norm_over == "all":
+            x = norm(x)
+        x = x.reshape(x.shape[0], heads, self.spec.head_dim)
+        if norm is not None and self.spec.qk_norm_over == "head":
+            x = norm(x)
+        if self.spec.rope is None:
+            return x
+        assert angles is not None
+        return rotate(x, self.spec.rope, angles)
+
+
+class FeedForward(Module):
+    def __init__(self, spec: FeedForwardSpec, weights: Weights) -> None:
+        super().__init__()
+        self.spec = spec
+        self.gate = weights.linear("gate", spec.bias) if spec.gated else None
+        self.up = weights.linear("up", spec.bias)
+        self.down = weights.linear("down", spec.bias)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if self.gate is None:
+            return self.down(activate(self.up(x), self.spec.activation))
+        return self.down(activate(self.gate(x), self.spec.activation) * self.up(x))
+
+
+class MixtureOfExperts(Module):
+    """Each row goes through its own `top_k` experts; an expert runs once, on all its rows."""
+
+    def __init__(self, spec: MoESpec, weights: Weights) -> None:
+        super().__init__()
+        self.spec = spec
+        self.router = weights.linear("router")
+        self.gate = weights.experts("gate")
+        self.up = weights.experts("up")
+        self.down = weights.experts("down")
+
+    def __call__(self, x: mx.array) -> mx.array:
+        probabilities = mx.softmax(self.router(x), axis=-1)  # [n, E]
+        order = np.argsort(-np.array(probabilities), axis=-1, kind="stable")
+        chosen = order[:, : self.spec.top_k]  # [n, top_k]
+        weights = mx.take_along_axis(probabilities, mx.array(chosen), axis=-1)
+        if self.spec.renormalize:
+            weights = weights / mx.sum(weights, axis=-1, keepdims=True)
+        # The experts in rising order: a row's sum does not depend on its neighbours.
+        y = mx.zeros_like(x)
+        for expert in np.unique(chosen):
+            row, slot = (mx.array(at) for at in np.nonzero(chosen == expert))
+            y = y.at[row].add(self._expert(int(expert), x[row]) * weights[row, slot][:, None])
+        return y
+
+    def _expert(self, index: int, x: mx.array) -> mx.array:
+        gate = activate(self.gate[index](x), self.spec.activation)
+        return self.down[index](gate * self.up[index](x))
+
+
+class Layer(Module):
+    def __init__(self, spec: LayerSpec, weights: Weights) -> None:
+        super().__init__()
+        self.residual_scale = spec.residual_scale
+        self.attn = Attention(spec.mixer, weights.under("attn"))
+        if isinstance(spec.ffn, MoESpec):
+            self.ffn: MixtureOfExperts | FeedForward = MixtureOfExperts(
+                spec.ffn, weights.under("moe")
+            )
+        else:
+            self.ffn = FeedForward(spec.ffn, weights.under("ffn"))
+
+        def norm(name: str, wanted: bool) -> Norm | None:
+            return Norm(spec.norm, weights.under(name)) if wanted else None
+
+        self.attn_norm = norm("attn_norm", spec.pre_norm)
+        self.attn_post_norm = norm("attn_post_norm", spec.post_norm)
+        self.ffn_norm = norm("ffn_norm", spec.pre_norm)
+        self.ffn_post_norm = norm("ffn_post_norm", spec.post_norm)
+
+    def __call__(
+        self,
+        x: mx.array,
+        angles: Angles | None,
+        attend: Callable[[mx.array, mx.array, mx.array], mx.array],
+    ) -> mx.array:
+        y = self.attn(_apply(self.attn_norm, x), angles, attend)
+        x = x + _apply(self.attn_post_norm, y) * self.residual_scale
+        y = self.ffn(_apply(self.ffn_norm, x))
+        return x + _apply(self.ffn_post_norm, y) * self.residual_scale
+
+
+class Decoder(Module):
+    """The whole model: `decoder(tokens, positions, lengths, attend)` -> hidden, then `logits`.
+
+    weights: one entry for every name of `weight_shapes(spec)`.
+    """
+
+    def __init__(self, spec: DecoderSpec, weights: Mapping[str, Weight]) -> None:
+        super().__init__()
+        tree = Weights(weights)
+        self.spec = spec
+        self.embed = tree.matrix("embed.weight")
+        self.pos_embed = None if spec.learned_positions is None else tree.matrix("pos_embed.weight")
+        layers = tree.under("layers")
+        self.layers = [
+            Layer(layer, layers.under(str(index))) for index, layer in enumerate(spec.layers)
+        ]
+        self.final_norm = Norm(spec.final_norm, tree.under("final_norm"))
+        self.head = Linear(
+            self.embed if spec.tied_head else tree.matrix("head.weight"),
+            tree.vector("head.bias") if spec.head_bias else None,
+        )
+
+    def __call__(
+        self, tokens: np.ndarray, positions: np.ndarray, lengths: np.ndarray, attend: Attend
+    ) -> mx.array:
+        """float32 [n, hidden] after the last layer, before the final norm.
+
+        tokens, positions: int [n]. lengths: int [n], see `localllm.spec.rope.tables`.
+        """
+        x = self.embed.rows(mx.array(tokens)) * self.spec.embed_scale
+        if self.pos_embed is not None:
+            x = x + self.pos_embed.rows(mx.array(positions))
+        angles: dict[RopeSpec, Angles] = {}
+        for index, layer in enumerate(self.layers):
+            rope = self.spec.layers[index].mixer.rope
+            if rope is not None and rope not in angles:
+                cos, sin = tables(rope, positions, lengths)
+                angles[rope] = mx.array(cos), mx.array(sin)
+
+            def attend_here(q: mx.array, k: mx.array, v: mx.array, at: int = index) -> mx.array:
+                return attend(at, q, k, v)
+
+            x = layer(x, None if rope is None else angles[rope], attend_here)
+        return x
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """float32 [n, hidden] -> [n, vocab_size]."""
+        logits = self.head(self.final_norm(hidden)) * self.spec.logit_scale
+        cap = self.spec.logit_softcap
+        return logits if cap is None else softcap(logits, cap)
+
+
+def rotate(x: mx.array, rope: RopeSpec, angles: Angles) -> mx.array:
+    """RoPE on [n, heads, head_dim]: the first `rope.dim` entries turn, the others stay."""
+    cos, sin = (table[:, None, :] for table in angles)  # [n, 1, dim / 2]
+    turned, still = x[..., : rope.dim], x[..., rope.dim :]
+    if rope.interleaved:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        pairs = mx.stack([a * cos - b * sin, b * cos + a * sin], axis=-1)
+        turned = pairs.reshape(turned.shape)
+    else:
+        a, b = turned[..., : rope.dim // 2], turned[..., rope.dim // 2 :]
+        turned = mx.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return turned if still.shape[-1] == 0 else mx.concatenate([turned, still], axis=-1)
+
+
+def activate(x: mx.array, kind: Activation) -> mx.array:
+    if kind == "silu":
+        return x * mx.sigmoid(x)
+    if kind == "gelu":
+        return 0.5 * x * (1 + mx.erf(x * math.sqrt(0.5)))
+    if kind == "gelu_tanh":
+        return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+    assert kind == "relu", f"unknown activation {kind}"
+    return mx.maximum(x, 0)
+
+
+def softcap(x: mx.array, cap: float) -> mx.array:
+    return cap * mx.tanh(x / cap)
+
+
+def _apply(norm: Norm | None, x: mx.array) -> mx.array:
+    return x if norm is None else norm(x)

@@ -1,0 +1,49 @@
+"""What a spec costs: parameters, and bytes of KV cache. Pure arithmetic."""
+
+from __future__ import annotations
+
+from math import prod
+
+from localllm.spec.decoder import DecoderSpec, MoESpec
+from localllm.spec.weights import weight_shapes
+
+
+def parameters(spec: DecoderSpec) -> int:
+    """Stored parameters; a tied head counts once."""
+    return sum(prod(shape) for shape in weight_shapes(spec).values())
+
+
+def active_parameters(spec: DecoderSpec) -> int:
+    """Parameters that one token's computation reads: of the experts, only the chosen ones."""
+    idle = 0
+    for layer in spec.layers:
+        if isinstance(layer.ffn, MoESpec):
+            idle += 3 * (layer.ffn.experts - layer.ffn.top_k) * layer.ffn.hidden * spec.hidden
+    return parameters(spec) - idle
+
+
+def kv_bytes_per_token(spec: DecoderSpec, bytes_per_value: float = 4) -> int:
+    """Bytes of K and V that one position takes over all layers, windows not yet considered."""
+    return round(_kv_values(spec, 1) * bytes_per_value)
+
+
+def kv_bytes(spec: DecoderSpec, tokens: int, bytes_per_value: float = 4) -> int:
+    """Bytes of K and V that a sequence of `tokens` must keep.
+
+    A sliding-window layer keeps no more positions than its window.
+    """
+    return round(_kv_values(spec, tokens) * bytes_per_value)
+
+
+def kv_block_bytes(spec: DecoderSpec, block_size: int, bytes_per_value: float = 4) -> int:
+    """Bytes of one KV block: K and V of `block_size` positions in every layer."""
+    return block_size * kv_bytes_per_token(spec, bytes_per_value)
+
+
+def _kv_values(spec: DecoderSpec, tokens: int) -> int:
+    values = 0
+    for layer in spec.layers:
+        attn = layer.mixer
+        kept = tokens if attn.window is None else min(tokens, attn.window)
+        values += 2 * attn.kv_heads * attn.head_dim * kept
+    return values

@@ -1,0 +1,74 @@
+"""The weights a spec calls for: every name with its shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from localllm.spec.decoder import AttentionSpec, DecoderSpec, FeedForward, MoESpec, NormSpec
+
+Shape = tuple[int, ...]
+
+
+def weight_shapes(spec: DecoderSpec) -> dict[str, Shape]:
+    """Names (see `localllm.spec.decoder`) and shapes of exactly the weights `spec` needs.
+
+    Order: embeddings, layers from first to last, final norm, head.
+    """
+    return dict(_all(spec))
+
+
+def _all(spec: DecoderSpec) -> Iterator[tuple[str, Shape]]:
+    yield "embed.weight", (spec.vocab_size, spec.hidden)
+    if spec.learned_positions is not None:
+        yield "pos_embed.weight", (spec.learned_positions, spec.hidden)
+    for index, layer in enumerate(spec.layers):
+        at = f"layers.{index}."
+        for part in ("attn", "ffn"):
+            if layer.pre_norm:
+                yield from _norm(f"{at}{part}_norm", layer.norm, spec.hidden)
+            if layer.post_norm:
+                yield from _norm(f"{at}{part}_post_norm", layer.norm, spec.hidden)
+        yield from _attention(f"{at}attn.", layer.mixer, spec.hidden)
+        yield from _feed_forward(at, layer.ffn, spec.hidden)
+    yield from _norm("final_norm", spec.final_norm, spec.hidden)
+    if not spec.tied_head:
+        yield "head.weight", (spec.vocab_size, spec.hidden)
+    if spec.head_bias:
+        yield "head.bias", (spec.vocab_size,)
+
+
+def _norm(name: str, norm: NormSpec, size: int) -> Iterator[tuple[str, Shape]]:
+    yield f"{name}.weight", (size,)
+    if norm.bias:
+        yield f"{name}.bias", (size,)
+
+
+def _linear(name: str, out: int, inner: int, bias: bool) -> Iterator[tuple[str, Shape]]:
+    yield f"{name}.weight", (out, inner)
+    if bias:
+        yield f"{name}.bias", (out,)
+
+
+def _attention(at: str, attn: AttentionSpec, hidden: int) -> Iterator[tuple[str, Shape]]:
+    q, kv = attn.heads * attn.head_dim, attn.kv_heads * attn.head_dim
+    yield from _linear(f"{at}q", q, hidden, attn.qkv_bias)
+    yield from _linear(f"{at}k", kv, hidden, attn.qkv_bias)
+    yield from _linear(f"{at}v", kv, hidden, attn.qkv_bias)
+    yield from _linear(f"{at}o", hidden, q, attn.out_bias)
+    if attn.qk_norm is not None:
+        over_head = attn.qk_norm_over == "head"
+        yield from _norm(f"{at}q_norm", attn.qk_norm, attn.head_dim if over_head else q)
+        yield from _norm(f"{at}k_norm", attn.qk_norm, attn.head_dim if over_head else kv)
+
+
+def _feed_forward(at: str, ffn: FeedForward, hidden: int) -> Iterator[tuple[str, Shape]]:
+    if isinstance(ffn, MoESpec):
+        yield f"{at}moe.router.weight", (ffn.experts, hidden)
+        yield f"{at}moe.gate.weight", (ffn.experts, ffn.hidden, hidden)
+        yield f"{at}moe.up.weight", (ffn.experts, ffn.hidden, hidden)
+        yield f"{at}moe.down.weight", (ffn.experts, hidden, ffn.hidden)
+        return
+    if ffn.gated:
+        yield from _linear(f"{at}ffn.gate", ffn.hidden, hidden, ffn.bias)
+    yield from _linear(f"{at}ffn.up", ffn.hidden, hidden, ffn.bias)
+    yield from _linear(f"{at}ffn.down", hidden, ffn.hidden, ffn.bias)

@@ -1,0 +1,145 @@
+"""An independent decoder: numpy, float64, one sequence, everything recomputed, loops spelt out.
+
+Written from the documentation of `DecoderSpec` alone; shares nothing with any backend but the
+RoPE tables, which tests/spec holds to their own account.
+"""
+
+import math
+
+import numpy as np
+
+from localllm.spec import (
+    AttentionSpec,
+    DecoderSpec,
+    FeedForwardSpec,
+    MoESpec,
+    NormSpec,
+    RopeSpec,
+)
+from localllm.spec.rope import tables
+
+Weights = dict[str, np.ndarray]
+
+
+def logits(spec: DecoderSpec, weights: Weights, tokens: np.ndarray, prompt_length: int):
+    """float64 [T, V] for a sequence whose first `prompt_length` tokens are its prompt."""
+    w = {name: value.astype(np.float64) for name, value in weights.items()}
+    count = len(tokens)
+    x = w["embed.weight"][tokens] * spec.embed_scale
+    if spec.learned_positions is not None:
+        x = x + w["pos_embed.weight"][:count]
+    for index, layer in enumerate(spec.layers):
+        at = f"layers.{index}."
+        for part in ("attn", "ffn"):
+            y = norm(layer.norm, w, f"{at}{part}_norm", x) if layer.pre_norm else x
+            if part == "attn":
+                y = attention(layer.mixer, w, f"{at}attn.", y, prompt_length)
+            elif isinstance(layer.ffn, MoESpec):
+                y = experts(layer.ffn, w, f"{at}moe.", y)
+            else:
+                y = feed_forward(layer.ffn, w, f"{at}ffn.", y)
+            if layer.post_norm:
+                y = norm(layer.norm, w, f"{at}{part}_post_norm", y)
+            x = x + layer.residual_scale * y
+    x = norm(spec.final_norm, w, "final_norm", x)
+    out = x @ w["embed.weight" if spec.tied_head else "head.weight"].T
+    if spec.head_bias:
+        out = out + w["head.bias"]
+    out = out * spec.logit_scale
+    if spec.logit_softcap is not None:
+        out = spec.logit_softcap * np.tanh(out / spec.logit_softcap)
+    return out
+
+
+def norm(spec: NormSpec, w: Weights, name: str, x: np.ndarray) -> np.ndarray:
+    if spec.kind == "layer":
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + spec.eps)
+    else:
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + spec.eps)
+    x = x * (spec.offset + w[f"{name}.weight"])
+    return x + w[f"{name}.bias"] if spec.bias else x
+
+
+def linear(w: Weights, name: str, x: np.ndarray, bias: bool) -> np.ndarray:
+    y = x @ w[f"{name}.weight"].T
+    return y + w[f"{name}.bias"] if bias else y
+
+
+def attention(spec: AttentionSpec, w: Weights, at: str, x: np.ndarray, prompt_length: int):
+    count, size = len(x), spec.head_dim
+    q, k, v = (linear(w, at + name, x, spec.qkv_bias) for name in "qkv")
+    if spec.qk_norm is not None and spec.qk_norm_over == "all":
+        q = norm(spec.qk_norm, w, f"{at}q_norm", q)
+        k = norm(spec.qk_norm, w, f"{at}k_norm", k)
+    q = q.reshape(count, spec.heads, size)
+    k = k.reshape(count, spec.kv_heads, size)
+    v = v.reshape(count, spec.kv_heads, size)
+    if spec.qk_norm is not None and spec.qk_norm_over == "head":
+        q = norm(spec.qk_norm, w, f"{at}q_norm", q)
+        k = norm(spec.qk_norm, w, f"{at}k_norm", k)
+    if spec.rope is not None:
+        q, k = rotate(spec.rope, q, prompt_length), rotate(spec.rope, k, prompt_length)
+    out = np.zeros((count, spec.heads, size))
+    for head in range(spec.heads):
+        kv = head // (spec.heads // spec.kv_heads)
+        for p in range(count):
+            first = 0 if spec.window is None else max(0, p - spec.window + 1)
+            scores = k[first : p + 1, kv] @ q[p, head] * spec.scale
+            if spec.softcap is not None:
+                scores = spec.softcap * np.tanh(scores / spec.softcap)
+            out[p, head] = softmax(scores) @ v[first : p + 1, kv]
+    return linear(w, f"{at}o", out.reshape(count, -1), spec.out_bias)
+
+
+def rotate(rope: RopeSpec, x: np.ndarray, prompt_length: int) -> np.ndarray:
+    """x: [T, heads, head_dim]; pairs turned as complex numbers."""
+    positions = np.arange(len(x))
+    cos, sin = tables(rope, positions, np.maximum(positions + 1, prompt_length))
+    turn = (cos.astype(np.float64) + 1j * sin)[:, None, :]
+    half = rope.dim // 2
+    a = np.arange(0, rope.dim, 2) if rope.interleaved else np.arange(half)
+    b = a + 1 if rope.interleaved else a + half
+    turned = (x[..., a] + 1j * x[..., b]) * turn
+    y = x.copy()
+    y[..., a], y[..., b] = turned.real, turned.imag
+    return y
+
+
+def feed_forward(spec: FeedForwardSpec, w: Weights, at: str, x: np.ndarray) -> np.ndarray:
+    up = linear(w, f"{at}up", x, spec.bias)
+    if spec.gated:
+        inner = activate(spec.activation, linear(w, f"{at}gate", x, spec.bias)) * up
+    else:
+        inner = activate(spec.activation, up)
+    return linear(w, f"{at}down", inner, spec.bias)
+
+
+def experts(spec: MoESpec, w: Weights, at: str, x: np.ndarray) -> np.ndarray:
+    y = np.zeros_like(x)
+    for row in range(len(x)):
+        probabilities = softmax(w[f"{at}router.weight"] @ x[row])
+        best = np.argsort(-probabilities)[: spec.top_k]
+        share = probabilities[best]
+        if spec.renormalize:
+            share = share / share.sum()
+        for expert, weight in zip(best, share, strict=True):
+            gate = activate(spec.activation, w[f"{at}gate.weight"][expert] @ x[row])
+            inner = gate * (w[f"{at}up.weight"][expert] @ x[row])
+            y[row] += weight * (w[f"{at}down.weight"][expert] @ inner)
+    return y
+
+
+def activate(kind: str, x: np.ndarray) -> np.ndarray:
+    if kind == "silu":
+        return x / (1 + np.exp(-x))
+    if kind == "relu":
+        return np.where(x > 0, x, 0)
+    if kind == "gelu":
+        return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+    assert kind == "gelu_tanh"
+    return x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max())
+    return e / e.sum()
