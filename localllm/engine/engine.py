@@ -14,7 +14,7 @@ from localllm.engine.receipt import Receipt
 from localllm.engine.scheduler import Scheduled, Scheduler
 from localllm.engine.sequence import FinishReason, Request, Sequence
 from localllm.errors import InvalidRequest, PromptTooLong
-from localllm.sampling import Draw, Sampler
+from localllm.sampling import Draw, Sampler, check_token_ids
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Engine:
         return bool(self._sequences)
 
     def add(self, request: Request) -> int:
-        """Queues a request and returns its id. Raises for a prompt that cannot be run."""
-        self.check_prompt(request.token_ids)
+        """Queues a request and returns its id. Raises what `check` raises."""
+        self.check(request)
         length = len(request.token_ids)
         asked = request.params.max_tokens
         limit = self.context if asked is None else min(self.context, length + asked)
@@ -74,23 +74,29 @@ class Engine:
         self.scheduler.add(sequence)
         return sequence.id
 
-    def cancel(self, request_id: int, why: str = "cancelled") -> None:
-        """Ends a request before its next step. Harmless for one that has ended already."""
+    def check(self, request: Request) -> None:
+        """Raises `InvalidRequest` or `PromptTooLong` for a request that cannot be run."""
+        self._check_prompt(request.token_ids, room=1)
+        check_token_ids(request.params, self.backend.spec.vocab_size)
+
+    def end(
+        self, request_id: int, reason: FinishReason = "cancelled", by: str = "cancelled"
+    ) -> Finished | None:
+        """Ends a request now, between steps, and frees its blocks; None if it had ended."""
         sequence = self._sequences.get(request_id)
-        if sequence is not None and sequence.cancelled is None:
-            sequence.cancelled = why
+        return None if sequence is None else self._finish(sequence, reason, by)
 
     def step(self) -> list[Event]:
         """Advances every scheduled sequence by one forward pass."""
-        events = self._drop_cancelled()
         scheduled = self.scheduler.schedule()
         if not scheduled:
-            return events
+            return []
         try:
             logits = self.backend.forward(Batch(tuple(map(_chunk, scheduled))))
         except Exception as error:
             # The pool's contents are in doubt for exactly the sequences of this step.
-            return events + [self._fail(item.sequence, error) for item in scheduled]
+            return [self._fail(item.sequence, error) for item in scheduled]
+        events: list[Event] = []
         row = 0
         for item in scheduled:
             sequence = item.sequence
@@ -103,7 +109,7 @@ class Engine:
 
     def logits(self, token_ids: Seq[int]) -> np.ndarray:
         """float32 [T, V]: the logits after every token of one sequence, outside any batch."""
-        self.check_prompt(token_ids, room=0)
+        self._check_prompt(token_ids, room=0)
         ids = np.array(token_ids, dtype=np.int32)
         needed = self.pool.blocks_for(len(ids))
         if needed > self.pool.free:
@@ -114,17 +120,28 @@ class Engine:
         blocks = self.pool.allocate(needed)
         table = np.array(blocks, dtype=np.int32)
         try:
-            rows = []
+            logits = np.empty((len(ids), self.backend.spec.vocab_size), dtype=np.float32)
             for start in range(0, len(ids), self.step_rows):
                 part = ids[start : start + self.step_rows]
                 chunk = Chunk(part, start, table, tuple(range(len(part))), len(ids))
-                rows.append(self.backend.forward(Batch((chunk,))))
-            return np.concatenate(rows)
+                logits[start : start + len(part)] = self.backend.forward(Batch((chunk,)))
+            return logits
         finally:
             self.pool.release(blocks)
 
-    def check_prompt(self, token_ids: Seq[int], *, room: int = 1) -> None:
-        """Raises if these ids cannot be run with room for this many new tokens."""
+    def _advance(self, sequence: Sequence, logits: np.ndarray) -> list[Event]:
+        try:
+            draw = sequence.sampler.draw(logits, position=len(sequence.tokens))
+        except Exception as error:
+            return [self._fail(sequence, error)]
+        end = sequence.append(draw)
+        is_stop_id = end is not None and end[0] == "stop"
+        events: list[Event] = [] if is_stop_id else [Token(sequence.id, draw)]
+        if end is not None:
+            events.append(self._finish(sequence, *end))
+        return events
+
+    def _check_prompt(self, token_ids: Seq[int], *, room: int) -> None:
         vocab = self.backend.spec.vocab_size
         if not token_ids:
             raise InvalidRequest("the prompt is empty", hint="give at least one token")
@@ -139,22 +156,6 @@ class Engine:
                 hint=f"shorten it, or load the model with a larger context "
                 f"(this model supports {self.backend.spec.context})",
             )
-
-    def _advance(self, sequence: Sequence, logits: np.ndarray) -> list[Event]:
-        try:
-            draw = sequence.sampler.draw(logits, position=len(sequence.tokens))
-        except Exception as error:
-            return [self._fail(sequence, error)]
-        end = sequence.append(draw)
-        is_stop_id = end is not None and end[0] == "stop"
-        events: list[Event] = [] if is_stop_id else [Token(sequence.id, draw)]
-        if end is not None:
-            events.append(self._finish(sequence, *end))
-        return events
-
-    def _drop_cancelled(self) -> list[Event]:
-        dropped = [s for s in self.scheduler if s.cancelled is not None]
-        return [self._finish(s, "cancelled", s.cancelled or "cancelled") for s in dropped]
 
     def _finish(
         self, sequence: Sequence, reason: FinishReason, by: str, error: Exception | None = None

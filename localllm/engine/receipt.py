@@ -10,6 +10,7 @@ from typing import Any
 class Receipt:
     """Times are seconds; rates are tokens per second, None where nothing was timed.
 
+    generated_tokens: those of the answer; a drawn end-of-sequence token is not one of them.
     queue_time: from arrival to the first step it was part of.
     time_to_first_token: from arrival to the first token, None if there was none.
     decode_tokens_per_second: over the tokens after the first.

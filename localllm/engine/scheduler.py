@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from localllm.engine.block_pool import BlockPool
@@ -66,10 +65,6 @@ class Scheduler:
             sequence.blocks = []
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
-
-    def __iter__(self) -> Iterator[Sequence]:
-        yield from self.running
-        yield from self.waiting
 
     def _admit(self) -> None:
         while self.waiting and len(self.running) < self.max_batch:

@@ -43,7 +43,7 @@ class Sequence:
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
     peak_blocks: int = 0
-    cancelled: str | None = None  # why, once someone asked to end it
+    ended_by_id: bool = False  # the last token is a stop id, drawn but not part of the answer
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.token_ids)
@@ -70,6 +70,7 @@ class Sequence:
             self.first_token = time.perf_counter()
         self.tokens.append(draw.token_id)
         if draw.token_id in self.request.stop_ids:
+            self.ended_by_id = True
             return "stop", "eos" if draw.token_id in self.request.eos_ids else "stop token"
         if len(self.tokens) >= self.limit:
             asked = self.request.params.max_tokens
@@ -85,7 +86,7 @@ class Sequence:
             backend=backend,
             seed=None if self.request.params.greedy else self.sampler.seed,
             prompt_tokens=self.prompt_length,
-            generated_tokens=self.generated,
+            generated_tokens=self.generated - self.ended_by_id,
             queue_time=(started if started is not None else now) - self.arrived,
             time_to_first_token=None if first is None else first - self.arrived,
             total_time=now - self.arrived,

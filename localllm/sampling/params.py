@@ -108,6 +108,22 @@ class SamplingParams:
         return self.temperature == 0
 
 
+def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
+    """Raises `InvalidRequest` if the parameters name tokens outside the vocabulary, or ban all."""
+    for name, ids in (
+        ("logit_bias", params.logit_bias),
+        ("stop_token_ids", params.stop_token_ids),
+    ):
+        for token_id in ids:
+            if token_id >= vocab_size:
+                raise InvalidRequest(
+                    f"{name} names token {token_id}; this model's vocabulary ends at {vocab_size - 1}"
+                )
+    banned = sum(1 for value in params.logit_bias.values() if value == float("-inf"))
+    if banned >= vocab_size:
+        raise InvalidRequest("logit_bias bans every token of the vocabulary")
+
+
 def _whole(name: str, value: object, low: int, high: int | None) -> None:
     ok = isinstance(value, Integral) and not isinstance(value, bool)
     if not ok or value < low or (high is not None and value > high):  # type: ignore[operator]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from localllm.errors import InvalidRequest, LocalLLMError
+from localllm.errors import LocalLLMError
 from localllm.sampling import processors
 from localllm.sampling.noise import gumbel
 from localllm.sampling.params import SamplingParams
@@ -34,7 +34,6 @@ class Sampler:
     def __init__(
         self, params: SamplingParams, prompt: Sequence[int], vocab_size: int, stop_ids: frozenset[int]
     ) -> None:
-        _check_ids(params, vocab_size)
         self.params = params
         self.seed = secrets.randbits(63) if params.seed is None else int(params.seed)
         self._vocab_size = vocab_size
@@ -90,18 +89,3 @@ class Sampler:
         best = np.argsort(-logprobs, kind="stable")[:count] if count else ()
         top = tuple((int(i), float(logprobs[i])) for i in best)
         return Draw(token_id, float(logprobs[token_id]), top)
-
-
-def _check_ids(params: SamplingParams, vocab_size: int) -> None:
-    for name, ids in (
-        ("logit_bias", params.logit_bias),
-        ("stop_token_ids", params.stop_token_ids),
-    ):
-        for token_id in ids:
-            if token_id >= vocab_size:
-                raise InvalidRequest(
-                    f"{name} names token {token_id}; this model's vocabulary ends at {vocab_size - 1}"
-                )
-    banned = sum(1 for value in params.logit_bias.values() if value == float("-inf"))
-    if banned >= vocab_size:
-        raise InvalidRequest("logit_bias bans every token of the vocabulary")

@@ -1,0 +1,129 @@
+"""One answer in the making: drawn tokens become text, up to a stop string."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+from typing import Protocol
+
+from localllm.engine import Finished
+from localllm.results import GenerationDelta, GenerationResult, TokenLogprob
+from localllm.sampling import Draw
+
+
+class Detokenizer(Protocol):
+    def push(self, token_id: int) -> str: ...
+
+    def finish(self) -> str: ...
+
+
+class StopFinder:
+    """Lets text through up to the first stop string, however it is cut into pieces.
+
+    Text that may be the beginning of a stop string is held back until that is decided.
+    """
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self._stops = stops
+        self._held = ""
+        self.found: str | None = None
+
+    def push(self, text: str) -> str:
+        if self.found is not None:
+            return ""
+        self._held += text
+        matches = [(self._held.find(stop), stop) for stop in self._stops if stop in self._held]
+        if matches:
+            at, self.found = min(matches)
+            passed, self._held = self._held[:at], ""
+            return passed
+        keep = self._undecided()
+        passed = self._held[: len(self._held) - keep]
+        self._held = self._held[len(self._held) - keep :]
+        return passed
+
+    def finish(self) -> str:
+        """What was held back, now that no more comes."""
+        rest, self._held = self._held, ""
+        return rest
+
+    def _undecided(self) -> int:
+        """Length of the longest end of the held text that begins some stop string."""
+        longest = max((len(stop) - 1 for stop in self._stops), default=0)
+        for length in range(min(longest, len(self._held)), 0, -1):
+            end = self._held[-length:]
+            if any(stop.startswith(end) for stop in self._stops):
+                return length
+        return 0
+
+
+class Answer:
+    """Collects a request's events. Deltas wait here until the caller takes them."""
+
+    def __init__(
+        self,
+        index: int,
+        prompt: tuple[int, ...],
+        detokenizer: Detokenizer | None,
+        stops: tuple[str, ...],
+        *,
+        keep_logprobs: bool,
+    ) -> None:
+        self.index = index
+        self.deltas: deque[GenerationDelta] = deque()
+        self.result: GenerationResult | None = None
+        self.error: Exception | None = None
+        self.cancel_requested = False  # may be set from any thread or a signal handler
+        self._prompt = prompt
+        self._detokenizer = detokenizer
+        self._stops = StopFinder(stops)
+        self._text: list[str] = []
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprob] | None = [] if keep_logprobs else None
+
+    @property
+    def done(self) -> bool:
+        return self.result is not None or self.error is not None
+
+    @property
+    def news(self) -> bool:
+        return bool(self.deltas) or self.done
+
+    def push(self, draw: Draw) -> bool:
+        """Takes a token; True if a stop string is now complete."""
+        text = ""
+        if self._detokenizer is not None:
+            text = self._stops.push(self._detokenizer.push(draw.token_id))
+        self._text.append(text)
+        self._token_ids.append(draw.token_id)
+        logprobs = None
+        if self._logprobs is not None:
+            assert draw.logprob is not None
+            self._logprobs.append(TokenLogprob(draw.token_id, draw.logprob, draw.top))
+            logprobs = (self._logprobs[-1],)
+        self.deltas.append(GenerationDelta(self.index, text, (draw.token_id,), logprobs))
+        return self._stops.found is not None
+
+    def finish(self, event: Finished) -> None:
+        if event.error is not None:
+            self.error = event.error
+            return
+        text = ""
+        if self._detokenizer is not None:
+            text = self._stops.push(self._detokenizer.finish()) + self._stops.finish()
+        self._text.append(text)
+        reason, receipt = event.reason, event.receipt
+        if self._stops.found is not None and reason == "length":
+            # The last token that was allowed also completed a stop string.
+            reason, receipt = "stop", replace(receipt, stopped_by="stop string")
+        result = GenerationResult(
+            text="".join(self._text),
+            token_ids=tuple(self._token_ids),
+            finish_reason=reason,
+            receipt=receipt,
+            prompt_token_ids=self._prompt,
+            logprobs=None if self._logprobs is None else tuple(self._logprobs),
+        )
+        # The delta first: whoever sees `done` without deltas left may go.
+        self.deltas.append(GenerationDelta(self.index, text, (), None, result))
+        self.result = result
