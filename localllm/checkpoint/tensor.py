@@ -7,10 +7,18 @@ Every GGUF block format below IQ, and every MLX affine format, is exactly of thi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+
+from localllm.checkpoint.packing import pack_codes, unpack_codes
+
+__all__ = ["Affine", "DType", "Dense", "GroupValues", "Tensor", "pack_codes"]
+
+# Weights widened at a time by `Affine.to_float32`: temporaries stay near a megabyte.
+_CHUNK = 1 << 18
 
 DType = Literal["float32", "float16", "bfloat16"]
 
@@ -61,7 +69,17 @@ class GroupValues:
         if self.multiplier is None:
             return values
         per = self.multiplier.shape[-1] // values.shape[-1]
-        return np.repeat(values, per, axis=-1) * self.multiplier
+        widened: np.ndarray = np.repeat(values, per, axis=-1) * self.multiplier
+        return widened
+
+    def flat(self, rows: int) -> GroupValues:
+        """The same values as one matrix [rows, …]."""
+        return GroupValues(
+            self.values.reshape(rows, self.values.shape[-1]),
+            None
+            if self.multiplier is None
+            else self.multiplier.reshape(rows, self.multiplier.shape[-1]),
+        )
 
     def rows(self, index: np.ndarray | slice) -> GroupValues:
         at = _row_index(self.values.ndim, index)
@@ -99,11 +117,34 @@ class Affine:
 
     def unpack(self) -> np.ndarray:
         """uint8 codes [..., out, in]."""
-        raise NotImplementedError
+        return unpack_codes(self.codes, self.bits)
 
     def to_float32(self) -> np.ndarray:
         """float32 [..., out, in], rounded once per product and once per sum."""
-        raise NotImplementedError
+        width = self.shape[-1]
+        result = np.empty(self.shape, np.float32)
+        rows = result.reshape(math.prod(self.shape[:-1]), width)
+        flat = self._flat(len(rows))
+        step = max(1, _CHUNK // max(1, width))
+        for start in range(0, len(rows), step):
+            part = flat.rows(slice(start, start + step))
+            weights = rows[start : start + step].reshape(-1, width // self.group, self.group)
+            np.subtract(
+                part.unpack().reshape(weights.shape), np.float32(self.zero_point), out=weights
+            )
+            weights *= part.scales.to_float32()[..., None]
+            if part.biases is not None:
+                weights += part.biases.to_float32()[..., None]
+        return result
+
+    def _flat(self, rows: int) -> Affine:
+        """The same weights as one matrix [rows, in]."""
+        return replace(
+            self,
+            codes=self.codes.reshape(rows, self.codes.shape[-1]),
+            scales=self.scales.flat(rows),
+            biases=None if self.biases is None else self.biases.flat(rows),
+        )
 
     def rows(self, index: np.ndarray | slice) -> Affine:
         """The chosen output rows; exact, since groups run along the input."""

@@ -1,0 +1,230 @@
+"""Folders as Hugging Face and MLX have them: config.json and safetensors, in shards or not."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from localllm.checkpoint.base import Format
+from localllm.checkpoint.finite import require_finite
+from localllm.checkpoint.mlx_quantization import Packing, read_quantization
+from localllm.checkpoint.safetensors import SafetensorsFile, StoredTensor
+from localllm.checkpoint.tensor import Affine, GroupValues, Tensor
+from localllm.checkpoint.weight_file import missing_tensor
+from localllm.errors import CheckpointError
+
+INDEX = "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_MAX_JSON_BYTES = 64 << 20
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
+
+
+class FolderCheckpoint:
+    """Dense and MLX-quantized models. `X.weight` of a quantized layer comes as `Affine`."""
+
+    def __init__(self, folder: Path, shards: list[Path] | None = None) -> None:
+        """Raises `CheckpointError` or `UnsupportedModel`. `shards`: only these files."""
+        self.path = folder
+        self._files: list[SafetensorsFile] = []
+        self._where: dict[str, SafetensorsFile] = {}
+        self.config: Mapping[str, Any] = read_json(folder / "config.json")
+        self._quantization = read_quantization(folder / "config.json", self.config)
+        self.format: Format = "safetensors" if self._quantization is None else "mlx"
+        index = _read_index(folder) if shards is None else {}
+        try:
+            for path in (
+                shards or sorted({folder / file for file in index.values()}) or find_shards(folder)
+            ):
+                self._open(path)
+            for name, file in index.items():
+                if name not in self._where or self._where[name].path.name != file:
+                    raise CheckpointError(
+                        f"{folder / file}: has no tensor '{name}', which {INDEX} says it has"
+                    )
+        except BaseException:
+            self.close()
+            raise
+        self._hidden = {part for layer in self._quantized_layers() for part in _sides(layer)}
+
+    def _open(self, path: Path) -> None:
+        file = SafetensorsFile(path)
+        self._files.append(file)
+        for name in file.tensors:
+            if name in self._where:
+                raise CheckpointError(
+                    f"{path}: tensor '{name}' is also in {self._where[name].path.name}"
+                )
+            self._where[name] = file
+
+    def names(self) -> Iterator[str]:
+        return (name for name in self._where if name not in self._hidden)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where and name not in self._hidden
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        stored = self._stored(name)
+        packing = self._packing(name)
+        if packing is None:
+            return stored.shape
+        return (*stored.shape[:-1], stored.shape[-1] * 32 // packing.bits)
+
+    def kind(self, name: str) -> str:
+        packing = self._packing(name)
+        if packing is None:
+            return self._stored(name).dtype
+        return f"affine {packing.bits}-bit/{packing.group}"
+
+    def nbytes(self, name: str) -> int:
+        nbytes = self._stored(name).nbytes
+        if self._packing(name) is None:
+            return nbytes
+        sides = _sides(name.removesuffix(".weight"))
+        return nbytes + sum(self._where[s].find(s).nbytes for s in sides if s in self._where)
+
+    def tensor(self, name: str) -> Tensor:
+        """Raises `CheckpointError` if missing, inconsistent or not finite, `UnsupportedModel`
+        for a type that holds no weights."""
+        self._stored(name)
+        packing = self._packing(name)
+        file = self._where[name]
+        tensor = file.dense(name) if packing is None else self._affine(name, packing)
+        require_finite(file.path, name, tensor)
+        return tensor
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+    def _stored(self, name: str) -> StoredTensor:
+        if name not in self:
+            raise missing_tensor(self.path, name, self.names())
+        return self._where[name].find(name)
+
+    def _quantized_layers(self) -> Iterator[str]:
+        if self._quantization is None:
+            return
+        for name, file in self._where.items():
+            if name.endswith(".weight") and file.find(name).dtype == "U32":
+                yield name.removesuffix(".weight")
+
+    def _packing(self, name: str) -> Packing | None:
+        """How a quantized layer's weight is packed; None for what is not quantized."""
+        stored = self._stored(name)
+        if self._quantization is None or stored.dtype != "U32" or not name.endswith(".weight"):
+            return None
+        packing = self._quantization.packing(name.removesuffix(".weight"))
+        where = f"{self._where[name].path}: tensor '{name}'"
+        if packing is None:
+            raise CheckpointError(f"{where} is packed, but config.json says it is not quantized")
+        if not stored.shape or stored.shape[-1] * 32 % (packing.bits * packing.group):
+            raise CheckpointError(
+                f"{where} of shape {list(stored.shape)} does not hold whole groups of "
+                f"{packing.group} codes of {packing.bits} bits"
+            )
+        return packing
+
+    def _affine(self, name: str, packing: Packing) -> Affine:
+        scales, biases = _sides(name.removesuffix(".weight"))
+        shape = self.shape(name)
+        groups = (*shape[:-1], shape[-1] // packing.group)
+        return Affine(
+            codes=self._where[name].words(name),
+            bits=packing.bits,
+            group=packing.group,
+            scales=self._group_values(name, scales, groups),
+            biases=self._group_values(name, biases, groups),
+        )
+
+    def _group_values(self, weight: str, name: str, shape: tuple[int, ...]) -> GroupValues:
+        if name not in self._where:
+            raise CheckpointError(
+                f"{self._where[weight].path}: tensor '{weight}' is packed, "
+                f"but its '{name}' is missing"
+            )
+        values = self._where[name].dense(name)
+        if values.shape != shape:
+            raise CheckpointError(
+                f"{self._where[name].path}: tensor '{name}' has shape {list(values.shape)}; "
+                f"'{weight}' needs {list(shape)}"
+            )
+        # bfloat16 has no numpy type; float32 holds every value of it exactly.
+        return GroupValues(
+            values.to_float32() if values.dtype == "bfloat16" else np.asarray(values.data)
+        )
+
+
+def _sides(layer: str) -> tuple[str, str]:
+    return f"{layer}.scales", f"{layer}.biases"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of bounded size. Raises `CheckpointError`."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_JSON_BYTES + 1)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(text) > _MAX_JSON_BYTES:
+        raise CheckpointError(f"{path}: is larger than {_MAX_JSON_BYTES >> 20} MiB")
+    try:
+        value = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: is not a JSON object")
+    return value
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    """Tensor name -> file name, or nothing when the folder has no index."""
+    path = folder / INDEX
+    if not path.exists():
+        return {}
+    names = read_json(path).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(f"{path}: has no 'weight_map' of tensors and files")
+    for tensor, file in names.items():
+        # A plain name only: an index must not reach out of its folder.
+        if not isinstance(file, str) or Path(file).name != file or "\\" in file or "\0" in file:
+            raise CheckpointError(f"{path}: tensor '{tensor}' is in {file!r}, not a file name")
+        if not file.endswith(".safetensors"):
+            raise CheckpointError(f"{path}: tensor '{tensor}' is in '{file}', no safetensors file")
+    for file in sorted(set(names.values())):
+        if not (folder / file).exists():
+            raise CheckpointError(
+                f"{folder}: shard {file} is missing, which {INDEX} names",
+                hint="Download the missing file into the folder.",
+            )
+    return names
+
+
+def find_shards(folder: Path) -> list[Path]:
+    """The weight files of a folder without an index; empty when it has none.
+
+    Raises `CheckpointError` when shards are missing, or several files could be the model.
+    """
+    found = sorted(path for path in folder.glob("*.safetensors"))
+    model = [path for path in found if path.name.startswith("model")] or found
+    shards = [match for path in model if (match := _SHARD.fullmatch(path.name))]
+    if len(shards) == len(model) and model:
+        have = {(stem, int(number), count) for stem, number, count in (m.groups() for m in shards)}
+        for stem, _, count in sorted(have):
+            for number in range(1, min(int(count), 10_000) + 1):
+                if (stem, number, count) not in have:
+                    missing = f"{stem}-{number:05d}-of-{count}.safetensors"
+                    raise CheckpointError(
+                        f"{folder}: shard {missing} is missing",
+                        hint="Download the missing file into the folder.",
+                    )
+    elif len(model) > 1:
+        raise CheckpointError(
+            f"{folder}: has several models: {', '.join(path.name for path in model)}",
+            hint="Name the file to open.",
+        )
+    return model

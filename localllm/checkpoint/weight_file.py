@@ -1,0 +1,92 @@
+"""The bytes of one model file: opened once, mapped for views, read for copies."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+import os
+import stat
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+
+from localllm.errors import CheckpointError
+
+
+class WeightFile:
+    """Raises `CheckpointError` if the path is no readable file, or plainly holds no weights."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be opened: {error.strerror}") from error
+        try:
+            status = os.fstat(self._fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise CheckpointError(f"{path}: is not a regular file")
+            self.size = status.st_size
+            _refuse_impostors(path, os.pread(self._fd, 64, 0))
+            self._map = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    @property
+    def map(self) -> mmap.mmap:
+        """The whole file; pages are loaded when touched."""
+        return self._map
+
+    def read(self, offset: int, size: int) -> bytes:
+        """A private copy; unlike a view it leaves no mapped pages behind."""
+        data = os.pread(self._fd, size, offset)
+        while len(data) < size:  # one call returns at most 2 GiB
+            more = os.pread(self._fd, size - len(data), offset + len(data))
+            if not more:
+                raise CheckpointError(f"{self.path}: became shorter while it was read")
+            data += more
+        return data
+
+    def array(self, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+        """A read-only view into the map, or a copy where the file leaves the values unaligned."""
+        count = math.prod(shape)
+        if count == 0:
+            return np.empty(shape, dtype)
+        if offset % dtype.itemsize:
+            return np.frombuffer(self.read(offset, count * dtype.itemsize), dtype).reshape(shape)
+        return np.frombuffer(self._map, dtype, count, offset).reshape(shape)
+
+    def close(self) -> None:
+        """Views handed out stay valid: the map lives as long as they do."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            with contextlib.suppress(BufferError):
+                self._map.close()
+
+
+def _refuse_impostors(path: Path, head: bytes) -> None:
+    """What a failed download leaves in place of weights."""
+    if not head:
+        raise CheckpointError(f"{path}: the file is empty", hint="Download it again.")
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{path}: is a Git LFS pointer, not the weights themselves",
+            hint="Run `git lfs pull` in the repository, or download the file itself.",
+        )
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise CheckpointError(
+            f"{path}: is a web page, not a model; the download was answered with an error page",
+            hint="Download it again; the address may need a login.",
+        )
+
+
+def missing_tensor(path: Path, name: str, names: Iterable[str]) -> CheckpointError:
+    """The error for a tensor that is not there, with the names that come close."""
+    close = get_close_matches(name, list(names), n=3)
+    known = f"; close names: {', '.join(close)}" if close else ""
+    return CheckpointError(f"{path}: has no tensor '{name}'{known}")
