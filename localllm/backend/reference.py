@@ -158,6 +158,7 @@ def _load(spec: DecoderSpec, weights: Iterable[tuple[str, Tensor]]) -> dict[str,
             )
         convert = (to_vector, to_matrix, to_matrices)[len(tensor.shape) - 1]
         parts[name] = convert(tensor)
+        del tensor  # else it would live on while the next one is read
     missing = [name for name in shapes if name not in parts]
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping
 
 import mlx.core as mx
 import numpy as np
-from mlx.nn.layers.base import Module
 
-from localllm.backend.reference_linear import Linear, Matrix
+from localllm.backend.reference_linear import Linear, Matrix, Part
 from localllm.spec import (
     AttentionSpec,
     DecoderSpec,
@@ -61,7 +60,7 @@ class Weights:
         return [Linear(matrix) for matrix in part]
 
 
-class Norm(Module):
+class Norm(Part):
     """RMSNorm or LayerNorm over the last axis."""
 
     def __init__(self, spec: NormSpec, weights: Weights) -> None:
@@ -78,7 +77,7 @@ class Norm(Module):
         return y if self.bias is None else y + self.bias
 
 
-class Attention(Module):
+class Attention(Part):
     """Projections, query and key norms and RoPE; who sees whom is left to `attend`."""
 
     def __init__(self, spec: AttentionSpec, weights: Weights) -> None:
@@ -118,7 +117,7 @@ class Attention(Module):
         return rotate(x, self.spec.rope, angles)
 
 
-class FeedForward(Module):
+class FeedForward(Part):
     def __init__(self, spec: FeedForwardSpec, weights: Weights) -> None:
         super().__init__()
         self.spec = spec
@@ -132,7 +131,7 @@ class FeedForward(Module):
         return self.down(activate(self.gate(x), self.spec.activation) * self.up(x))
 
 
-class MixtureOfExperts(Module):
+class MixtureOfExperts(Part):
     """Each row goes through its own `top_k` experts; an expert runs once, on all its rows."""
 
     def __init__(self, spec: MoESpec, weights: Weights) -> None:
@@ -162,7 +161,7 @@ class MixtureOfExperts(Module):
         return self.down[index](gate * self.up[index](x))
 
 
-class Layer(Module):
+class Layer(Part):
     def __init__(self, spec: LayerSpec, weights: Weights) -> None:
         super().__init__()
         self.residual_scale = spec.residual_scale
@@ -194,7 +193,7 @@ class Layer(Module):
         return x + _apply(self.ffn_post_norm, y) * self.residual_scale
 
 
-class Decoder(Module):
+class Decoder(Part):
     """The whole model: `decoder(tokens, positions, lengths, attend)` -> hidden, then `logits`.
 
     weights: one entry for every name of `weight_shapes(spec)`.
@@ -211,10 +210,9 @@ class Decoder(Module):
             Layer(layer, layers.under(str(index))) for index, layer in enumerate(spec.layers)
         ]
         self.final_norm = Norm(spec.final_norm, tree.under("final_norm"))
-        self.head = Linear(
-            self.embed if spec.tied_head else tree.matrix("head.weight"),
-            tree.vector("head.bias") if spec.head_bias else None,
-        )
+        # A tied head is the embedding itself: one matrix, one gradient.
+        self.head = None if spec.tied_head else tree.matrix("head.weight")
+        self.head_bias = tree.vector("head.bias") if spec.head_bias else None
 
     def __call__(
         self, tokens: np.ndarray, positions: np.ndarray, lengths: np.ndarray, attend: Attend
@@ -241,7 +239,11 @@ class Decoder(Module):
 
     def logits(self, hidden: mx.array) -> mx.array:
         """float32 [n, hidden] -> [n, vocab_size]."""
-        logits = self.head(self.final_norm(hidden)) * self.spec.logit_scale
+        head = self.embed if self.head is None else self.head
+        logits = head.matmul(self.final_norm(hidden))
+        if self.head_bias is not None:
+            logits = logits + self.head_bias
+        logits = logits * self.spec.logit_scale
         cap = self.spec.logit_softcap
         return logits if cap is None else softcap(logits, cap)
 

@@ -1,0 +1,121 @@
+"""Which backends this machine has, and opening one by name."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from localllm.backend.protocol import Backend
+from localllm.checkpoint.tensor import Tensor
+from localllm.errors import BackendUnavailable, InvalidRequest
+from localllm.spec import DecoderSpec
+
+Weights = Iterable[tuple[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """reason: what the backend is if it can run here, else what is missing."""
+
+    name: str
+    available: bool
+    reason: str
+    hint: str | None = None  # how to get what is missing
+
+
+def available_backends() -> list[BackendStatus]:
+    """Every backend there is, best first, those that cannot run here included."""
+    return [entry.probe() for entry in _BACKENDS]
+
+
+def choose_backend(name: str | None) -> BackendStatus:
+    """The backend of this name, or for None the best that runs here.
+
+    Raises BackendUnavailable for an unknown name or one that cannot run here.
+    """
+    backends = available_backends()
+    usable = [status for status in backends if status.available]
+    if name is None:
+        if usable:
+            return usable[0]
+        reasons = "; ".join(f"{status.name}: {status.reason}" for status in backends)
+        raise BackendUnavailable(f"no backend can run here ({reasons})", hint=backends[-1].hint)
+    for status in backends:
+        if status.name != name:
+            continue
+        if not status.available:
+            raise BackendUnavailable(
+                f"the {name} backend cannot run here: {status.reason}", hint=status.hint
+            )
+        return status
+    there_is = ", ".join(status.name for status in usable) or "none"
+    raise BackendUnavailable(
+        f"there is no backend named {name!r}",
+        hint=f"backends of this machine: {there_is}; leave the name out to take the best",
+    )
+
+
+def open_backend(
+    name: str | None,
+    spec: DecoderSpec,
+    weights: Weights,
+    *,
+    num_blocks: int,
+    threads: int | None = None,
+) -> Backend:
+    """Loads `spec` and `weights` into the named backend, or the best one of this machine.
+
+    num_blocks: KV blocks in the pool. threads: at most so many compute threads, None for the
+    backend's choice. Raises BackendUnavailable, InvalidRequest for a thread limit that cannot be
+    kept, and what loading raises (CheckpointError, OutOfMemoryPlan).
+    """
+    if threads is not None and threads < 1:
+        raise InvalidRequest(f"threads must be at least 1, not {threads}")
+    chosen = choose_backend(name).name
+    entry = next(entry for entry in _BACKENDS if entry.name == chosen)
+    return entry.open(spec, weights, num_blocks, threads)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    name: str
+    probe: Callable[[], BackendStatus]
+    open: Callable[[DecoderSpec, Weights, int, int | None], Backend]
+
+
+def _probe_reference() -> BackendStatus:
+    # Looked up, not imported: `localllm doctor` and the error paths stay quick.
+    if importlib.util.find_spec("mlx") is None or importlib.util.find_spec("mlx.core") is None:
+        package = "mlx" if sys.platform == "darwin" else "mlx[cpu]"
+        return BackendStatus(
+            "reference", False, "MLX is not installed", hint=f"pip install '{package}'"
+        )
+    return BackendStatus(
+        "reference", True, "plain MLX in float32 on the CPU; exact, and slow beyond small models"
+    )
+
+
+def _open_reference(
+    spec: DecoderSpec, weights: Weights, num_blocks: int, threads: int | None
+) -> Backend:
+    # MLX computes on one thread on Linux, so any limit is kept. On macOS its matrix products
+    # belong to Accelerate, which picks its threads itself and cannot be told once loaded.
+    if threads is not None and sys.platform == "darwin":
+        raise InvalidRequest(
+            "the reference backend cannot limit its threads on macOS",
+            hint="leave `threads` out, or set VECLIB_MAXIMUM_THREADS before starting",
+        )
+    try:
+        from localllm.backend.reference import ReferenceBackend
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"the reference backend cannot run here: MLX does not load ({error})",
+            hint="reinstall it: pip install --force-reinstall 'mlx[cpu]'",
+        ) from error
+    return ReferenceBackend(spec, weights, num_blocks=num_blocks)
+
+
+# Best first.
+_BACKENDS: tuple[_Entry, ...] = (_Entry("reference", _probe_reference, _open_reference),)

@@ -1,0 +1,248 @@
+"""What every backend promises. Subclass `BackendConformance` in a test module and say how to open.
+
+class TestReference(BackendConformance):
+    def open(self, spec, weights, *, num_blocks, block_size): ...
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from localllm.backend.protocol import Backend, Batch, Chunk
+from localllm.checkpoint.tensor import Tensor
+from localllm.spec import DecoderSpec
+from tests.backend import oracle
+from tests.backend.random_models import (
+    PACKINGS,
+    Packing,
+    dense,
+    llama,
+    random_dense,
+    random_weights,
+    specs,
+    unpacked,
+)
+
+BLOCK = 4
+BLOCKS = 48
+
+property_test = settings(
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
+)
+
+
+class Sequence:
+    """One sequence's tokens and blocks, handing out the chunks of its next tokens."""
+
+    def __init__(self, tokens: np.ndarray, blocks: np.ndarray, prompt_length: int | None = None):
+        self.tokens = tokens.astype(np.int32)
+        self.blocks = blocks.astype(np.int32)
+        self.prompt_length = len(tokens) if prompt_length is None else prompt_length
+        self.done = 0
+
+    def next(self, count: int, rows: tuple[int, ...] | None = None) -> Chunk:
+        start, self.done = self.done, self.done + count
+        return Chunk(
+            token_ids=self.tokens[start : self.done],
+            start=start,
+            block_table=self.blocks,
+            logit_rows=tuple(range(count)) if rows is None else rows,
+            prompt_length=self.prompt_length,
+        )
+
+
+class BackendConformance:
+    # Against the oracle, relative to the largest logit.
+    oracle_tolerance = 1e-5
+    # Between two ways of computing the same rows, relative to the largest logit; 0: bit for bit.
+    invariance_tolerance = 1e-5
+
+    def open(
+        self,
+        spec: DecoderSpec,
+        weights: Iterator[tuple[str, Tensor]],
+        *,
+        num_blocks: int,
+        block_size: int,
+    ) -> Backend:
+        raise NotImplementedError
+
+    @contextmanager
+    def backend(self, spec: DecoderSpec, weights: dict[str, Tensor]) -> Iterator[Backend]:
+        backend = self.open(spec, iter(weights.items()), num_blocks=BLOCKS, block_size=BLOCK)
+        try:
+            yield backend
+        finally:
+            backend.close()
+
+    @contextmanager
+    def llama(self) -> Iterator[Backend]:
+        spec = llama()
+        with self.backend(spec, dense(random_weights(spec))) as backend:
+            yield backend
+
+    def assert_same(self, got: np.ndarray, wanted: np.ndarray) -> None:
+        assert_close(got, wanted, self.invariance_tolerance)
+
+    def assert_right(self, got: np.ndarray, wanted: np.ndarray) -> None:
+        assert got.dtype == np.float32
+        assert_close(got, wanted, self.oracle_tolerance)
+
+    @settings(property_test, max_examples=120)
+    @given(spec=specs(), seed=st.integers(0, 2**32 - 1), data=st.data())
+    def test_any_spec_computes_what_its_fields_say(self, spec, seed, data):
+        rng = np.random.default_rng(seed)
+        weights = random_weights(spec, seed)
+        tokens = rng.integers(0, spec.vocab_size, data.draw(st.integers(1, 20)))
+        prompt_length = data.draw(st.integers(1, len(tokens)))
+        sequence = Sequence(tokens, rng.permutation(BLOCKS), prompt_length)
+        with self.backend(spec, dense(weights)) as backend:
+            got = run(backend, sequence.next(len(tokens)))
+        self.assert_right(got, oracle.logits(spec, weights, tokens, prompt_length))
+
+    @settings(property_test, max_examples=60)
+    @given(spec=specs(), seed=st.integers(0, 2**32 - 1), data=st.data())
+    def test_a_row_depends_on_neither_its_chunk_nor_its_batch(self, spec, seed, data):
+        rng = np.random.default_rng(seed)
+        lengths = data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=4))
+        blocks = np.split(rng.permutation(BLOCKS)[: 5 * len(lengths)], len(lengths))
+        sequences = []
+        for length, own in zip(lengths, blocks, strict=True):
+            tokens = rng.integers(0, spec.vocab_size, length)
+            sequences.append(Sequence(tokens, own, data.draw(st.integers(1, length))))
+        with self.backend(spec, dense(random_weights(spec, seed))) as backend:
+            whole = [run(backend, s.next(len(s.tokens))) for s in sequences]
+            stepwise = []
+            for s in sequences:
+                s.done = 0
+                stepwise.append(np.concatenate([run(backend, s.next(1)) for _ in s.tokens]))
+                s.done = 0
+            mixed: list[list[np.ndarray]] = [[] for _ in sequences]
+            while any(s.done < len(s.tokens) for s in sequences):
+                chosen = [i for i, s in enumerate(sequences) if s.done < len(s.tokens)]
+                if len(chosen) > 1:
+                    chosen = data.draw(st.lists(st.sampled_from(chosen), min_size=1, unique=True))
+                chunks = []
+                for index in chosen:
+                    s = sequences[index]
+                    chunks.append(s.next(data.draw(st.integers(1, len(s.tokens) - s.done))))
+                logits = run(backend, *chunks)
+                ends = np.cumsum([len(c.token_ids) for c in chunks])[:-1]
+                for index, part in zip(chosen, np.split(logits, ends), strict=True):
+                    mixed[index].append(part)
+        for index, wanted in enumerate(whole):
+            self.assert_same(stepwise[index], wanted)
+            self.assert_same(np.concatenate(mixed[index]), wanted)
+
+    @pytest.mark.parametrize("packing", PACKINGS, ids=lambda packing: packing.of)
+    def test_packed_weights_mean_what_their_definition_says(self, packing: Packing):
+        rng = np.random.default_rng(7)
+        spec = llama(hidden=256, layers=1)
+        tensors = dense(random_weights(spec))
+        for name, tensor in tensors.items():
+            if len(tensor.shape) == 2:
+                tensors[name] = packing.random(rng, tensor.shape)
+        weights = {name: unpacked(tensor) for name, tensor in tensors.items()}
+        tokens = rng.integers(0, spec.vocab_size, 40)
+        wanted = oracle.logits(spec, weights, tokens, len(tokens))
+        sequence = Sequence(tokens, np.arange(BLOCKS))
+        with self.backend(spec, tensors) as backend:
+            # Many rows, then few: a backend may take other ways for either.
+            self.assert_right(run(backend, sequence.next(36)), wanted[:36])
+            self.assert_right(run(backend, sequence.next(3)), wanted[36:39])
+            self.assert_right(run(backend, sequence.next(1)), wanted[39:])
+
+    @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+    def test_dense_weights_of_every_dtype_are_taken_as_they_are(self, dtype: str):
+        rng = np.random.default_rng(8)
+        spec = llama()
+        tensors: dict[str, Tensor] = {
+            name: random_dense(rng, tensor.shape, dtype)
+            for name, tensor in dense(random_weights(spec)).items()
+        }
+        weights = {name: unpacked(tensor) for name, tensor in tensors.items()}
+        tokens = rng.integers(0, spec.vocab_size, 12)
+        with self.backend(spec, tensors) as backend:
+            got = run(backend, Sequence(tokens, np.arange(BLOCKS)).next(12))
+        self.assert_right(got, oracle.logits(spec, weights, tokens, len(tokens)))
+
+    def test_only_the_rows_asked_for_come_back_in_the_order_asked(self):
+        tokens = np.arange(12)
+        with self.llama() as backend:
+            whole = run(backend, Sequence(tokens, np.arange(8)).next(12))
+            some = run(
+                backend,
+                Sequence(tokens, np.arange(8)).next(12, rows=(11, 0, 5)),
+                Sequence(tokens, np.arange(8, 16)).next(12, rows=()),
+                Sequence(tokens, np.arange(16, 24)).next(12, rows=(3,)),
+            )
+        self.assert_same(some, whole[[11, 0, 5, 3]])
+
+    def test_a_step_without_logit_rows_still_fills_the_cache(self):
+        tokens = np.arange(12)
+        with self.llama() as backend:
+            wanted = run(backend, Sequence(tokens, np.arange(8)).next(12))[11:]
+            sequence = Sequence(tokens, np.arange(8, 16))
+            assert run(backend, sequence.next(11, rows=())).shape == (0, backend.spec.vocab_size)
+            self.assert_same(run(backend, sequence.next(1)), wanted)
+
+    def test_an_empty_batch_has_no_logits(self):
+        with self.llama() as backend:
+            assert run(backend).shape == (0, backend.spec.vocab_size)
+
+    def test_two_chunks_of_one_sequence_may_share_a_batch(self):
+        tokens = np.arange(12)
+        with self.llama() as backend:
+            wanted = run(backend, Sequence(tokens, np.arange(8)).next(12))
+            sequence = Sequence(tokens, np.arange(8, 16))
+            self.assert_same(run(backend, sequence.next(5), sequence.next(7)), wanted)
+
+    def test_sequences_may_share_the_blocks_of_a_common_prefix(self):
+        ends = [np.array([5, 6, 7]), np.array([8, 9])]
+        prefix = np.arange(20, 28)  # two full blocks
+        with self.llama() as backend:
+            run(backend, Sequence(prefix, np.array([30, 31])).next(8, rows=()))
+            chunks, wanted = [], []
+            for index, end in enumerate(ends):
+                tokens = np.concatenate((prefix, end))
+                wanted.append(run(backend, Sequence(tokens, np.arange(3)).next(len(tokens)))[8:])
+                sequence = Sequence(tokens, np.array([30, 31, 10 + index]))
+                sequence.done = 8
+                chunks.append(sequence.next(len(end)))
+            self.assert_same(run(backend, *chunks), np.concatenate(wanted))
+
+    def test_positions_may_be_written_again_after_rejected_draft_tokens(self):
+        tokens = np.arange(12)
+        with self.llama() as backend:
+            wanted = run(backend, Sequence(tokens, np.arange(8)).next(12))[6:]
+            sequence = Sequence(tokens, np.arange(8, 16))
+            run(backend, sequence.next(6))
+            draft = Sequence(np.concatenate((tokens[:6], [90, 91, 92, 93])), sequence.blocks)
+            draft.done = 6
+            run(backend, draft.next(4))
+            self.assert_same(run(backend, sequence.next(6)), wanted)
+
+    def test_the_same_step_twice_gives_the_same_bits(self):
+        tokens = np.arange(12)
+        with self.llama() as backend:
+            first, second = (
+                run(backend, Sequence(tokens, np.arange(8)).next(12)) for _ in range(2)
+            )
+        assert np.array_equal(first, second)
+
+
+def assert_close(got: np.ndarray, wanted: np.ndarray, tolerance: float) -> None:
+    """Equal but for `tolerance` times the largest value wanted."""
+    assert got.shape == wanted.shape
+    error = np.abs(got - wanted).max(initial=0)
+    assert error <= tolerance * np.abs(wanted).max(initial=0)
+
+
+def run(backend: Backend, *chunks: Chunk) -> np.ndarray:
+    return backend.forward(Batch(chunks))

@@ -1,0 +1,71 @@
+import subprocess
+import sys
+
+import pytest
+
+from localllm.backend import select
+from localllm.backend.select import available_backends, choose_backend, open_backend
+from localllm.errors import BackendUnavailable, InvalidRequest
+from tests.backend.random_models import dense, llama, random_weights
+
+
+def opened(name, **options):
+    weights = iter(dense(random_weights(llama())).items())
+    return open_backend(name, llama(), weights, num_blocks=2, **options)
+
+
+def test_without_a_name_the_best_backend_of_the_machine_opens():
+    best = next(status for status in available_backends() if status.available)
+    assert opened(None).name == best.name == choose_backend(None).name
+
+
+def test_a_backend_opens_by_its_name():
+    backend = opened("reference")
+    assert backend.name == "reference"
+    assert backend.num_blocks == 2
+
+
+def test_every_backend_says_what_it_is_or_what_it_lacks():
+    statuses = available_backends()
+    assert "reference" in [status.name for status in statuses]
+    assert all(status.reason for status in statuses)
+
+
+def test_an_unknown_name_is_answered_with_those_there_are():
+    with pytest.raises(BackendUnavailable, match="'cuda'") as error:
+        opened("cuda")
+    assert "reference" in error.value.hint
+
+
+def test_a_backend_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(select.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailable, match="MLX is not installed") as error:
+        choose_backend("reference")
+    assert "pip install" in error.value.hint
+
+
+def test_a_thread_limit_below_one_makes_no_sense():
+    with pytest.raises(InvalidRequest, match="at least 1, not 0"):
+        opened(None, threads=0)
+
+
+def test_on_linux_the_reference_keeps_any_thread_limit_by_using_one():
+    if sys.platform == "darwin":
+        pytest.skip("Accelerate picks its own threads")
+    assert opened("reference", threads=1).name == "reference"
+    assert opened("reference", threads=64).name == "reference"
+
+
+def test_on_macos_a_thread_limit_that_cannot_be_kept_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(select.sys, "platform", "darwin")
+    with pytest.raises(InvalidRequest, match="cannot limit its threads"):
+        opened("reference", threads=2)
+
+
+def test_looking_for_backends_does_not_import_mlx():
+    code = (
+        "import sys; from localllm.backend.select import available_backends, choose_backend;"
+        "available_backends(); choose_backend(None);"
+        "assert not any(name.startswith('mlx.') for name in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
