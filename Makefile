@@ -39,7 +39,7 @@ check: $(SETUP) .venv/.stamp-dev ## ruff, mypy, import-linter, clang-format
 	@$(BIN)/ruff format --check .
 	@$(BIN)/python scripts/source_tree.py .venv/source-tree
 	@cd .venv/source-tree && ../bin/mypy --config-file pyproject.toml -p localllm
-	@cd .venv/source-tree && ../bin/lint-imports
+	@$(BIN)/python scripts/lint_imports.py .venv/source-tree
 	@$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 
 format: $(SETUP) .venv/.stamp-dev ## let ruff and clang-format rewrite the sources
