@@ -12,6 +12,7 @@ import numpy as np
 from localllm.answer import Answer
 from localllm.engine import Request
 from localllm.errors import InvalidRequest
+from localllm.hub.progress import Progress
 from localllm.loading import LoadedModel, load
 from localllm.pump import Pump, Stream
 from localllm.results import GenerationResult
@@ -50,7 +51,8 @@ class LLM:
         context, at least 16384 positions, or less if memory is short.
     max_batch: sequences computed together at most.
     chat_template: a Jinja template to use instead of the model's own.
-    offline: never reach for the network.
+    offline: never reach for the network; None: as LOCALLLM_OFFLINE and HF_HUB_OFFLINE say.
+    progress: told how far fetching is; None for silence.
 
     Safe to call from several threads: their requests run in one batch.
     Raises `ModelNotFound`, `DownloadError`, `CheckpointError`, `UnsupportedModel`,
@@ -68,6 +70,7 @@ class LLM:
         max_batch: int = 32,
         chat_template: str | None = None,
         offline: bool | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self._model: LoadedModel = load(
             name,
@@ -78,6 +81,7 @@ class LLM:
             max_batch=max_batch,
             chat_template=chat_template,
             offline=offline,
+            progress=progress,
         )
         self._pump = Pump(self._model.engine)
 

@@ -17,12 +17,16 @@ Weights = Iterable[tuple[str, Tensor]]
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """reason: what the backend is if it can run here, else what is missing."""
+    """reason: what the backend is if it can run here, else what is missing.
+
+    kv_value_bytes: what one number costs in its KV cache.
+    """
 
     name: str
     available: bool
     reason: str
     hint: str | None = None  # how to get what is missing
+    kv_value_bytes: float = 4.0
 
 
 def available_backends() -> list[BackendStatus]:

@@ -1,0 +1,144 @@
+"""From a model's name to a running engine: files, spec, tokenizer, memory plan, backend."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from localllm import hub
+from localllm.backend.protocol import Backend
+from localllm.backend.select import choose_backend, open_backend
+from localllm.checkpoint import open_checkpoint
+from localllm.checkpoint.base import Checkpoint
+from localllm.engine import Engine
+from localllm.engine.planner import Plan, make_plan
+from localllm.errors import CheckpointError, InvalidRequest
+from localllm.hub.progress import Progress
+from localllm.machine import memory
+from localllm.models import load_spec, load_weights
+from localllm.sampling import SamplingParams
+from localllm.tokenizer import Tokenizer, load_tokenizer
+
+_SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_MAX_CONFIG_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """Everything `LLM` stands on."""
+
+    name: str
+    path: Path
+    format: str
+    tokenizer: Tokenizer | None
+    backend: Backend
+    backend_note: str | None
+    engine: Engine
+    plan: Plan
+    eos_ids: frozenset[int]
+    default_params: SamplingParams
+
+    def close(self) -> None:
+        self.backend.close()
+
+
+def load(
+    name: str,
+    *,
+    backend: str | None = None,
+    threads: int | None = None,
+    context: int | None = None,
+    kv_tokens: int | None = None,
+    max_batch: int = 32,
+    chat_template: str | None = None,
+    offline: bool | None = None,
+    progress: Progress | None = None,
+) -> LoadedModel:
+    """Loads a model; `LLM` tells what the parameters mean and what is raised."""
+    if max_batch < 1:
+        raise InvalidRequest(f"max_batch must be at least 1, not {max_batch}")
+    stored = hub.resolve(name, progress=progress, offline=offline)
+    chosen = choose_backend(backend)
+    checkpoint = open_checkpoint(stored.path)
+    try:
+        spec = load_spec(checkpoint)
+        plan = make_plan(
+            spec,
+            weight_bytes=sum(checkpoint.nbytes(tensor) for tensor in checkpoint.names()),
+            kv_value_bytes=chosen.kv_value_bytes,
+            available=memory().available,
+            context=context,
+            kv_tokens=kv_tokens,
+        )
+        tokenizer = load_tokenizer(stored.path, checkpoint.config)
+        if chat_template is not None:
+            if tokenizer is None:
+                raise InvalidRequest("a chat template needs a tokenizer, and this model has none")
+            tokenizer.chat_template = chat_template
+        settings = _generation_config(stored.path)
+        opened = open_backend(
+            chosen.name,
+            spec,
+            load_weights(checkpoint, spec),
+            num_blocks=plan.num_blocks,
+            threads=threads,
+        )
+        return LoadedModel(
+            name=name,
+            path=stored.path,
+            format=checkpoint.format,
+            tokenizer=tokenizer,
+            backend=opened,
+            backend_note=chosen.reason,
+            engine=Engine(opened, context=plan.context, max_batch=max_batch),
+            plan=plan,
+            eos_ids=_eos_ids(tokenizer, settings, checkpoint),
+            default_params=_default_params(stored, settings),
+        )
+    finally:
+        checkpoint.close()
+
+
+def _generation_config(path: Path) -> Mapping[str, Any]:
+    """generation_config.json beside the weights, or nothing."""
+    file = path / "generation_config.json"
+    if not file.is_file():
+        return {}
+    try:
+        if file.stat().st_size > _MAX_CONFIG_BYTES:
+            raise ValueError(f"larger than {_MAX_CONFIG_BYTES} bytes")
+        settings = json.loads(file.read_text("utf-8"))
+        if not isinstance(settings, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    return settings
+
+
+def _eos_ids(
+    tokenizer: Tokenizer | None, settings: Mapping[str, Any], checkpoint: Checkpoint
+) -> frozenset[int]:
+    """The tokenizer knows best; without one, what the configs name."""
+    if tokenizer is not None:
+        return tokenizer.eos_ids
+    named = settings.get("eos_token_id", checkpoint.config.get("eos_token_id"))
+    ids = named if isinstance(named, list) else [named]
+    return frozenset(i for i in ids if isinstance(i, int))
+
+
+def _default_params(stored: hub.StoredModel, settings: Mapping[str, Any]) -> SamplingParams:
+    """The catalog's recommendation, else the checkpoint's own, else the plain defaults."""
+    if stored.entry is not None:
+        sampling = stored.entry.sampling
+        values = {key: getattr(sampling, key) for key in _SAMPLING_KEYS}
+    else:
+        values = {key: settings.get(key) for key in _SAMPLING_KEYS}
+        if settings.get("do_sample") is False:
+            values = {"temperature": 0.0}
+    try:
+        return SamplingParams(**{key: v for key, v in values.items() if v is not None})
+    except InvalidRequest as error:
+        raise CheckpointError(f"{stored.path}/generation_config.json: {error}") from error
