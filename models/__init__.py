@@ -1,1 +1,8 @@
-"""One file per architecture, named by its model type, and `catalog.toml`."""
+"""One file per architecture, named by its model type, and `catalog.toml`.
+
+`load_spec` turns a checkpoint's config into a `DecoderSpec`, `load_weights` its tensors into ours.
+"""
+
+from localllm.models.registry import known_architectures, load_spec, load_weights
+
+__all__ = ["known_architectures", "load_spec", "load_weights"]

@@ -1,0 +1,327 @@
+"""GGUF metadata as a Hugging Face config.
+
+What llama.cpp leaves out of a file (Gemma's window pattern, query scale and local RoPE base …)
+follows its own defaults, in src/models/*.cpp and src/llama-model.cpp.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from localllm.checkpoint.base import Checkpoint
+from localllm.errors import CheckpointError, UnsupportedModel
+from localllm.models.config import MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH, Config
+from localllm.spec import FeedForwardSpec, LayerSpec
+
+# general.architecture -> model type; Mistral comes as llama, Mixtral as llama with experts.
+_MODEL_TYPES = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3moe": "qwen3_moe",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3",
+    "phi3": "phi3",
+    "smollm3": "smollm3",
+    "olmo2": "olmo2",
+    "granite": "granite",
+    "starcoder2": "starcoder2",
+    "gpt2": "gpt2",
+}
+_SLIDING = ("mistral", "mixtral", "gemma2", "gemma3", "phi3", "starcoder2")
+
+# Hugging Face key -> GGUF key, without the architecture in front.
+_KEYS = {
+    "num_hidden_layers": "block_count",
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "norm_epsilon": "attention.layer_norm_epsilon",
+    "rope_theta": "rope.freq_base",
+    "num_local_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count",
+    "norm_topk_prob": "expert_weights_norm",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "attention_multiplier": "attention.scale",
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "logits_scaling": "logit_scale",
+}
+_GPT2_KEYS = {
+    "n_layer": "block_count",
+    "n_embd": "embedding_length",
+    "n_inner": "feed_forward_length",
+    "n_head": "attention.head_count",
+    "n_positions": "context_length",
+    "layer_norm_epsilon": "attention.layer_norm_epsilon",
+}
+_BY_LAYER = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
+
+# Options that change the result and that none of our architectures has in llama.cpp.
+_FOREIGN = (
+    "attention.clamp_kqv",
+    "attention.max_alibi_bias",
+    "attention.shared_kv_layers",
+    "attention.temperature_length",
+    "attention.key_length_mla",
+    "expert_group_count",
+    "expert_shared_count",
+    "expert_shared_feed_forward_length",
+    "nextn_predict_layers",
+    "rope.dimension_sections",
+    "router_logit_softcapping",
+    "use_parallel_residual",
+)
+
+
+def architecture(checkpoint: Checkpoint) -> str:
+    """`general.architecture`, if we run it."""
+    name = Config(checkpoint.config, checkpoint.path).text("general.architecture")
+    if name not in _MODEL_TYPES:
+        raise UnsupportedModel(
+            f"{checkpoint.path}: the architecture {name!r} is not supported",
+            hint=f"Known in GGUF files: {', '.join(_MODEL_TYPES)}.",
+        )
+    return name
+
+
+class GGUFConfig:
+    """The metadata of one file.
+
+    Raises UnsupportedModel for an architecture or option that we do not run.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        arch = architecture(checkpoint)
+        own = {
+            key.removeprefix(f"{arch}."): value
+            for key, value in checkpoint.config.items()
+            if key.startswith(f"{arch}.")
+        }
+        self._meta = Config(own, checkpoint.path, at=f"{arch}.")
+        self._layers = self._meta.integer("block_count", high=MAX_LAYERS)
+        self._by_layer = {key: self._list(key) for key in _BY_LAYER if _is_list(own.get(key))}
+        own |= {key: sizes[0] for key, sizes in self._by_layer.items()}
+        self.model_type = self._model_type(arch)
+        self._refuse_foreign()
+
+    def config(self) -> Config:
+        """The metadata under the names that the architecture files ask for."""
+        keys = _GPT2_KEYS if self.model_type == "gpt2" else _KEYS
+        values = {ours: self._meta.values[key] for ours, key in keys.items() if key in self._meta}
+        if "token_embd.weight" not in self._checkpoint:
+            raise CheckpointError(f"{self._checkpoint.path}: token_embd.weight is missing")
+        values["vocab_size"] = self._checkpoint.shape("token_embd.weight")[0]
+        if self.model_type != "gpt2":
+            values |= self._attention()
+            values |= self._conventions(values)
+        aliases = {ours: self._meta.name(key) for ours, key in keys.items()}
+        return Config(values, self._checkpoint.path, aliases)
+
+    def as_stored(self, index: int, layer: LayerSpec) -> LayerSpec:
+        """The layer with biases where the file has them, and sizes listed layer by layer."""
+
+        def has_bias(*names: str) -> bool:
+            return any(f"blk.{index}.{name}.bias" in self._checkpoint for name in names)
+
+        def size(key: str, default: int) -> int:
+            return self._by_layer[key][index] if key in self._by_layer else default
+
+        heads = size("attention.head_count", layer.mixer.heads)
+        kv_heads = size("attention.head_count_kv", layer.mixer.kv_heads)
+        if heads % kv_heads:
+            raise self._meta.bad("attention.head_count_kv", f"has {kv_heads} for {heads} heads")
+        mixer = replace(
+            layer.mixer,
+            heads=heads,
+            kv_heads=kv_heads,
+            qkv_bias=has_bias("attn_q", "attn_qkv"),
+            out_bias=has_bias("attn_output"),
+        )
+        ffn = layer.ffn
+        if isinstance(ffn, FeedForwardSpec):
+            hidden = size("feed_forward_length", ffn.hidden)
+            ffn = replace(ffn, hidden=hidden, bias=has_bias("ffn_down"))
+        return replace(layer, mixer=mixer, ffn=ffn)
+
+    def _list(self, key: str) -> list[int]:
+        entries = self._meta.items(key, length=self._layers)
+        return [
+            Config({key: entry}, self._meta.source, {key: self._meta.name(key)}).integer(
+                key, high=MAX_WIDTH
+            )
+            for entry in entries
+        ]
+
+    def _model_type(self, arch: str) -> str:
+        if arch != "llama":
+            return _MODEL_TYPES[arch]
+        if self._meta.values.get("expert_count"):
+            return "mixtral"
+        return "mistral" if self._window() else "llama"
+
+    def _window(self) -> int | None:
+        """0 stands for none."""
+        return self._meta.integer("attention.sliding_window", 0, low=0, high=MAX_CONTEXT) or None
+
+    def _refuse_foreign(self) -> None:
+        self._meta.refuse(*_FOREIGN)
+        if not self._meta.flag("attention.causal", True):
+            raise self._meta.unsupported("attention.causal", False)
+        if self._window() and self.model_type not in _SLIDING:
+            raise self._meta.unsupported("attention.sliding_window", self._window())
+        if self._meta.values.get("expert_weights_scale", 0.0) not in (0.0, 1.0):
+            scale = self._meta.values["expert_weights_scale"]
+            raise self._meta.unsupported("expert_weights_scale", scale)
+        if self._meta.values.get("expert_gating_func", 1) not in (0, 1):  # 1: softmax
+            gating = self._meta.values["expert_gating_func"]
+            raise self._meta.unsupported("expert_gating_func", gating)
+        if not self._meta.flag("rope.scaling.finetuned", True) and self.model_type == "granite":
+            raise self._meta.unsupported("rope.scaling.finetuned", False)  # Granite without RoPE
+
+    def _attention(self) -> dict[str, Any]:
+        """Head size, rotated share of it, RoPE and window."""
+        hidden = self._meta.integer("embedding_length", high=MAX_WIDTH)
+        heads = self._meta.integer("attention.head_count", high=MAX_WIDTH)
+        default = max(hidden // heads, 1)
+        head_dim = self._meta.integer("attention.key_length", default, high=MAX_WIDTH)
+        value_dim = self._meta.integer("attention.value_length", default, high=MAX_WIDTH)
+        if value_dim != head_dim:
+            raise self._meta.unsupported("attention.value_length", value_dim)
+        rotated = self._meta.integer("rope.dimension_count", head_dim, high=head_dim)
+        scaling = self._rope_scaling(rotated)
+        return {
+            "head_dim": head_dim,
+            # Half an entry more, so that int(share * head_dim) is `rotated` whatever the rounding.
+            "partial_rotary_factor": min(1.0, (rotated + 0.5) / head_dim),
+            "rope_scaling": scaling,
+            "sliding_window": self._window(),
+        }
+
+    def _rope_scaling(self, rotated: int) -> dict[str, Any] | None:
+        kind = self._meta.text("rope.scaling.type", "linear")
+        old = self._meta.number("rope.scale_linear", 1.0)
+        factor = self._meta.number("rope.scaling.factor", old, above=-1e-9) or 1.0
+        strength = self._meta.number("rope.scaling.attn_factor", 1.0)
+        context = self._meta.integer("context_length", high=MAX_CONTEXT)
+        original = self._meta.integer(
+            "rope.scaling.original_context_length", context, high=MAX_CONTEXT
+        )
+        if kind not in ("none", "linear", "yarn", "longrope"):
+            raise self._meta.unsupported("rope.scaling.type", kind)
+        if kind == "none":
+            factor = 1.0
+        factors = self._rope_factors(rotated)
+        if factors:
+            if kind == "yarn":
+                raise self._meta.unsupported("rope.scaling.type", "yarn with rope_freqs")
+            slower = factor if kind == "linear" else 1.0
+            return {
+                "rope_type": "longrope",
+                "short_factor": [x * slower for x in factors[0]],
+                "long_factor": [x * slower for x in factors[1]],
+                "original_max_position_embeddings": original,
+                "attention_factor": strength,
+            }
+        if kind == "longrope":
+            raise CheckpointError(f"{self._meta.source}: rope_factors_long.weight is missing")
+        if kind == "yarn":
+            return {
+                "rope_type": "yarn",
+                "factor": factor,
+                "original_max_position_embeddings": original,
+                "beta_fast": self._meta.number("rope.scaling.yarn_beta_fast", 32.0),
+                "beta_slow": self._meta.number("rope.scaling.yarn_beta_slow", 1.0),
+                "attention_factor": strength * self._yarn_strength(factor),
+            }
+        if factor == 1.0:
+            return None
+        return {"rope_type": "linear", "factor": factor}
+
+    def _yarn_strength(self, factor: float) -> float:
+        """llama.cpp: the ratio of two mscales, the second 1 unless the file has a multiplier."""
+
+        def mscale(by: float) -> float:
+            return 1.0 if factor <= 1 else 0.1 * by * math.log(factor) + 1.0
+
+        by = self._meta.number("rope.scaling.yarn_log_multiplier", 0.0, above=-1e-9)
+        return mscale(1.0) / mscale(by) if by else mscale(1.0)
+
+    def _rope_factors(self, rotated: int) -> tuple[list[float], list[float]] | None:
+        """What frequencies are divided by, within the original context and beyond it."""
+
+        def read(name: str) -> list[float]:
+            if name not in self._checkpoint:
+                raise CheckpointError(f"{self._meta.source}: {name} is missing")
+            if (shape := self._checkpoint.shape(name)) != (rotated // 2,):
+                raise CheckpointError(
+                    f"{self._meta.source}: {name} has the shape {list(shape)}; "
+                    f"{rotated} rotated entries call for {[rotated // 2]}"
+                )
+            values: list[float] = self._checkpoint.tensor(name).to_float32().tolist()
+            return values
+
+        if "rope_freqs.weight" in self._checkpoint:  # Llama 3
+            factors = read("rope_freqs.weight")
+            return factors, factors
+        names = ("rope_factors_short.weight", "rope_factors_long.weight")
+        if any(name in self._checkpoint for name in names):
+            return read(names[0]), read(names[1])
+        return None
+
+    def _conventions(self, values: dict[str, Any]) -> dict[str, Any]:
+        """What the architecture has by convention, not by metadata."""
+        if self.model_type in ("gemma2", "gemma3"):
+            return self._gemma(values)
+        if self.model_type == "granite" and not values.get("attention_multiplier"):
+            return {"attention_multiplier": values["head_dim"] ** -0.5}
+        if self.model_type == "qwen3_moe":
+            dense = [n for n in range(self._layers) if not self._is_sparse(n)]
+            return {"norm_topk_prob": values.get("norm_topk_prob", True), "mlp_only_layers": dense}
+        return {}
+
+    def _is_sparse(self, layer: int) -> bool:
+        return f"blk.{layer}.ffn_gate_inp.weight" in self._checkpoint
+
+    def _gemma(self, values: dict[str, Any]) -> dict[str, Any]:
+        two = self.model_type == "gemma2"
+        window = values["sliding_window"] or (4096 if two else None)
+        kinds = self._layer_types(2 if two else 6) if window else ["full_attention"] * self._layers
+        # The two 27B models scale queries by hidden / heads; files do not say so.
+        heads = self._meta.integer("attention.head_count", high=MAX_WIDTH)
+        is_27b = self._layers == (46 if two else 62)
+        hidden = self._meta.integer("embedding_length", high=MAX_WIDTH)
+        scalar = hidden // heads if is_27b else values["head_dim"]
+        found = {"sliding_window": window, "layer_types": kinds, "query_pre_attn_scalar": scalar}
+        if two:
+            return found
+        base = self._meta.number("rope.freq_base", 10000.0)
+        local = self._meta.number("rope.freq_base_swa", 10000.0)
+        full = {**(values["rope_scaling"] or {"rope_type": "default"}), "rope_theta": base}
+        ropes = {
+            "full_attention": full,
+            "sliding_attention": {"rope_type": "default", "rope_theta": local},
+        }
+        return {**found, "rope_scaling": None, "rope_parameters": ropes}
+
+    def _layer_types(self, period: int) -> list[str]:
+        """The last layer of every `period` sees everything; a file may list the layers instead."""
+        key = "attention.sliding_window_pattern"
+        if _is_list(self._meta.values.get(key)):
+            slides = [bool(entry) for entry in self._meta.items(key, length=self._layers)]
+        else:
+            period = self._meta.integer(key, period, high=MAX_LAYERS)
+            slides = [n % period < period - 1 for n in range(self._layers)]
+        return ["sliding_attention" if slide else "full_attention" for slide in slides]
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)

@@ -1,0 +1,115 @@
+"""Which architecture a checkpoint holds, and the two calls that load one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from localllm.checkpoint.base import Checkpoint
+from localllm.checkpoint.tensor import Affine, Dense, Tensor
+from localllm.errors import CheckpointError, UnsupportedModel
+from localllm.models import gguf, llama
+from localllm.models.config import Config
+from localllm.models.weights import Layout, Names, embed_name, head_name, read_weights
+from localllm.spec import DecoderSpec
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What an architecture file offers.
+
+    ignored: patterns of tensors that belong to other parts of the model, or to none.
+    """
+
+    spec: Callable[[Config], DecoderSpec]
+    names: Names
+    ignored: tuple[str, ...] = ()
+
+
+# Buffers that older checkpoints saved along with the weights.
+_BUFFERS = ("*.rotary_emb.inv_freq",)
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "llama": Architecture(llama.spec, llama.NAMES),
+}
+
+
+def known_architectures() -> tuple[str, ...]:
+    """The model types that can be loaded."""
+    return tuple(ARCHITECTURES)
+
+
+def load_spec(checkpoint: Checkpoint) -> DecoderSpec:
+    """The decoder that a checkpoint describes.
+
+    Raises UnsupportedModel for an architecture or option that we do not run, named, and
+    CheckpointError for a config value that is missing or makes no sense.
+    """
+    if checkpoint.format == "gguf":
+        return _tied_as_stored(
+            checkpoint,
+            gguf.load_spec(checkpoint, {name: found.spec for name, found in ARCHITECTURES.items()}),
+        )
+    config = Config(checkpoint.config, checkpoint.path)
+    spec = _architecture(config).spec(config)
+    return _tied_as_stored(checkpoint, spec)
+
+
+def load_weights(checkpoint: Checkpoint, spec: DecoderSpec) -> Iterator[tuple[str, Tensor]]:
+    """Pairs of our weight name and its tensor, read one at a time as they are asked for.
+
+    Names and order are those of `localllm.spec.weights.weight_shapes`. All names and shapes are
+    checked before this returns: CheckpointError for a missing tensor or a shape that
+    contradicts the config, UnsupportedModel for tensors the architecture has no place for.
+    """
+    return read_weights(checkpoint, spec, _layout(checkpoint))
+
+
+def _layout(checkpoint: Checkpoint) -> Layout:
+    if checkpoint.format == "gguf":
+        return gguf.layout(checkpoint)
+    found = _architecture(Config(checkpoint.config, checkpoint.path))
+    return Layout(found.names, ignored=(*_BUFFERS, *found.ignored))
+
+
+def _architecture(config: Config) -> Architecture:
+    kind = config.text("model_type")
+    if kind not in ARCHITECTURES:
+        raise UnsupportedModel(
+            f"{config.source}: the architecture {kind!r} is not supported",
+            hint=f"Known: {', '.join(ARCHITECTURES)}.",
+        )
+    if config.has("quantization_config"):
+        quantization = config.section("quantization_config")
+        if quantization.has("quant_method"):
+            raise quantization.unsupported("quant_method", quantization.values["quant_method"])
+    return ARCHITECTURES[kind]
+
+
+def _tied_as_stored(checkpoint: Checkpoint, spec: DecoderSpec) -> DecoderSpec:
+    """Settles whether embedding and head are one matrix, by config and by what is in the file."""
+    layout = _layout(checkpoint)
+    head = head_name(checkpoint, layout)
+    if head is None:
+        if checkpoint.config.get("tie_word_embeddings") is False:
+            raise CheckpointError(
+                f"{checkpoint.path}: lm_head.weight is missing",
+                hint="The config says that the head is no copy of the embedding.",
+            )
+        return replace(spec, tied_head=True)
+    if not spec.tied_head:
+        return spec
+    # As transformers: a head that differs from the embedding stays, whatever the config says.
+    embed = embed_name(checkpoint, layout)
+    same = embed in checkpoint and _equal(checkpoint.tensor(embed), checkpoint.tensor(head))
+    return replace(spec, tied_head=same)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    if isinstance(a, Dense) and isinstance(b, Dense) and a.dtype == b.dtype:
+        return np.array_equal(a.data, b.data)
+    if isinstance(a, Affine) and isinstance(b, Affine):
+        return a.shape == b.shape and np.array_equal(a.codes, b.codes)
+    return False

@@ -1,0 +1,308 @@
+"""From the tensors of a checkpoint to the weights of a spec, one at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+
+from localllm.checkpoint.base import Checkpoint
+from localllm.checkpoint.tensor import Affine, Dense, GroupValues, Tensor
+from localllm.errors import CheckpointError, UnsupportedModel
+from localllm.spec import AttentionSpec, DecoderSpec, MoESpec
+from localllm.spec.weights import weight_shapes
+
+Part = Literal["q", "k", "v", "gate", "up"]
+Shape = tuple[int, ...]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a weight lies in a checkpoint.
+
+    name: the tensor's name without prefix and `.weight`; {n} is the layer, {e} an expert, whose
+        matrices are then stacked.
+    part: only these rows of a tensor that holds q, k and v, or gate and up, one after the other.
+    bare: the name is whole; no `.weight` follows it.
+    conv1d: a matrix kept [in, out], as GPT-2's Conv1D keeps it.
+    interleaved: the rows of each head are in the order (0, d/2, 1, d/2 + 1, …) that rotates
+        neighbours, as llama.cpp wants some architectures; ours rotate (0, d/2).
+    """
+
+    name: str
+    part: Part | None = None
+    bare: bool = False
+    conv1d: bool = False
+    interleaved: bool = False
+
+
+# Our name without "layers.N." and ".weight" -> the places to look, in order of preference.
+Names = Mapping[str, "str | Source | tuple[str | Source, ...]"]
+
+# Base models are saved bare; multimodal ones keep their language model under a name of its own.
+PREFIXES = ("model.", "", "language_model.model.", "model.language_model.", "transformer.")
+HEAD_PREFIXES = ("", "language_model.", "model.")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one checkpoint names its tensors.
+
+    ignored: patterns of tensors that are no weights of the decoder.
+    """
+
+    names: Names
+    prefixes: tuple[str, ...] = PREFIXES
+    ignored: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Pick:
+    """One weight, found: the tensors it is made of and what is done to them."""
+
+    shape: Shape
+    files: tuple[str, ...]
+    stacked: bool = False
+    rows: slice | None = None
+    transposed: bool = False
+    order: np.ndarray | None = None
+
+
+def embed_name(checkpoint: Checkpoint, layout: Layout) -> str:
+    """The tensor of the embedding, whose prefix is that of all the others."""
+    names = [prefix + _embed(layout) for prefix in layout.prefixes]
+    return next((name for name in names if name in checkpoint), names[0])
+
+
+def _embed(layout: Layout) -> str:
+    return f"{_sources(layout.names, 'embed')[0].name}.weight"
+
+
+def head_name(checkpoint: Checkpoint, layout: Layout) -> str | None:
+    """The tensor of an output head of its own, if there is one."""
+    for source in _sources(layout.names, "head"):
+        for prefix in HEAD_PREFIXES:
+            if (name := f"{prefix}{source.name}.weight") in checkpoint:
+                return name
+    return None
+
+
+def read_weights(
+    checkpoint: Checkpoint, spec: DecoderSpec, layout: Layout
+) -> Iterator[tuple[str, Tensor]]:
+    """Every weight of the spec, in the order of `weight_shapes`, each read when it is asked for.
+
+    All names and shapes are checked before the first is read. Raises CheckpointError for a
+    missing tensor or one whose shape contradicts the config, UnsupportedModel for a tensor that
+    the architecture does not know.
+    """
+    picks = _Finder(checkpoint, spec, layout).picks()
+    _refuse_leftovers(checkpoint, spec, layout, picks)
+    return _read(checkpoint, picks)
+
+
+class _Finder:
+    """Looks up and checks every weight of a spec in one checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint, spec: DecoderSpec, layout: Layout) -> None:
+        self._checkpoint = checkpoint
+        self._spec = spec
+        self._layout = layout
+        self._prefix = embed_name(checkpoint, layout).removesuffix(_embed(layout))
+
+    def picks(self) -> dict[str, _Pick]:
+        return {name: self._pick(name, shape) for name, shape in weight_shapes(self._spec).items()}
+
+    def _pick(self, name: str, shape: Shape) -> _Pick:
+        stem, _, suffix = name.rpartition(".")
+        layer = -1
+        if stem.startswith("layers."):
+            _, number, stem = stem.split(".", 2)
+            layer = int(number)
+        tried: list[str] = []
+        for source in _sources(self._layout.names, stem):
+            files = self._files(source, stem, suffix, layer)
+            if all(file in self._checkpoint for file in files):
+                return self._checked(source, stem, layer, shape, files)
+            absent = [file for file in files if file not in self._checkpoint]
+            # Of several experts some are there: name the one that is not.
+            tried.insert(0 if len(absent) < len(files) else len(tried), absent[0])
+        raise CheckpointError(
+            f"{self._checkpoint.path}: {tried[0]} is missing",
+            hint="The download may be incomplete."
+            if len(tried) == 1
+            else f"Also looked for: {', '.join(tried[1:])}.",
+        )
+
+    def _files(self, source: Source, stem: str, suffix: str, layer: int) -> tuple[str, ...]:
+        ending = "" if source.bare else f".{suffix}"
+        if stem == "head":
+            name = head_name(self._checkpoint, self._layout) or f"{source.name}.weight"
+            return (name.removesuffix(".weight") + ending,)
+        name = self._prefix + source.name.replace("{n}", str(layer)) + ending
+        if "{e}" not in name:
+            return (name,)
+        ffn = self._spec.layers[layer].ffn
+        assert isinstance(ffn, MoESpec)
+        return tuple(name.replace("{e}", str(e)) for e in range(ffn.experts))
+
+    def _checked(
+        self, source: Source, stem: str, layer: int, shape: Shape, files: tuple[str, ...]
+    ) -> _Pick:
+        """Compares shapes as the file must have them."""
+        rows, whole = None, shape
+        if source.part is not None:
+            first, last, total = self._rows(source.part, layer)
+            rows = slice(first, last)
+            whole = (*shape[:-2], total, shape[-1]) if len(shape) > 1 else (total,)
+        transposed = source.conv1d and len(shape) == 2 and self._keeps_conv1d(layer)
+        in_file = whole[::-1] if transposed else whole
+        stacked = "{e}" in source.name
+        if stacked:
+            in_file = in_file[1:]
+        for file in files:
+            if (found := self._checkpoint.shape(file)) != in_file:
+                raise CheckpointError(
+                    f"{self._checkpoint.path}: {file} has the shape {list(found)}; "
+                    f"the config calls for {list(in_file)}"
+                )
+        order = self._order(stem, layer) if source.interleaved else None
+        return _Pick(shape, files, stacked, rows, transposed, order)
+
+    def _rows(self, part: Part, layer: int) -> tuple[int, int, int]:
+        """First row, row past the last, and rows in all of a fused tensor."""
+        if part in ("gate", "up"):
+            hidden = self._spec.layers[layer].ffn.hidden
+            return (0, hidden, 2 * hidden) if part == "gate" else (hidden, 2 * hidden, 2 * hidden)
+        mixer = self._spec.layers[layer].mixer
+        q, kv = mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim
+        first = {"q": 0, "k": q, "v": q + kv}[part]
+        return first, first + (q if part == "q" else kv), q + 2 * kv
+
+    def _keeps_conv1d(self, layer: int) -> bool:
+        """MLX converters turn Conv1D weights around; that of q, k and v, never square, tells."""
+        name = self._files(_sources(self._layout.names, "attn.q")[0], "attn.q", "weight", layer)[0]
+        total = self._rows("v", layer)[2]
+        turned = (total, self._spec.hidden)
+        return name not in self._checkpoint or self._checkpoint.shape(name) != turned
+
+    def _order(self, stem: str, layer: int) -> np.ndarray:
+        """Which row of the file each of our rows is."""
+        mixer = self._spec.layers[layer].mixer
+        assert isinstance(mixer, AttentionSpec)
+        heads = mixer.heads if stem == "attn.q" else mixer.kv_heads
+        rows = np.arange(heads * mixer.head_dim).reshape(heads, mixer.head_dim // 2, 2)
+        return rows.swapaxes(1, 2).reshape(-1)
+
+
+def _refuse_leftovers(
+    checkpoint: Checkpoint, spec: DecoderSpec, layout: Layout, picks: Mapping[str, _Pick]
+) -> None:
+    used = {file for pick in picks.values() for file in pick.files}
+    if spec.tied_head and (head := head_name(checkpoint, layout)):
+        used.add(head)  # a copy of the embedding
+    left, ignored = [], 0
+    for name in checkpoint.names():
+        if name in used:
+            continue
+        if any(fnmatchcase(name, pattern) for pattern in layout.ignored):
+            ignored += 1
+        else:
+            left.append(name)
+    if left:
+        named = ", ".join(islice(left, 3)) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
+        raise UnsupportedModel(
+            f"{checkpoint.path}: the {spec.architecture} architecture has no place for {named}",
+            hint="Leaving weights out would run another model than the one in the file.",
+        )
+    if ignored:
+        log.info("%s: %d tensors are no part of the decoder", checkpoint.path, ignored)
+
+
+def _read(checkpoint: Checkpoint, picks: Mapping[str, _Pick]) -> Iterator[tuple[str, Tensor]]:
+    fused: tuple[str, Tensor] | None = None  # q, k and v follow each other: read their tensor once
+    for name, pick in picks.items():
+        if pick.stacked:
+            yield name, _stack(checkpoint, pick.files)
+            continue
+        (file,) = pick.files
+        if pick.rows is None:
+            fused = None
+            tensor = _whole(checkpoint, file, pick)
+        else:
+            if fused is None or fused[0] != file:
+                fused = (file, _whole(checkpoint, file, pick))
+            tensor = fused[1]
+        if pick.rows is not None:
+            tensor = tensor.rows(pick.rows)
+        if pick.order is not None:
+            tensor = tensor.rows(pick.order)
+        yield name, tensor
+
+
+def _whole(checkpoint: Checkpoint, file: str, pick: _Pick) -> Tensor:
+    tensor = checkpoint.tensor(file)
+    if not pick.transposed:
+        return tensor
+    if not isinstance(tensor, Dense):
+        raise UnsupportedModel(f"{checkpoint.path}: {file} is quantized along its outputs")
+    return Dense(np.ascontiguousarray(tensor.data.T), tensor.dtype)
+
+
+def _stack(checkpoint: Checkpoint, files: Sequence[str]) -> Tensor:
+    """The matrices of all experts, [E, out, in], read one by one into their place."""
+    first = checkpoint.tensor(files[0])
+    if isinstance(first, Dense):
+        data = np.empty((len(files), *first.shape), first.data.dtype)
+        for at, file in enumerate(files):
+            tensor = first if at == 0 else checkpoint.tensor(file)
+            if not isinstance(tensor, Dense) or tensor.dtype != first.dtype:
+                raise _unlike(checkpoint, files[0], file)
+            data[at] = tensor.data
+        return Dense(data, first.dtype)
+    tensors = [first]
+    for file in files[1:]:
+        tensor = checkpoint.tensor(file)
+        if not isinstance(tensor, Affine) or _form(tensor) != _form(first):
+            raise _unlike(checkpoint, files[0], file)
+        tensors.append(tensor)
+    biases = [tensor.biases for tensor in tensors if tensor.biases is not None]
+    return Affine(
+        np.stack([tensor.codes for tensor in tensors]),
+        first.bits,
+        first.group,
+        _stack_groups([tensor.scales for tensor in tensors]),
+        _stack_groups(biases) if biases else None,
+        first.zero_point,
+    )
+
+
+def _stack_groups(groups: Sequence[GroupValues]) -> GroupValues:
+    multipliers = [group.multiplier for group in groups if group.multiplier is not None]
+    return GroupValues(
+        np.stack([group.values for group in groups]), np.stack(multipliers) if multipliers else None
+    )
+
+
+def _form(tensor: Affine) -> tuple[object, ...]:
+    def of(group: GroupValues | None) -> object:
+        return group and (group.values.dtype, group.multiplier is not None)
+
+    return tensor.bits, tensor.group, tensor.zero_point, of(tensor.scales), of(tensor.biases)
+
+
+def _unlike(checkpoint: Checkpoint, first: str, other: str) -> UnsupportedModel:
+    return UnsupportedModel(f"{checkpoint.path}: {first} and {other} are stored in different ways")
+
+
+def _sources(names: Names, stem: str) -> tuple[Source, ...]:
+    entry = names.get(stem, ())
+    entries = entry if isinstance(entry, tuple) else (entry,)
+    return tuple(Source(name) if isinstance(name, str) else name for name in entries)
