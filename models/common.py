@@ -170,3 +170,10 @@ def windows(
                 raise config.unsupported("layer_types", kind, known=known)
         sliding = [kind == "sliding_attention" for kind in kinds]
     return [width if slides else None for slides in sliding]
+
+
+def upper_windows(config: Config, size: Sizes) -> list[int | None]:
+    """Qwen's: layers from `max_window_layers` on have a window, if it is used at all."""
+    width = window(config, default=4096) if config.flag("use_sliding_window", False) else None
+    first = config.integer("max_window_layers", 28, low=0, high=MAX_LAYERS)
+    return windows(config, size, [n >= first for n in range(size.layers)], width)

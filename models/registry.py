@@ -10,7 +10,23 @@ import numpy as np
 from localllm.checkpoint.base import Checkpoint
 from localllm.checkpoint.tensor import Affine, Dense, Tensor
 from localllm.errors import CheckpointError, UnsupportedModel
-from localllm.models import gguf, llama
+from localllm.models import (
+    gemma2,
+    gemma3,
+    gguf,
+    gpt2,
+    granite,
+    llama,
+    mistral,
+    mixtral,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+    starcoder2,
+)
 from localllm.models.config import Config
 from localllm.models.weights import Layout, Names, embed_name, head_name, read_weights
 from localllm.spec import DecoderSpec
@@ -33,6 +49,20 @@ _BUFFERS = ("*.rotary_emb.inv_freq",)
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture(llama.spec, llama.NAMES),
+    "mistral": Architecture(mistral.spec, llama.NAMES),
+    "mixtral": Architecture(mixtral.spec, mixtral.NAMES),
+    "qwen2": Architecture(qwen2.spec, llama.NAMES),
+    "qwen3": Architecture(qwen3.spec, qwen3.NAMES),
+    "qwen3_moe": Architecture(qwen3_moe.spec, qwen3_moe.NAMES),
+    "gemma2": Architecture(gemma2.spec, gemma2.NAMES),
+    "gemma3": Architecture(gemma3.spec, gemma3.NAMES, gemma3.IGNORED),
+    "gemma3_text": Architecture(gemma3.spec, gemma3.NAMES),
+    "phi3": Architecture(phi3.spec, phi3.NAMES),
+    "smollm3": Architecture(smollm3.spec, llama.NAMES),
+    "olmo2": Architecture(olmo2.spec, olmo2.NAMES),
+    "granite": Architecture(granite.spec, llama.NAMES),
+    "starcoder2": Architecture(starcoder2.spec, starcoder2.NAMES),
+    "gpt2": Architecture(gpt2.spec, gpt2.NAMES, gpt2.IGNORED),
 }
 
 

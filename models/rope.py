@@ -55,14 +55,14 @@ def rope_from(
     if kind == "default":
         return RopeSpec(dim=dim, theta=base)
 
-    context = config.integer("max_position_embeddings", high=MAX_CONTEXT)
-    original = context
-    if kind != "dynamic" and kind != "linear":
+    if kind == "linear":
+        return RopeSpec(dim=dim, theta=base, kind=kind, factor=parameters.number("factor"))
+
+    context = original = config.integer("max_position_embeddings", high=MAX_CONTEXT)
+    if kind != "dynamic":
         inner = parameters.integer("original_max_position_embeddings", context, high=MAX_CONTEXT)
         original = config.integer("original_max_position_embeddings", inner, high=MAX_CONTEXT)
     factor = _factor(parameters, kind, context / original)
-    if kind == "linear":
-        return RopeSpec(dim=dim, theta=base, kind=kind, factor=factor)
     spec = RopeSpec(dim=dim, theta=base, kind=kind, factor=factor, original_context=original)
     return _with_kind_fields(spec, parameters)
 
