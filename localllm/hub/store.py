@@ -28,6 +28,7 @@ from localllm.hub.manifest import MANIFEST, Manifest, StoredFile
 
 KEEP_PARTIAL = 7 * 24 * 3600  # seconds an interrupted pull can be resumed before it is swept
 SCRATCH = "tmp"  # inside a partial pull: never resumed, swept as soon as its process is dead
+_NAME = "name"  # in a partial pull: the model's name
 _BLOCK = 1 << 20
 
 
@@ -156,8 +157,11 @@ class Store:
                 self._sweep(name)
                 work = self.partial(name)
                 work.mkdir(exist_ok=True)
-                (work / "name").write_text(name, encoding="utf-8")
-            yield work
+                (work / _NAME).write_text(name, encoding="utf-8")
+            try:
+                yield work
+            finally:
+                _drop_if_empty(work)
 
     def commit(self, staged: Path, manifest: Manifest) -> None:
         """Make the files in `staged` the model, in one rename, and drop the partial folder.
@@ -204,7 +208,7 @@ class Store:
         found = []
         for folder in _folders(self.home / "partial"):
             try:
-                found.append(((folder / "name").read_text(encoding="utf-8"), folder_size(folder)))
+                found.append(((folder / _NAME).read_text(encoding="utf-8"), folder_size(folder)))
             except (OSError, UnicodeDecodeError):
                 continue
         return sorted(found)
@@ -260,6 +264,12 @@ def folder_size(folder: Path) -> int:
             except OSError:
                 continue  # deleted meanwhile
     return total
+
+
+def _drop_if_empty(work: Path) -> None:
+    """A pull that ended without fetching anything leaves nothing to resume."""
+    if work.is_dir() and not any(p.is_file() and p.name != _NAME for p in work.rglob("*")):
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _folders(parent: Path) -> list[Path]:
