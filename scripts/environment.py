@@ -44,7 +44,7 @@ The package registry could not be reached. Check the network (and `pip config li
 mirror), then run make again; it goes on where it stopped."""
 
 DISTRIBUTION_HINT = """\
-A package has no build for {python} (Python {version}) on this platform.
+The registry has no build of a package for {python} (Python {version}) on this platform.
 Try another Python: make clean && make PYTHON=python3.12"""
 
 NETWORK_SIGNS = (
