@@ -143,10 +143,17 @@ def decoder(
         hidden=size.hidden,
         layers=tuple(layers),
         final_norm=norm,
-        context=size.context,
+        context=_context(size, layers),
         tied_head=config.flag("tie_word_embeddings", tied),
         **changes,
     )
+
+
+def _context(size: Sizes, layers: Sequence[LayerSpec]) -> int:
+    """Dynamic RoPE alone takes `max_position_embeddings` for the length before scaling."""
+    ropes = [layer.mixer.rope for layer in layers if layer.mixer.rope is not None]
+    stretch = max((rope.factor for rope in ropes if rope.kind == "dynamic"), default=1.0)
+    return max(size.context, int(size.context * min(stretch, MAX_CONTEXT)))
 
 
 def window(config: Config, *, default: int | None = None) -> int | None:

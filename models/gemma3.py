@@ -37,13 +37,12 @@ _DEFAULTS = {
 def spec(config: Config) -> DecoderSpec:
     if config.has("text_config"):
         config = config.section("text_config")
-    size = sizes(config, handled=gemma2.SOFTCAPS, **_DEFAULTS)
+    size = sizes(config, handled=("final_logit_softcapping",), **_DEFAULTS)
     norm = rms_norm(config, offset=1.0)
     mixer = attention(
         config,
         size,
         scale=config.number("query_pre_attn_scalar", 256) ** -0.5,
-        softcap=gemma2.softcap(config, "attn_logit_softcapping", None),
         qk_norm=norm,
         rope=_rope(config, size.head_dim, "full_attention", "rope_theta", 1000000.0),
     )
@@ -80,5 +79,5 @@ def _rope(config: Config, head_dim: int, kind: str, base_key: str, base: float) 
     elif kind == "full_attention" and config.has("rope_scaling"):
         parameters = config.section("rope_scaling")
     else:
-        parameters = Config({"rope_type": "default"}, config.source)
+        parameters = Config({"rope_theta": base}, config.source)
     return rope_from(config, parameters, head_dim, base)

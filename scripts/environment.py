@@ -44,7 +44,7 @@ The package registry could not be reached. Check the network (and `pip config li
 mirror), then run make again; it goes on where it stopped."""
 
 DISTRIBUTION_HINT = """\
-A package has no build for {python} (Python {version}) on this platform.
+The registry has no build of a package for {python} (Python {version}) on this platform.
 Try another Python: make clean && make PYTHON=python3.12"""
 
 NETWORK_SIGNS = (
@@ -140,6 +140,18 @@ def install_project(extra: str) -> None:
     pip_install(pyproject()["build-system"]["requires"])
     pip_install(_further_build_requirements())
     pip_install(["--no-build-isolation", "--editable", f".[{extra}]"])
+    hide_folders()
+
+
+def hide_folders() -> None:
+    """Takes the clone and its parent off the import path, where the editable install puts them.
+
+    Else `models`, `tui` and `tests`, and whatever lies beside the clone, import at top level. The
+    import hook, the other line of the file, finds all of `localllm` by itself.
+    """
+    for path_file in VENV.glob("lib/python*/site-packages/_editable_skbc_localllm.pth"):
+        lines = path_file.read_text().splitlines(keepends=True)
+        path_file.write_text("".join(line for line in lines if line.startswith("import ")))
 
 
 def install_extra(extra: str) -> None:

@@ -1,11 +1,12 @@
 """Matrices of the reference backend: dense or quantized, and the linear layers over them.
 
-A matrix stays as it lies in the file, so loading takes the file's size and no more; it becomes
+A matrix keeps the size it has in the file, so loading takes no more than the file; it becomes
 float32 slab by slab when it is used. All results are float32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from localllm.checkpoint.tensor import Affine, Dense, GroupValues, Tensor
 _MLX_GROUPS = (32, 64, 128)
 _MLX_BITS = (2, 3, 4, 5, 6, 8)
 _SLAB = 1 << 22  # weights made float32 at a time: 16 MB
+_HUGE = 1 << 26  # bytes of codes from which a matrix stays in numpy
 _FLOAT = {np.dtype(np.float32): mx.float32, np.dtype(np.float16): mx.float16}
 
 
@@ -44,11 +46,7 @@ class DenseMatrix(Part):
         """float32 [n, in] -> [n, out]."""
         if self.weight.dtype == mx.float32:
             return x @ self.weight
-        out, inner = self.shape
-        parts = [
-            x @ self.weight[:, at : at + step].astype(mx.float32) for at, step in _slabs(out, inner)
-        ]
-        return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
+        return _by_slabs(self.shape, lambda slab: x @ self.weight[:, slab].astype(mx.float32))
 
     def rows(self, index: mx.array) -> mx.array:
         """The rows of [out, in] at `index` [n]: float32 [n, in]."""
@@ -64,7 +62,7 @@ class AffineMatrix(Part):
 
     def __init__(self, weight: Affine) -> None:
         super().__init__()
-        self.codes = mx.array(weight.codes)
+        self.codes = _codes(weight.codes)
         self.scales = _GroupArray(weight.scales)
         self.biases = None if weight.biases is None else _GroupArray(weight.biases)
         self.bits, self.group, self.zero_point = weight.bits, weight.group, weight.zero_point
@@ -79,17 +77,22 @@ class AffineMatrix(Part):
 
     def matmul(self, x: mx.array) -> mx.array:
         """float32 [n, in] -> [n, out]."""
+        return _by_slabs(self.shape, lambda slab: self._slab_matmul(x, slab))
+
+    def _slab_matmul(self, x: mx.array, slab: slice) -> mx.array:
         if x.shape[0] <= self._few:
-            return self._quantized_matmul(x)
-        parts = [
-            x @ mx.contiguous(self._dequantized(slice(at, at + step)).T)
-            for at, step in _slabs(*self.shape)
-        ]
-        return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
+            return self._quantized_matmul(x, slab)
+        return x @ mx.contiguous(self._dequantized(slab).T)
 
     def rows(self, index: mx.array) -> mx.array:
         """The rows of [out, in] at `index` [n], and no others, dequantized: float32 [n, in]."""
         return self._dequantized(index)
+
+    def _codes_of(self, rows: mx.array | slice) -> mx.array:
+        """uint32 [rows, words]."""
+        if isinstance(self.codes, mx.array):
+            return self.codes[rows]
+        return mx.array(self.codes[rows if isinstance(rows, slice) else np.array(rows)])
 
     def _affine(self, rows: mx.array | slice) -> tuple[mx.array, mx.array]:
         """Scales and biases, float32 [rows, groups], so that w = scale * code + bias."""
@@ -97,11 +100,12 @@ class AffineMatrix(Part):
         biases = scales * -self.zero_point
         return scales, biases if self.biases is None else biases + self.biases.expand(rows)
 
-    def _quantized_matmul(self, x: mx.array) -> mx.array:
-        scales, biases = self._affine(slice(None))
+    def _quantized_matmul(self, x: mx.array, rows: slice) -> mx.array:
+        codes = self._codes_of(rows)
+        scales, biases = self._affine(rows)
         if self.group != 16:
             return mx.quantized_matmul(
-                x, self.codes, scales, biases, group_size=self.group, bits=self.bits
+                x, codes, scales, biases, group_size=self.group, bits=self.bits
             )
         # MLX has no groups of 16: take the even ones and the odd ones as groups of 32, each
         # against an input in which the other half is zero.
@@ -114,7 +118,7 @@ class AffineMatrix(Part):
         even, odd = (
             mx.quantized_matmul(
                 inputs[half],
-                self.codes,
+                codes,
                 mx.contiguous(scales[:, half::2]),
                 mx.contiguous(biases[:, half::2]),
                 group_size=32,
@@ -126,7 +130,7 @@ class AffineMatrix(Part):
 
     def _dequantized(self, rows: mx.array | slice) -> mx.array:
         """float32 [rows, in]."""
-        codes = self.codes[rows]
+        codes = self._codes_of(rows)
         scales, biases = self._affine(rows)
         if self.group != 16:
             return mx.dequantize(codes, scales, biases, group_size=self.group, bits=self.bits)
@@ -220,7 +224,26 @@ def _transposed(weight: Dense) -> mx.array:
     return result.view(mx.bfloat16) if bfloat16 else result
 
 
-def _slabs(out: int, inner: int) -> list[tuple[int, int]]:
-    """(start, size) of runs of output rows, each at most `_SLAB` weights."""
+def _codes(codes: np.ndarray) -> mx.array | np.ndarray:
+    """On MLX, or as they are if huge: MLX cannot adopt numpy's memory, and a second copy of a
+    large vocabulary's embedding would double the peak of loading. Their slabs are copied when
+    used, a few percent of the product's time. Views into a file are never kept.
+    """
+    owner: Any = codes
+    while isinstance(owner, np.ndarray) and owner.base is not None:
+        owner = owner.base
+    keep = codes.nbytes >= _HUGE and isinstance(owner, np.ndarray | bytes)
+    return codes if keep else mx.array(codes)
+
+
+def _by_slabs(shape: tuple[int, int], product: Callable[[slice], mx.array]) -> mx.array:
+    """[n, out] from the products of runs of output rows, each run at most `_SLAB` weights."""
+    out, inner = shape
     step = max(1, _SLAB // inner)
-    return [(at, min(step, out - at)) for at in range(0, out, step)]
+    if out <= step:
+        return product(slice(0, out))
+    parts = []
+    for at in range(0, out, step):
+        parts.append(product(slice(at, min(at + step, out))))
+        mx.eval(parts[-1])  # one slab in float32 at a time
+    return mx.concatenate(parts, axis=-1)

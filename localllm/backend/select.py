@@ -25,7 +25,7 @@ class BackendStatus:
     name: str
     available: bool
     reason: str
-    hint: str | None = None  # how to get what is missing
+    hint: str | None = None
     kv_value_bytes: float = 4.0
 
 
@@ -93,9 +93,8 @@ def _probe_reference() -> BackendStatus:
     # Looked up, not imported: `localllm doctor` and the error paths stay quick.
     if importlib.util.find_spec("mlx") is None or importlib.util.find_spec("mlx.core") is None:
         package = "mlx" if sys.platform == "darwin" else "mlx[cpu]"
-        return BackendStatus(
-            "reference", False, "MLX is not installed", hint=f"pip install '{package}'"
-        )
+        hint = f"pip install '{package}'"
+        return BackendStatus("reference", False, "MLX is not installed", hint)
     return BackendStatus(
         "reference", True, "plain MLX in float32 on the CPU; exact, and slow beyond small models"
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,14 +12,10 @@ from localllm.checkpoint.base import Format
 from localllm.checkpoint.finite import require_finite
 from localllm.checkpoint.mlx_quantization import Packing, read_quantization
 from localllm.checkpoint.safetensors import SafetensorsFile, StoredTensor
+from localllm.checkpoint.shards import INDEX, find_shards, read_index, read_json
 from localllm.checkpoint.tensor import Affine, GroupValues, Tensor
 from localllm.checkpoint.weight_file import missing_tensor
 from localllm.errors import CheckpointError
-
-INDEX = "model.safetensors.index.json"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_MAX_JSON_BYTES = 64 << 20
-_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 
 
 class FolderCheckpoint:
@@ -35,11 +29,12 @@ class FolderCheckpoint:
         self.config: Mapping[str, Any] = read_json(folder / "config.json")
         self._quantization = read_quantization(folder / "config.json", self.config)
         self.format: Format = "safetensors" if self._quantization is None else "mlx"
-        index = _read_index(folder) if shards is None else {}
+        index: dict[str, str] = {}
+        if shards is None:
+            index = read_index(folder)
+            shards = sorted({folder / file for file in index.values()}) or find_shards(folder)
         try:
-            for path in (
-                shards or sorted({folder / file for file in index.values()}) or find_shards(folder)
-            ):
+            for path in shards:
                 self._open(path)
             for name, file in index.items():
                 if name not in self._where or self._where[name].path.name != file:
@@ -90,7 +85,6 @@ class FolderCheckpoint:
     def tensor(self, name: str) -> Tensor:
         """Raises `CheckpointError` if missing, inconsistent or not finite, `UnsupportedModel`
         for a type that holds no weights."""
-        self._stored(name)
         packing = self._packing(name)
         file = self._where[name]
         tensor = file.dense(name) if packing is None else self._affine(name, packing)
@@ -122,7 +116,11 @@ class FolderCheckpoint:
         where = f"{self._where[name].path}: tensor '{name}'"
         if packing is None:
             raise CheckpointError(f"{where} is packed, but config.json says it is not quantized")
-        if not stored.shape or stored.shape[-1] * 32 % (packing.bits * packing.group):
+        if (
+            len(stored.shape) < 2
+            or 0 in stored.shape
+            or stored.shape[-1] * 32 % (packing.bits * packing.group)
+        ):
             raise CheckpointError(
                 f"{where} of shape {list(stored.shape)} does not hold whole groups of "
                 f"{packing.group} codes of {packing.bits} bits"
@@ -161,70 +159,3 @@ class FolderCheckpoint:
 
 def _sides(layer: str) -> tuple[str, str]:
     return f"{layer}.scales", f"{layer}.biases"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of bounded size. Raises `CheckpointError`."""
-    try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_JSON_BYTES + 1)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(text) > _MAX_JSON_BYTES:
-        raise CheckpointError(f"{path}: is larger than {_MAX_JSON_BYTES >> 20} MiB")
-    try:
-        value = json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: is not a JSON object")
-    return value
-
-
-def _read_index(folder: Path) -> dict[str, str]:
-    """Tensor name -> file name, or nothing when the folder has no index."""
-    path = folder / INDEX
-    if not path.exists():
-        return {}
-    names = read_json(path).get("weight_map")
-    if not isinstance(names, dict) or not names:
-        raise CheckpointError(f"{path}: has no 'weight_map' of tensors and files")
-    for tensor, file in names.items():
-        # A plain name only: an index must not reach out of its folder.
-        if not isinstance(file, str) or Path(file).name != file or "\\" in file or "\0" in file:
-            raise CheckpointError(f"{path}: tensor '{tensor}' is in {file!r}, not a file name")
-        if not file.endswith(".safetensors"):
-            raise CheckpointError(f"{path}: tensor '{tensor}' is in '{file}', no safetensors file")
-    for file in sorted(set(names.values())):
-        if not (folder / file).exists():
-            raise CheckpointError(
-                f"{folder}: shard {file} is missing, which {INDEX} names",
-                hint="Download the missing file into the folder.",
-            )
-    return names
-
-
-def find_shards(folder: Path) -> list[Path]:
-    """The weight files of a folder without an index; empty when it has none.
-
-    Raises `CheckpointError` when shards are missing, or several files could be the model.
-    """
-    found = sorted(path for path in folder.glob("*.safetensors"))
-    model = [path for path in found if path.name.startswith("model")] or found
-    shards = [match for path in model if (match := _SHARD.fullmatch(path.name))]
-    if len(shards) == len(model) and model:
-        have = {(stem, int(number), count) for stem, number, count in (m.groups() for m in shards)}
-        for stem, _, count in sorted(have):
-            for number in range(1, min(int(count), 10_000) + 1):
-                if (stem, number, count) not in have:
-                    missing = f"{stem}-{number:05d}-of-{count}.safetensors"
-                    raise CheckpointError(
-                        f"{folder}: shard {missing} is missing",
-                        hint="Download the missing file into the folder.",
-                    )
-    elif len(model) > 1:
-        raise CheckpointError(
-            f"{folder}: has several models: {', '.join(path.name for path in model)}",
-            hint="Name the file to open.",
-        )
-    return model

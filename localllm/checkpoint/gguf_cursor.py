@@ -73,9 +73,16 @@ class Cursor:
         if size > limit and size <= self.end - self.position:
             raise self.error(f"{what} is {size} bytes long; {limit} are possible")
         try:
-            return self.take(size, what).decode("utf-8")
+            return self.take(size, what).decode()
         except UnicodeDecodeError as error:
             raise self.error(f"{what} is not valid UTF-8") from error
+
+    def name(self, what: str, limit: int) -> str:
+        """A string fit to be shown in a terminal."""
+        name = self.string(what, limit)
+        if not name.isprintable():
+            raise self.error(f"{what} is unprintable: {name!r}")
+        return name
 
     def value(self, what: str) -> Any:
         """A typed value; arrays come as `StoredArray`, checked but not decoded."""

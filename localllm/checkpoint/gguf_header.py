@@ -109,7 +109,7 @@ def _check_version(cursor: Cursor) -> None:
 def _read_metadata(cursor: Cursor, count: int) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for index in range(count):
-        key = cursor.string(f"metadata key {index}", _MAX_NAME_BYTES)
+        key = cursor.name(f"metadata key {index}", _MAX_NAME_BYTES)
         if key in values:
             raise cursor.error(f"metadata key '{key}' is listed twice")
         values[key] = cursor.value(f"metadata key '{key}'")
@@ -130,7 +130,7 @@ def _alignment(cursor: Cursor, metadata: Metadata) -> int:
 
 
 def _read_tensor_info(cursor: Cursor, index: int, alignment: int) -> TensorInfo:
-    name = cursor.string(f"the name of tensor {index}", _MAX_NAME_BYTES)
+    name = cursor.name(f"the name of tensor {index}", _MAX_NAME_BYTES)
     where = f"tensor '{name}'"
     dims = cursor.integer("<I", f"{where}: the number of dimensions")
     if dims > _MAX_DIMS:

@@ -5,26 +5,36 @@ from __future__ import annotations
 from pathlib import Path
 
 from localllm.checkpoint.base import Checkpoint
-from localllm.checkpoint.folder import INDEX, PICKLES, FolderCheckpoint, find_shards
+from localllm.checkpoint.folder import FolderCheckpoint
 from localllm.checkpoint.gguf import GGUFCheckpoint, part_paths
+from localllm.checkpoint.shards import INDEX, find_shards, is_shard
 from localllm.checkpoint.weight_file import WeightFile
 from localllm.errors import CheckpointError
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Opens a folder of safetensors, a folder with one .gguf model, a .gguf file (any part of a
-    split one), or a .safetensors file with its config.json beside it.
+    split one), or a .safetensors file with its config.json beside it (a shard: the whole model).
 
     Headers are read and checked, weights are not. Raises `CheckpointError` naming the file for
     what is missing or damaged, `UnsupportedModel` for a format or quantization that is not read.
     """
-    path = Path(path).expanduser()
+    path = Path(path)
+    try:
+        return _open(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _open(path: Path) -> Checkpoint:
     if path.is_dir():
         return _open_folder(path)
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")
     suffix = path.suffix.lower()
-    if suffix in PICKLES:
+    if suffix in _PICKLES:
         raise _pickle(path)
     if suffix == ".safetensors":
         return _open_lone_file(path)
@@ -53,7 +63,7 @@ def _open_folder(folder: Path) -> Checkpoint:
             )
         return GGUFCheckpoint(models[0])
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in PICKLES:
+        if path.suffix.lower() in _PICKLES:
             raise _pickle(path)
     raise CheckpointError(
         f"{folder}: holds no weights: neither .safetensors nor .gguf files",
@@ -68,7 +78,7 @@ def _open_lone_file(path: Path) -> Checkpoint:
             f"{path}: has no config.json beside it, so the architecture is unknown",
             hint="Put the model's config.json into the same folder.",
         )
-    return FolderCheckpoint(path.parent, [path])
+    return FolderCheckpoint(path.parent, None if is_shard(path) else [path])
 
 
 def _starts_like_gguf(path: Path) -> bool:

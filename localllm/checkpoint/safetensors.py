@@ -9,6 +9,7 @@ import json
 import math
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,7 @@ class SafetensorsFile:
         if stored.dtype not in _WEIGHTS:
             raise UnsupportedModel(
                 f"{self.path}: tensor '{name}' is {stored.dtype}; weights can be "
-                f"{', '.join(_WEIGHTS)}, or integers of an MLX-quantized model",
+                f"{', '.join(_WEIGHTS)}, or U32 where config.json describes MLX's quantization",
                 hint="Convert the model to BF16, or get it in another format.",
             )
         layout, dtype = _WEIGHTS[stored.dtype]
@@ -117,9 +118,8 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise CheckpointError(f"{path}: the header lists '{twice}' twice")
+            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+            raise CheckpointError(f"{path}: the header lists {twice!r} twice")
         return found
 
     try:
@@ -132,6 +132,8 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
 
 
 def _stored(file: WeightFile, name: str, entry: Any, start: int) -> StoredTensor:
+    if not name.isprintable():  # it will be shown in a terminal
+        raise CheckpointError(f"{file.path}: a tensor has the unprintable name {name!r}")
     where = f"{file.path}: tensor '{name}'"
     if not isinstance(entry, dict):
         raise CheckpointError(f"{where} has no description in the header")

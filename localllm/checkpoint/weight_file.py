@@ -15,6 +15,10 @@ import numpy as np
 
 from localllm.errors import CheckpointError
 
+# Touching one page of a map brings in its neighbours, up to a megabyte here and there: many small
+# views would hold most of the file in memory.
+_SMALL = 4 << 20
+
 
 class WeightFile:
     """Raises `CheckpointError` if the path is no readable file, or plainly holds no weights."""
@@ -22,18 +26,20 @@ class WeightFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            if not stat.S_ISREG(path.stat().st_mode):  # asked first: opening a pipe would wait
+                raise CheckpointError(f"{path}: is not a regular file")
+            self._file = path.open("rb", buffering=0)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be opened: {error.strerror}") from error
         try:
-            status = os.fstat(self._fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise CheckpointError(f"{path}: is not a regular file")
-            self.size = status.st_size
-            _refuse_impostors(path, os.pread(self._fd, 64, 0))
-            self._map = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
+            self.size = os.fstat(self._file.fileno()).st_size
+            _refuse_impostors(path, os.pread(self._file.fileno(), 64, 0))
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            self._file.close()
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
         except BaseException:
-            os.close(self._fd)
+            self._file.close()
             raise
 
     @property
@@ -43,30 +49,30 @@ class WeightFile:
 
     def read(self, offset: int, size: int) -> bytes:
         """A private copy; unlike a view it leaves no mapped pages behind."""
-        data = os.pread(self._fd, size, offset)
-        while len(data) < size:  # one call returns at most 2 GiB
-            more = os.pread(self._fd, size - len(data), offset + len(data))
-            if not more:
-                raise CheckpointError(f"{self.path}: became shorter while it was read")
-            data += more
+        try:
+            data = os.pread(self._file.fileno(), size, offset)
+            while len(data) < size:  # one call returns at most 2 GiB
+                more = os.pread(self._file.fileno(), size - len(data), offset + len(data))
+                if not more:
+                    raise CheckpointError(f"{self.path}: became shorter while it was read")
+                data += more
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read: {error.strerror}") from error
         return data
 
     def array(self, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-        """A read-only view into the map, or a copy where the file leaves the values unaligned."""
+        """Read-only: a view into the map, or a copy of what is small or unaligned in the file."""
         count = math.prod(shape)
-        if count == 0:
-            return np.empty(shape, dtype)
-        if offset % dtype.itemsize:
-            return np.frombuffer(self.read(offset, count * dtype.itemsize), dtype).reshape(shape)
+        nbytes = count * dtype.itemsize
+        if nbytes < _SMALL or offset % dtype.itemsize:
+            return np.frombuffer(self.read(offset, nbytes), dtype).reshape(shape)
         return np.frombuffer(self._map, dtype, count, offset).reshape(shape)
 
     def close(self) -> None:
         """Views handed out stay valid: the map lives as long as they do."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            with contextlib.suppress(BufferError):
-                self._map.close()
+        self._file.close()
+        with contextlib.suppress(BufferError):
+            self._map.close()
 
 
 def _refuse_impostors(path: Path, head: bytes) -> None:

@@ -4,7 +4,15 @@ from localllm.hub.catalog import CatalogEntry, load_catalog
 from localllm.hub.manifest import Manifest
 from localllm.hub.names import parse_name
 from localllm.hub.progress import Progress
-from localllm.hub.resolve import StoredModel, installed, pull, remove, resolve
+from localllm.hub.resolve import (
+    StoredModel,
+    installed,
+    pull,
+    remove,
+    resolve,
+    size_on_disk,
+    verify,
+)
 
 __all__ = [
     "CatalogEntry",
@@ -17,4 +25,6 @@ __all__ = [
     "pull",
     "remove",
     "resolve",
+    "size_on_disk",
+    "verify",
 ]

@@ -54,13 +54,15 @@ class DefaultSampling:
 
 @dataclass(frozen=True)
 class CatalogEntry:
-    """A model by its short name. `template` tells what is special about its chat template."""
+    """A model by its short name. `template` tells what is special about its chat template;
+    `draft` names a smaller model of the same vocabulary."""
 
     name: str
     title: str
     parameters: int
     context: int
     licence: str
+    vocabulary: str
     kind: Literal["chat", "base"]
     template: str
     checked: Checked
@@ -108,8 +110,10 @@ def parse_catalog(text: str) -> Catalog:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"catalog entry {name!r}: {error!r}") from error
     for entry in entries.values():
-        if entry.draft is not None and entry.draft not in entries:
-            raise ValueError(f"catalog entry {entry.name!r}: no draft model {entry.draft!r}")
+        if entry.draft is not None:
+            draft = entries.get(entry.draft)
+            if draft is None or draft.vocabulary != entry.vocabulary:
+                raise ValueError(f"catalog entry {entry.name!r}: {entry.draft!r} cannot draft")
     for family in {entry.family for entry in entries.values()}:
         defaults = [e.name for e in entries.values() if e.family == family and e.default]
         if len(defaults) != 1:

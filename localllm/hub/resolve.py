@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from localllm.errors import DownloadError, ModelNotFound, StoreError, UnsupportedModel
+from localllm.errors import (
+    DownloadError,
+    LocalLLMError,
+    ModelNotFound,
+    StoreError,
+    UnsupportedModel,
+)
 from localllm.hub.catalog import CatalogEntry, Source, load_catalog
+from localllm.hub.environment import is_set
 from localllm.hub.fetched import Fetched
 from localllm.hub.manifest import Manifest
 from localllm.hub.names import parse_name
 from localllm.hub.progress import Progress, Silent
-from localllm.hub.refs import CatalogRef, HubRef, LocalRef, ModelRef
-from localllm.hub.store import DamagedModel, Store, store_key
+from localllm.hub.refs import CatalogRef, HubRef, LocalRef, ModelRef, SourceRef
+from localllm.hub.store import DamagedModelError, Store, folder_size, store_key
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,10 @@ def resolve(
     offline: never use the network; None: as LOCALLLM_OFFLINE says. A damaged model in the store
     is an error, not a reason to download. Raises ModelNotFound, DownloadError, StoreError.
     """
-    ref = parse_name(name)
+    store = Store()
+    ref = _reference(name, store)
     if isinstance(ref, LocalRef):
         return _local(ref)
-    store = Store()
     if manifest := store.find(str(ref)):
         return _stored(store, ref, manifest)
     return _pull(store, ref, progress or Silent(), offline, force=False)
@@ -57,17 +63,42 @@ def pull(
     force: bool = False,
 ) -> StoredModel:
     """Like `resolve`, but replaces a damaged model; with `force` also a sound one."""
-    ref = parse_name(name)
+    store = Store()
+    ref = _reference(name, store)
     if isinstance(ref, LocalRef):
         return _local(ref)
-    return _pull(Store(), ref, progress or Silent(), offline, force)
+    return _pull(store, ref, progress or Silent(), offline, force)
+
+
+def verify(
+    name: str, *, progress: Progress | None = None, offline: bool | None = None
+) -> StoredModel:
+    """Read every byte of a stored model; if its sha256 is not the manifest's, pull it again."""
+    progress = progress or Silent()
+    model = resolve(name, progress=progress, offline=offline)
+    if (manifest := model.manifest) is None:
+        return model
+
+    def update(done: int) -> None:
+        progress.update(f"checking {model.name}", done, manifest.size)
+
+    try:
+        Store().verify(manifest, update)
+    except DamagedModelError as error:
+        progress.say(f"{error}; fetching it again")
+        return pull(name, progress=progress, offline=offline, force=True)
+    return model
 
 
 def _pull(
-    store: Store, ref: ModelRef, progress: Progress, offline: bool | None, force: bool
+    store: Store,
+    ref: SourceRef | CatalogRef,
+    progress: Progress,
+    offline: bool | None,
+    force: bool,
 ) -> StoredModel:
     name = str(ref)
-    entry = load_catalog().get(name) if isinstance(ref, CatalogRef) else None
+    entry = _entry(ref)
     waited = False
 
     def on_wait() -> None:
@@ -76,14 +107,14 @@ def _pull(
         progress.say(f"another process is pulling {name}; waiting for it")
 
     if not force and (manifest := _sound(store, name, progress)):
+        progress.say(f"{name} is here already")
         return _stored(store, ref, manifest)
     _refuse_offline(name, offline)
     with store.pulling(name, on_wait) as work:
         # Whoever held the lock before us may have brought it.
         if (waited or not force) and (manifest := _sound(store, name, Silent())):
             return _stored(store, ref, manifest)
-        sources = entry.sources if entry else (Source(ref),)  # type: ignore[arg-type]
-        source, fetched = _first(name, sources, work, progress)
+        source, fetched = _first(name, _sources(ref), work, progress)
         manifest = Manifest(
             name=name,
             source=str(source.ref),
@@ -100,7 +131,7 @@ def _first(
     name: str, sources: Sequence[Source], work: Path, progress: Progress
 ) -> tuple[Source, Fetched]:
     """The first source that delivers. What went wrong with the others is said or raised."""
-    failures: list[tuple[Source, Exception]] = []
+    failures: list[tuple[Source, LocalLLMError]] = []
     for source in sources:
         if failures:
             progress.say(f"{failures[-1][1]}; trying {source.ref}")
@@ -112,7 +143,7 @@ def _first(
                 raise
             failures.append((source, error))
     reasons = "".join(f"\n  {source.ref}: {error}" for source, error in failures)
-    hints = {error.hint for _, error in failures if getattr(error, "hint", None)}
+    hints = {error.hint for _, error in failures if error.hint}
     raise DownloadError(
         f"{name} could not be fetched from any of its sources:{reasons}",
         hint="; ".join(sorted(hints)) or None,
@@ -133,7 +164,7 @@ def _fetch(source: Source, work: Path, progress: Progress) -> Fetched:
 def _sound(store: Store, name: str, progress: Progress) -> Manifest | None:
     try:
         return store.find(name)
-    except DamagedModel as error:
+    except DamagedModelError as error:
         progress.say(f"{error}; fetching it again")
         return None
 
@@ -142,8 +173,31 @@ def _stored(store: Store, ref: ModelRef, manifest: Manifest) -> StoredModel:
     folder = store.folder(manifest.name)
     only = manifest.files[0].name if len(manifest.files) == 1 else None
     path = folder / only if only and only.lower().endswith(".gguf") else folder
-    entry = load_catalog().get(ref.name) if isinstance(ref, CatalogRef) else None
-    return StoredModel(manifest.name, path, ref, manifest, entry)
+    return StoredModel(manifest.name, path, ref, manifest, _entry(ref))
+
+
+def _reference(name: str, store: Store) -> ModelRef:
+    try:
+        return parse_name(name)
+    except ModelNotFound:
+        # Pulled under a catalog name that a later version no longer has.
+        known = name.strip().lower()
+        if known and store.folder(known).is_dir():
+            return CatalogRef(known)
+        raise
+
+
+def _sources(ref: SourceRef | CatalogRef) -> tuple[Source, ...]:
+    if not isinstance(ref, CatalogRef):
+        return (Source(ref),)
+    entry = _entry(ref)
+    if entry is None:
+        raise ModelNotFound(f"{ref} is not in the catalog any more")
+    return entry.sources
+
+
+def _entry(ref: ModelRef) -> CatalogEntry | None:
+    return load_catalog().get(ref.name) if isinstance(ref, CatalogRef) else None
 
 
 def _refuse_offline(name: str, offline: bool | None) -> None:
@@ -157,11 +211,6 @@ def _refuse_offline(name: str, offline: bool | None) -> None:
             f"{name} is not on this machine, and offline was asked for",
             hint=f"run `localllm pull {name}` while online",
         )
-
-
-def is_set(variable: str) -> bool:
-    """An environment switch, read now: anything but empty, 0, false, no and off."""
-    return os.environ.get(variable, "").strip().lower() not in ("", "0", "false", "no", "off")
 
 
 def _local(ref: LocalRef) -> StoredModel:
@@ -197,30 +246,51 @@ def _in_folder(folder: Path) -> Path:
     )
 
 
-def installed(*, store: Store | None = None) -> list[StoredModel]:
+def installed() -> list[StoredModel]:
     """The sound models in the store, by name. Damaged ones are in `Store().kept()`."""
-    store = store or Store()
+    store = Store()
     return [
-        _stored(store, parse_name(kept.manifest.name), kept.manifest)
+        _stored(store, _reference(kept.manifest.name, store), kept.manifest)
         for kept in store.kept()
         if kept.manifest is not None and kept.problem is None
     ]
 
 
+def size_on_disk(name: str) -> int:
+    """Bytes that `remove` would free. Raises ModelNotFound if nothing of it is there."""
+    store = Store()
+    size = sum(folder_size(folder) for folder in _folders_of(name, store))
+    if size == 0:
+        raise ModelNotFound(
+            f"{name} is not in the store", hint="`localllm list` shows the models that are"
+        )
+    return size
+
+
 def remove(name: str) -> int:
     """Delete a model from the store, an interrupted pull of it included; returns bytes freed.
 
-    Raises ModelNotFound if nothing of it is there, StoreError if it cannot be deleted.
+    `name` may also be the folder's name, for a model too damaged to tell its own. Raises
+    ModelNotFound if nothing of it is there, StoreError if it cannot be deleted.
     """
-    ref = parse_name(name)
+    store = Store()
+    size_on_disk(name)
+    if _is_folder(name, store):
+        return store.remove_folder(store.home / "models" / name)
+    return store.remove(str(_reference(name, store)))
+
+
+def _folders_of(name: str, store: Store) -> list[Path]:
+    if _is_folder(name, store):
+        return [store.home / "models" / name]
+    ref = _reference(name, store)
     if isinstance(ref, LocalRef):
         raise ModelNotFound(
             f"{ref} is a file of yours, not a model in the store",
             hint="only pulled models are removed; `localllm list` shows them",
         )
-    freed = Store().remove(str(ref))
-    if freed == 0:
-        raise ModelNotFound(
-            f"{ref} is not in the store", hint="`localllm list` shows the models that are"
-        )
-    return freed
+    return [store.folder(str(ref)), store.partial(str(ref))]
+
+
+def _is_folder(name: str, store: Store) -> bool:
+    return any(kept.folder.name == name for kept in store.kept())

@@ -30,9 +30,9 @@ INDEX = "model.safetensors.index.json"
 
 # First the best answers for the size, then larger, then smaller ones.
 PREFERENCE = (
-    "Q4_K_M Q4_0 Q4_1 Q4_K_S Q4_K Q5_K_M Q5_0 Q5_1 Q5_K_S Q5_K Q6_K Q8_0 "
-    "BF16 F16 F32 Q3_K_L Q3_K_M Q3_K_S Q3_K Q2_K"
-).split()
+    *("Q4_K_M", "Q4_0", "Q4_1", "Q4_K_S", "Q4_K", "Q5_K_M", "Q5_0", "Q5_1", "Q5_K_S", "Q5_K"),
+    *("Q6_K", "Q8_0", "BF16", "F16", "F32", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q3_K", "Q2_K"),
+)
 
 _QUANT = re.compile(r"(?:^|[-._])((?:I?Q\d(?:_[A-Z0-9]+)*)|BF16|F16|FP16|F32|FP32)$", re.I)
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})$")

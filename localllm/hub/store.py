@@ -17,7 +17,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,10 +28,11 @@ from localllm.hub.manifest import MANIFEST, Manifest, StoredFile
 
 KEEP_PARTIAL = 7 * 24 * 3600  # seconds an interrupted pull can be resumed before it is swept
 SCRATCH = "tmp"  # inside a partial pull: never resumed, swept as soon as its process is dead
+_NAME = "name"  # in a partial pull: the model's name
 _BLOCK = 1 << 20
 
 
-class DamagedModel(StoreError):
+class DamagedModelError(StoreError):
     """A kept model whose files are not what its manifest says; pulling again repairs it."""
 
 
@@ -86,7 +87,7 @@ class Store:
     def find(self, name: str) -> Manifest | None:
         """The manifest of a model that is here whole (sizes checked), or None.
 
-        Raises DamagedModel when something is here that cannot be used.
+        Raises DamagedModelError when something is here that cannot be used.
         """
         folder = self.folder(name)
         try:
@@ -100,25 +101,29 @@ class Store:
         try:
             manifest = Manifest.read(folder)
         except StoreError as error:
-            raise DamagedModel(str(error), hint=again) from error
+            raise DamagedModelError(str(error), hint=again) from error
         if manifest.name != name:
-            raise DamagedModel(f"{folder / MANIFEST} is about {manifest.name!r}", hint=again)
+            raise DamagedModelError(f"{folder / MANIFEST} is about {manifest.name!r}", hint=again)
         for file in manifest.files:
             if problem := _size_problem(folder / file.name, file):
-                raise DamagedModel(f"the stored {name} is damaged: {problem}", hint=again)
+                raise DamagedModelError(f"the stored {name} is damaged: {problem}", hint=again)
         return manifest
 
     def verify(self, manifest: Manifest, update: Callable[[int], None]) -> None:
         """Read every file and compare its sha256; `update` gets the bytes read so far.
 
-        Raises DamagedModel naming the first file that differs.
+        Raises DamagedModelError naming the first file that differs.
         """
         done = 0
         folder = self.folder(manifest.name)
         for file in manifest.files:
-            digest = hash_file(folder / file.name, lambda count, base=done: update(base + count))
+
+            def report(count: int, before: int = done) -> None:
+                update(before + count)
+
+            digest = hash_file(folder / file.name, report)
             if digest != file.sha256:
-                raise DamagedModel(
+                raise DamagedModelError(
                     f"the stored {manifest.name} is damaged: {folder / file.name} has sha256 "
                     f"{digest}, not {file.sha256}",
                     hint=f"run `localllm pull {manifest.name}` to fetch it again",
@@ -144,20 +149,19 @@ class Store:
     @contextmanager
     def pulling(self, name: str, on_wait: Callable[[], None]) -> Iterator[Path]:
         """Hold the model's lock; yields the folder to work in. Sweeps what dead pulls left."""
-        with telling_os_errors(self.home):
-            for part in ("models", "partial", "locks", "trash"):
-                (self.home / part).mkdir(parents=True, exist_ok=True)
-            lock = file_lock(self._lock(name), on_wait)
-            lock.__enter__()
-        try:
-            self._sweep(name)
+        with ExitStack() as held:
             with telling_os_errors(self.home):
+                for part in ("models", "partial", "locks", "trash"):
+                    (self.home / part).mkdir(parents=True, exist_ok=True)
+                held.enter_context(file_lock(self._lock(name), on_wait))
+                self._sweep(name)
                 work = self.partial(name)
                 work.mkdir(exist_ok=True)
-                (work / "name").write_text(name, encoding="utf-8")
-            yield work
-        finally:
-            lock.__exit__(None, None, None)
+                (work / _NAME).write_text(name, encoding="utf-8")
+            try:
+                yield work
+            finally:
+                _drop_if_empty(work)
 
     def commit(self, staged: Path, manifest: Manifest) -> None:
         """Make the files in `staged` the model, in one rename, and drop the partial folder.
@@ -204,7 +208,7 @@ class Store:
         found = []
         for folder in _folders(self.home / "partial"):
             try:
-                found.append(((folder / "name").read_text(encoding="utf-8"), folder_size(folder)))
+                found.append(((folder / _NAME).read_text(encoding="utf-8"), folder_size(folder)))
             except (OSError, UnicodeDecodeError):
                 continue
         return sorted(found)
@@ -260,6 +264,12 @@ def folder_size(folder: Path) -> int:
             except OSError:
                 continue  # deleted meanwhile
     return total
+
+
+def _drop_if_empty(work: Path) -> None:
+    """A pull that ended without fetching anything leaves nothing to resume."""
+    if work.is_dir() and not any(p.is_file() and p.name != _NAME for p in work.rglob("*")):
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _folders(parent: Path) -> list[Path]:

