@@ -6,6 +6,7 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -45,7 +46,8 @@ GroupSource group_source(const AnyMatrix& values, const std::optional<AnyMatrix>
   using nb::dlpack::dtype_code;
   GroupSource s;
   s.half = is_type(values, dtype_code::Float, 16);
-  check(s.half || is_type(values, dtype_code::Float, 32), "group values must be float16 or float32");
+  check(s.half || is_type(values, dtype_code::Float, 32),
+        "group values must be float16 or float32");
   check(to_int(values.shape(0)) == rows, "group values do not match the rows");
   s.values = values.data();
   s.values_per_row = to_int(values.shape(1));
@@ -117,8 +119,7 @@ int64_t first_seen(const Program& program, int64_t position) {
   return first;
 }
 
-std::unique_ptr<Decoder> make_decoder(std::shared_ptr<WeightStore> store,
-                                      const ModelConfig& config,
+std::unique_ptr<Decoder> make_decoder(std::shared_ptr<WeightStore> store, const ModelConfig& config,
                                       const std::vector<LayerConfig>& layers, int kv_bits,
                                       int block, int blocks, int threads,
                                       const std::string& kernels) {
@@ -126,8 +127,8 @@ std::unique_ptr<Decoder> make_decoder(std::shared_ptr<WeightStore> store,
   check(threads > 0 && threads <= 1024, "threads must be from 1 to 1024");
   const Kernels* table = find_kernels(kernels);
   check(table != nullptr, "these kernels cannot run here");
-  return std::make_unique<Decoder>(std::move(store), config, layers, kv_kind(kv_bits), block, blocks, threads,
-                                   *table);
+  return std::make_unique<Decoder>(std::move(store), config, layers, kv_kind(kv_bits), block,
+                                   blocks, threads, *table);
 }
 
 using RopeInput = std::pair<Array<float, 2>, Array<int32_t, 1>>;

@@ -184,9 +184,8 @@ void Decoder::feed_forward(const Step& step, const Layer& layer) {
 void Decoder::logits(const Step& step) {
   const ModelConfig& c = program_.config;
   if (step.logits == 0) return;
-  each_row(step.logits, 4 * c.hidden, [&](int i) {
-    enter(program_.final_norm, x_.row(step.logit_rows[i]), &normed_, i);
-  });
+  each_row(step.logits, 4 * c.hidden,
+           [&](int i) { enter(program_.final_norm, x_.row(step.logit_rows[i]), &normed_, i); });
   const Input in = normed_.input(0, step.logits, !c.float_activations);
   const Matrix& head = *program_.head;
   pool_.parallel(head.panels(), panel_grain(head, head.panels(), step.logits),
@@ -196,8 +195,7 @@ void Decoder::logits(const Step& step) {
                    const int at = first * kLanes, n = std::min(last * kLanes, c.vocab) - at;
                    for (int i = 0; i < step.logits; ++i) {
                      float* row = step.out + static_cast<ptrdiff_t>(i) * c.vocab + at;
-                     if (program_.head_bias)
-                       k_.add_scaled(program_.head_bias + at, n, 1.0f, row);
+                     if (program_.head_bias) k_.add_scaled(program_.head_bias + at, n, 1.0f, row);
                      k_.finish_logits(row, n, c.logit_scale, c.logit_softcap);
                    }
                  });

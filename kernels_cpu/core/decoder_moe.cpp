@@ -70,7 +70,8 @@ void Decoder::mixture(const Step& step, const Layer& layer) {
       active.push_back(e);
   const auto share = [&](int panels, const Matrix& like, auto&& work) {
     const int total = panels * static_cast<int>(active.size());
-    const int grain = std::min(panels, panel_grain(like, total, slots / static_cast<int>(active.size())));
+    const int grain =
+        std::min(panels, panel_grain(like, total, slots / static_cast<int>(active.size())));
     pool_.parallel(total, grain, [&](int first, int last, int thread) {
       void* scratch = thread_scratch_[static_cast<size_t>(thread)].data();
       while (first < last) {
@@ -90,8 +91,7 @@ void Decoder::mixture(const Step& step, const Layer& layer) {
                         up_.row(start), gate_.stride(), from, to, scratch);
         });
   each_row(slots, 2 * c.hidden, [&](int s) {
-    std::memcpy(expert_inner_.row(s), gate_.row(s),
-                static_cast<size_t>(c.hidden) * sizeof(float));
+    std::memcpy(expert_inner_.row(s), gate_.row(s), static_cast<size_t>(c.hidden) * sizeof(float));
     quantize(&expert_inner_, s, c.hidden);
   });
   share(any.down->panels(), *any.down,
@@ -103,7 +103,8 @@ void Decoder::mixture(const Step& step, const Layer& layer) {
     float* y = y_.row(r);
     std::memset(y, 0, static_cast<size_t>(width) * sizeof(float));
     for (int i = 0; i < c.top_k; ++i) {
-      const auto at = static_cast<size_t>(r) * static_cast<size_t>(c.top_k) + static_cast<size_t>(i);
+      const auto at =
+          static_cast<size_t>(r) * static_cast<size_t>(c.top_k) + static_cast<size_t>(i);
       k_.add_scaled(expert_out_.row(slot_of_[at]), width, chosen_weight_[at], y);
     }
     add_residual(layer, layer.ffn_post_norm, nullptr, r);

@@ -28,8 +28,8 @@ Region Region::allocate(size_t bytes) {
   const bool large = bytes >= kHugePage;
   r.size_ = round_up(bytes, 4096);
   r.mapped_size_ = r.size_ + (large ? kHugePage : 0);
-  r.mapped_ = mmap(nullptr, r.mapped_size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                   -1, 0);
+  r.mapped_ =
+      mmap(nullptr, r.mapped_size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (r.mapped_ == MAP_FAILED) {
     r.mapped_ = nullptr;
     throw std::bad_alloc();

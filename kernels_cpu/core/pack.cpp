@@ -121,8 +121,8 @@ float table_value(const GroupTable& t, const uint8_t* panel, int g, int l) {
   }
   if (!t.multiplier) return value;
   const uint8_t m = panel[t.multipliers_at + static_cast<size_t>(g) * kLanes + l];
-  return value * (t.multiplier > 0 ? static_cast<float>(m)
-                                   : static_cast<float>(static_cast<int8_t>(m)));
+  return value *
+         (t.multiplier > 0 ? static_cast<float>(m) : static_cast<float>(static_cast<int8_t>(m)));
 }
 
 void check(bool good, const char* what) {

@@ -62,8 +62,8 @@ class Resolver {
 };
 
 void check(const LayerConfig& c) {
-  const bool good = c.heads > 0 && c.kv_heads > 0 && c.heads % c.kv_heads == 0 &&
-                    c.head_dim > 0 && c.head_dim <= 4096 && c.hidden > 0 && c.rope_half >= 0 &&
+  const bool good = c.heads > 0 && c.kv_heads > 0 && c.heads % c.kv_heads == 0 && c.head_dim > 0 &&
+                    c.head_dim <= 4096 && c.hidden > 0 && c.rope_half >= 0 &&
                     2 * c.rope_half <= c.head_dim && c.window >= 0 && c.experts >= 0 &&
                     (c.experts == 0 || (c.top_k > 0 && c.top_k <= c.experts && c.gated));
   if (!good) throw std::invalid_argument("layer settings contradict each other");

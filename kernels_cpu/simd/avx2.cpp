@@ -9,9 +9,7 @@ constexpr int kTileRows = 2;
 constexpr int kDenseRows = 6;
 constexpr int kAttentionRows = 3;
 
-inline __m256i load256(const void* p) {
-  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
-}
+inline __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline __m256i broadcast4(const int8_t* x) {
   int32_t four;
   __builtin_memcpy(&four, x, sizeof(four));
@@ -61,7 +59,8 @@ void unpack(const uint8_t* block, uint8_t* out) {
                           codes_of<BITS>(block, v, half));
 }
 
-// Sums ROWS x 16 dot products; code(v, half) yields the codes, row m's inputs lie at x + m * stride.
+// Sums ROWS x 16 dot products; code(v, half) yields the codes, row m's inputs lie at x + m *
+// stride.
 template <int BITS, int FIRST, int LAST, int ROWS, class Code>
 inline __attribute__((always_inline)) void dot_rows(Code code, const int8_t* x, ptrdiff_t stride,
                                                     IVec (&dot)[ROWS]) {
@@ -91,8 +90,8 @@ inline __attribute__((always_inline)) void dot_rows(Code code, const int8_t* x, 
 template <int BITS, int FIRST, int LAST>
 inline __attribute__((always_inline)) IVec dot_packed(const uint8_t* block, const int8_t* x) {
   IVec dot[1];
-  dot_rows<BITS, FIRST, LAST, 1>([&](int v, int half) { return codes_of<BITS>(block, v, half); },
-                                 x, 0, dot);
+  dot_rows<BITS, FIRST, LAST, 1>([&](int v, int half) { return codes_of<BITS>(block, v, half); }, x,
+                                 0, dot);
   return dot[0];
 }
 

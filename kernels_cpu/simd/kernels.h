@@ -21,10 +21,10 @@ enum class Activation : int32_t { kSilu, kGelu, kGeluTanh, kRelu };
 // One float per weight group and row: values, optionally times small integers (K-quants).
 struct GroupTable {
   bool present = false;
-  bool half = false;             // values are float16, else float32
-  int multiplier = 0;            // 0 none, 1 uint8, -1 int8
-  int groups_per_value = 1;      // > 1 only with a multiplier
-  size_t values_at = 0;          // offsets inside a panel
+  bool half = false;         // values are float16, else float32
+  int multiplier = 0;        // 0 none, 1 uint8, -1 int8
+  int groups_per_value = 1;  // > 1 only with a multiplier
+  size_t values_at = 0;      // offsets inside a panel
   size_t multipliers_at = 0;
 };
 
@@ -36,8 +36,8 @@ struct GroupTable {
 struct Matrix {
   int rows = 0, cols = 0;
   WeightKind kind = WeightKind::kFloat32;
-  int group = 0;        // inputs sharing a scale: 16, or a multiple of 32
-  int offset = 0;       // added to every stored code
+  int group = 0;   // inputs sharing a scale: 16, or a multiple of 32
+  int offset = 0;  // added to every stored code
   GroupTable scales, biases;
   size_t codes_at = 0;  // offset of the codes inside a panel
   size_t panel_bytes = 0;
@@ -73,7 +73,7 @@ struct NormParams {
   const float* gain;  // offset already added
   const float* bias;  // or null
   float eps;
-  bool layer;         // LayerNorm, else RMSNorm
+  bool layer;  // LayerNorm, else RMSNorm
 };
 
 enum class KvKind : int32_t { kFloat32, kFloat16, kInt8, kInt4 };
@@ -82,9 +82,9 @@ enum class KvKind : int32_t { kFloat32, kFloat16, kInt8, kInt4 };
 // quantized kinds append float16 scales, one per token and 32 entries, for K and for V.
 struct KvLayout {
   KvKind kind = KvKind::kFloat16;
-  int block = 32;       // tokens in a block
+  int block = 32;  // tokens in a block
   int head_dim = 0;
-  int padded_dim = 0;   // head_dim rounded up to 16
+  int padded_dim = 0;  // head_dim rounded up to 16
   size_t values_at = 0, key_scales_at = 0, value_scales_at = 0;
   size_t head_bytes = 0;
 };
@@ -95,9 +95,7 @@ struct KvHead {
   const uint8_t* base;
   size_t block_stride;
   const int32_t* table;
-  const uint8_t* block(int b) const {
-    return base + static_cast<size_t>(table[b]) * block_stride;
-  }
+  const uint8_t* block(int b) const { return base + static_cast<size_t>(table[b]) * block_stride; }
 };
 
 // Softmax state of one row: 16 partial sums, the maximum, the weighted sum of values.
@@ -113,8 +111,8 @@ struct AttentionRow {
 };
 
 struct AttentionParams {
-  int window = 0;             // 0: none
-  float softcap = 0.0f;       // 0: none. Scores are then multiplied by log2(e) afterwards.
+  int window = 0;        // 0: none
+  float softcap = 0.0f;  // 0: none. Scores are then multiplied by log2(e) afterwards.
 };
 
 struct Kernels {

@@ -10,7 +10,6 @@ namespace {
 // float16 with finite values held inside its range; NaN and infinity: NaN stays, infinity is held.
 inline Vec hold_half(const Vec& x) { return min(set1(65504.0f), max(set1(-65504.0f), x)); }
 
-
 // Codes of up to 32 entries, |code| <= limit, and their float16 scale. A group that is not finite
 // gets scale NaN.
 inline uint16_t quantize_entries(const float* x, int n, int limit, int8_t* codes) {

@@ -35,8 +35,7 @@ inline void expand(const GroupTable& t, const uint8_t* panel, int groups, int re
     if (t.multiplier > 0) v = mul(v, to_float(load_uint8(multipliers + g * kLanes)));
     if (t.multiplier < 0)
       v = mul(v, to_float(load_int8(reinterpret_cast<const int8_t*>(multipliers) + g * kLanes)));
-    for (int i = 0; i < repeat && written < count; ++i, ++written)
-      store(out + written * kLanes, v);
+    for (int i = 0; i < repeat && written < count; ++i, ++written) store(out + written * kLanes, v);
   }
   for (; written < count; ++written) store(out + written * kLanes, zero());
 }
@@ -183,8 +182,8 @@ void matmul_quantized(const Matrix& w, const Input& in, float* out, ptrdiff_t st
     const auto run = [&](auto tile_function, int rows) {
       for (; m + rows <= in.rows; m += rows)
         tile_function(p, codes, blocks, w.offset, in.q + m * in.q_stride, in.q_stride,
-                      in.info + m * in.info_stride, in.info_stride, out + m * stride + row,
-                      stride, valid_rows);
+                      in.info + m * in.info_stride, in.info_stride, out + m * stride + row, stride,
+                      valid_rows);
     };
     run(tile<BITS, HALVES, kTileRows>, kTileRows);
     run(tile<BITS, HALVES, 1>, 1);
@@ -298,20 +297,17 @@ template <int BITS>
 void matmul_bits(const Matrix& w, const Input& in, float* out, ptrdiff_t stride, int first,
                  int last, void* scratch) {
   if (!in.q) return matmul_dequantized<BITS>(w, in, out, stride, first, last, scratch);
-  if (w.group == 16)
-    return matmul_quantized<BITS, true>(w, in, out, stride, first, last, scratch);
+  if (w.group == 16) return matmul_quantized<BITS, true>(w, in, out, stride, first, last, scratch);
   matmul_quantized<BITS, false>(w, in, out, stride, first, last, scratch);
 }
 
 void matmul(const Matrix& w, const Input& in, float* out, ptrdiff_t stride, int first, int last,
             void* scratch) {
   switch (w.kind) {
-    case WeightKind::kFloat32:
-      return matmul_dense<Dense<float>>(w, in, out, stride, first, last);
+    case WeightKind::kFloat32: return matmul_dense<Dense<float>>(w, in, out, stride, first, last);
     case WeightKind::kFloat16:
       return matmul_dense<Dense<uint16_t>>(w, in, out, stride, first, last);
-    case WeightKind::kBfloat16:
-      return matmul_dense<Bfloat>(w, in, out, stride, first, last);
+    case WeightKind::kBfloat16: return matmul_dense<Bfloat>(w, in, out, stride, first, last);
     case WeightKind::kQ4: return matmul_bits<4>(w, in, out, stride, first, last, scratch);
     case WeightKind::kQ5: return matmul_bits<5>(w, in, out, stride, first, last, scratch);
     case WeightKind::kQ6: return matmul_bits<6>(w, in, out, stride, first, last, scratch);

@@ -34,8 +34,7 @@ void norm(const float* x, int n, const NormParams& p, float* out) {
 inline void quantize_group(const Vec& a, const Vec& b, int8_t* q, GroupInfo* info) {
   const IVec no_sign = set1(int32_t{0x7fffffff});
   // Compared as integers, infinity and NaN are the largest magnitudes.
-  const int32_t largest =
-      reduce_max(max(bit_and(bits(a), no_sign), bit_and(bits(b), no_sign)));
+  const int32_t largest = reduce_max(max(bit_and(bits(a), no_sign), bit_and(bits(b), no_sign)));
   const Vec top = from_bits(set1(largest));
   float lanes16[16];
   store(lanes16, top);

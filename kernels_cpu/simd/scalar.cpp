@@ -29,8 +29,7 @@ template <int BITS, int FIRST, int LAST>
 IVec dot_packed(const uint8_t* block, const int8_t* x) {
   IVec sum = {};
   for (int v = FIRST; v < LAST; ++v)
-    for (int i = 0; i < 64; ++i)
-      sum.v[i / 4] += code_at<BITS>(block, v, i) * x[4 * v + i % 4];
+    for (int i = 0; i < 64; ++i) sum.v[i / 4] += code_at<BITS>(block, v, i) * x[4 * v + i % 4];
   return sum;
 }
 

@@ -52,8 +52,7 @@ inline void store_half(uint16_t* p, Vec a) {
   for (int i = 0; i < 4; ++i) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(a.q[i])));
 }
 inline Vec load_bfloat(const uint16_t* p) {
-  return map(
-      [&](int i) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16)); });
+  return map([&](int i) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16)); });
 }
 
 inline Vec add(Vec a, Vec b) {
@@ -141,8 +140,8 @@ inline void store_int8(int8_t* p, IVec a) {
 inline IVec load_int8(const int8_t* p) {
   const int8x16_t bytes = vld1q_s8(p);
   const int16x8_t lo = vmovl_s8(vget_low_s8(bytes)), hi = vmovl_s8(vget_high_s8(bytes));
-  return {{vmovl_s16(vget_low_s16(lo)), vmovl_s16(vget_high_s16(lo)),
-           vmovl_s16(vget_low_s16(hi)), vmovl_s16(vget_high_s16(hi))}};
+  return {{vmovl_s16(vget_low_s16(lo)), vmovl_s16(vget_high_s16(lo)), vmovl_s16(vget_low_s16(hi)),
+           vmovl_s16(vget_high_s16(hi))}};
 }
 inline IVec load_uint8(const uint8_t* p) {
   const uint8x16_t bytes = vld1q_u8(p);
@@ -153,8 +152,7 @@ inline IVec load_uint8(const uint8_t* p) {
 }
 
 inline float reduce_add(Vec a) {
-  const float32x4_t four =
-      vaddq_f32(vaddq_f32(a.q[0], a.q[2]), vaddq_f32(a.q[1], a.q[3]));
+  const float32x4_t four = vaddq_f32(vaddq_f32(a.q[0], a.q[2]), vaddq_f32(a.q[1], a.q[3]));
   const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
   return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }

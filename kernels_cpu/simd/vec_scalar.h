@@ -21,11 +21,11 @@ struct Mask {
   bool v[16];
 };
 
-#define LOCALLLM_LANES(expression)         \
-  do {                                     \
-    for (int i = 0; i < 16; ++i) {         \
-      expression;                          \
-    }                                      \
+#define LOCALLLM_LANES(expression) \
+  do {                             \
+    for (int i = 0; i < 16; ++i) { \
+      expression;                  \
+    }                              \
   } while (0)
 
 inline Vec set1(float x) {
@@ -171,8 +171,8 @@ inline IVec load(const int32_t* p) {
 }
 inline IVec add(const IVec& a, const IVec& b) {
   IVec r;
-  LOCALLLM_LANES(r.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) +
-                                               static_cast<uint32_t>(b.v[i])));
+  LOCALLLM_LANES(
+      r.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) + static_cast<uint32_t>(b.v[i])));
   return r;
 }
 inline IVec bit_and(const IVec& a, const IVec& b) {
@@ -205,8 +205,7 @@ inline Vec to_float(const IVec& a) {
 // Nearest even, for |a| < 2^22. Adding 1.5 * 2^23 leaves the integer in the low bits.
 inline IVec to_int(const Vec& a) {
   IVec r;
-  LOCALLLM_LANES(
-      r.v[i] = static_cast<int32_t>(float_to_bits(a.v[i] + 12582912.0f) - 0x4b400000u));
+  LOCALLLM_LANES(r.v[i] = static_cast<int32_t>(float_to_bits(a.v[i] + 12582912.0f) - 0x4b400000u));
   return r;
 }
 inline void store_int8(int8_t* p, const IVec& a) {
