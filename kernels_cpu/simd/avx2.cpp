@@ -5,7 +5,7 @@
 namespace localllm::avx2 {
 namespace {
 
-constexpr int kTileRows = 2;
+constexpr int kTileRows = 3;
 constexpr int kDenseRows = 6;
 constexpr int kAttentionRows = 3;
 
@@ -59,8 +59,10 @@ void unpack(const uint8_t* block, uint8_t* out) {
                           codes_of<BITS>(block, v, half));
 }
 
-// Sums ROWS x 16 dot products; code(v, half) yields the codes, row m's inputs lie at x + m *
-// stride.
+// Keeps a sum where it is: without this GCC rewrites the chain as a tree and spills its leaves.
+inline void pin(__m256i& sum) { __asm__("" : "+x"(sum)); }
+
+// Sums ROWS x 16 dot products; code(v, half) yields the codes, row m's inputs lie at x + m * stride.
 template <int BITS, int FIRST, int LAST, int ROWS, class Code>
 inline __attribute__((always_inline)) void dot_rows(Code code, const int8_t* x, ptrdiff_t stride,
                                                     IVec (&dot)[ROWS]) {
@@ -77,6 +79,8 @@ inline __attribute__((always_inline)) void dot_rows(Code code, const int8_t* x, 
         const __m256i pa = products<BITS>(a, inputs), pb = products<BITS>(b, inputs);
         lo[m] = v == first ? pa : _mm256_add_epi16(lo[m], pa);
         hi[m] = v == first ? pb : _mm256_add_epi16(hi[m], pb);
+        pin(lo[m]);
+        pin(hi[m]);
       }
     }
 #pragma GCC unroll 8
