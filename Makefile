@@ -51,7 +51,8 @@ bench: $(SETUP) .venv/.stamp-bench ## measure; every figure in the README comes 
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 goldens: $(SETUP) .venv/.stamp-parity ## write the expected values in tests/ again, from the originals
-	@for script in scripts/goldens/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	@for script in scripts/goldens/[a-z]*.py; do echo "== $$script"; \
+	  $(BIN)/python -m "scripts.goldens.$$(basename $$script .py)" || exit 1; done
 
 clean: ## remove .venv, builds and caches; fetched models stay
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
