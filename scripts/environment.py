@@ -124,6 +124,8 @@ def check_compiler() -> None:
             check=False,
         )
         if run.returncode == 0:
+            # Else the build takes the one that Python itself was built with, which may not be here.
+            os.environ["CXX"] = name
             return
         complaint = f"{name} does not work:\n{run.stderr.strip()}\n\n"
     raise SetupError(complaint + COMPILER_HINT)

@@ -102,8 +102,14 @@ def test_a_compiler_that_does_not_work_is_shown_with_its_words(
         environment.check_compiler()
 
 
-def test_a_working_compiler_passes(environment: ModuleType) -> None:
+def test_the_compiler_that_was_checked_is_the_one_that_builds(
+    environment: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path / "clang++", "exit 0")
+    monkeypatch.setenv("CXX", "")
+    monkeypatch.setenv("PATH", str(tmp_path))
     environment.check_compiler()
+    assert os.environ["CXX"] == "clang++"
 
 
 @pytest.mark.parametrize("module", ["venv", "ensurepip"])
