@@ -284,12 +284,8 @@ class GGUFConfig:
         if self.model_type == "granite" and not values.get("attention_multiplier"):
             return {"attention_multiplier": values["head_dim"] ** -0.5}
         if self.model_type == "qwen3_moe":
-            dense = [n for n in range(self._layers) if not self._is_sparse(n)]
-            return {"norm_topk_prob": values.get("norm_topk_prob", True), "mlp_only_layers": dense}
+            return {"norm_topk_prob": values.get("norm_topk_prob", True)}
         return {}
-
-    def _is_sparse(self, layer: int) -> bool:
-        return f"blk.{layer}.ffn_gate_inp.weight" in self._checkpoint
 
     def _gemma(self, values: dict[str, Any]) -> dict[str, Any]:
         two = self.model_type == "gemma2"
