@@ -238,7 +238,8 @@ class Store:
                         continue
                     for scratch in folder.rglob(SCRATCH):
                         shutil.rmtree(scratch, ignore_errors=True)
-                    if time.time() - folder.stat().st_mtime > KEEP_PARTIAL:
+                    # Written anew by every pull, so its age is that of the last try.
+                    if time.time() - (folder / _NAME).stat().st_mtime > KEEP_PARTIAL:
                         shutil.rmtree(folder, ignore_errors=True)
             except OSError:
                 continue  # sweeping is a courtesy; the pull at hand goes on

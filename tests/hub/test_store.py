@@ -268,10 +268,11 @@ def test_too_old_leftovers_of_other_pulls_are_swept_and_young_ones_kept(
     old, young = (home / "partial" / store_key(f"pypi:{age}") for age in ("old", "young"))
     for folder in (old, young):
         (folder / "wheels").mkdir(parents=True)
+        (folder / "name").write_text("pypi:something")
         (folder / "wheels" / "a.whl").write_bytes(b"half")
         (folder / "source" / store_module.SCRATCH).mkdir(parents=True)
     week_ago = time.time() - store_module.KEEP_PARTIAL - 60
-    os.utime(old, (week_ago, week_ago))
+    os.utime(old / "name", (week_ago, week_ago))
     resolve(NAME)
     assert not old.exists()
     assert (young / "wheels" / "a.whl").exists()
