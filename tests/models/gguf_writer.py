@@ -96,14 +96,14 @@ def _write_sizes(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
     writer.add_feed_forward_length(get("intermediate_size") or 4 * hidden)
     writer.add_head_count(heads)
     if kind == "gpt2":
-        writer.add_layer_norm_eps(1e-5)
+        writer.add_layer_norm_eps(get("layer_norm_epsilon", 1e-5))
         return
     writer.add_head_count_kv(get("num_key_value_heads") or heads)
     if kind == "starcoder2":
-        writer.add_layer_norm_eps(1e-5)
+        writer.add_layer_norm_eps(get("norm_epsilon", 1e-5))
     else:
-        small = kind in ("mixtral", "phi3", "olmo2")
-        writer.add_layer_norm_rms_eps(1e-5 if small else 1e-6)
+        default = 1e-5 if kind in ("mixtral", "phi3", "olmo2") else 1e-6
+        writer.add_layer_norm_rms_eps(get("rms_norm_eps", default))
     if "head_dim" in config:
         writer.add_key_length(config["head_dim"])
         writer.add_value_length(config["head_dim"])

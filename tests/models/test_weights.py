@@ -142,6 +142,13 @@ def test_gemma3_multimodal_names_of_both_generations_load(tmp_path: Path) -> Non
     assert_same_logits(case, renamed(tensors, newer), tmp_path)
 
 
+def test_a_vision_tower_is_left_out_and_said_to_be(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded(golden("gemma3-multimodal").write(tmp_path))
+    assert "vision_tower" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("name", "old", "gate", "up", "down"),
     [
