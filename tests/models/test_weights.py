@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -237,6 +238,27 @@ def test_half_precision_stays_as_stored(tmp_path: Path) -> None:
     weights = loaded(write_checkpoint(tmp_path, case.config, tensors))
     assert {tensor.to_float32().dtype for tensor in weights.values()} == {np.dtype(np.float32)}
     assert {getattr(tensor, "dtype", None) for tensor in weights.values()} == {"float16"}
+
+
+@pytest.mark.parametrize("name", ["phi3-mha", "llama-gqa"])
+def test_mlx_quantized_matrices_are_taken_apart_without_loss(name: str, tmp_path: Path) -> None:
+    case = golden(name)
+    packed: Tensors = {}
+    dense: Tensors = {}
+    for key, data in case.tensors().items():
+        packed[key] = dense[key] = data
+        if data.ndim == 2 and data.shape[1] % 32 == 0:
+            parts = mx.quantize(mx.array(data), group_size=32, bits=4)
+            stem = key.removesuffix("weight")
+            ends = ("weight", "scales", "biases")
+            packed |= {stem + end: np.array(x) for end, x in zip(ends, parts, strict=True)}
+            dense[key] = np.array(mx.dequantize(*parts, group_size=32, bits=4))
+    config = {**case.config, "quantization": {"group_size": 32, "bits": 4}}
+    quantized = backend(write_checkpoint(tmp_path / "q", config, packed), len(case.tokens))
+    plain = backend(write_checkpoint(tmp_path / "d", case.config, dense), len(case.tokens))
+    ours, theirs = (whole_prompt(running, case.tokens) for running in (quantized, plain))
+    assert difference(ours, theirs) < TOLERANCE
+    assert difference(ours, case.whole) > TOLERANCE, "nothing was quantized"
 
 
 def test_the_weights_fill_a_backend(tmp_path: Path) -> None:
