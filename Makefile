@@ -63,6 +63,14 @@ ifneq ($(shell test -x $(BIN)/python && cat $(SETUP) 2>/dev/null),$(CURDIR))
 $(SETUP): FORCE
 endif
 
+# Another Python was asked for than the one in .venv.
+WHICH := -c 'import sys; print(sys.base_prefix, *sys.version_info[:2])' 2>/dev/null
+ifneq ($(PYTHON),)
+ifneq ($(shell $(PYTHON) $(WHICH)),$(shell $(BIN)/python $(WHICH)))
+$(SETUP): FORCE
+endif
+endif
+
 $(SETUP): pyproject.toml CMakeLists.txt $(NATIVE)
 	@python=$$(PYTHON="$(PYTHON)" scripts/find-python) && "$$python" scripts/environment.py project test
 	@pwd -P > $@

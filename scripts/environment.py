@@ -132,7 +132,7 @@ def check_compiler() -> None:
 
 
 def create_venv() -> None:
-    """Makes `.venv`, or makes it anew where it was moved or lost its Python."""
+    """Makes `.venv`; makes it anew where it was moved, lost its Python or shall have another."""
     if _venv_works():
         return
     print("Creating .venv …", flush=True)
@@ -228,10 +228,14 @@ def _venv_works() -> bool:
     activate = VENV / "bin/activate"
     if not activate.exists() or str(VENV) not in activate.read_text():
         return False  # absent, or its scripts name another place
-    run = subprocess.run(
-        [str(VENV / "bin/python"), "-m", "pip", "--version"], capture_output=True, check=False
-    )
-    return run.returncode == 0
+    ask = "import sys, pip; print(sys.base_prefix, *sys.version_info[:2])"
+    try:
+        run = subprocess.run(
+            [str(VENV / "bin/python"), "-c", ask], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return False  # a link to a Python that is gone
+    return run.stdout.split() == [*sys.base_prefix.split(), *map(str, sys.version_info[:2])]
 
 
 if __name__ == "__main__":
