@@ -48,7 +48,7 @@ class Tokenizer:
         """`prefix` and `suffix`: what `add_special` puts around a text. `variables`: what
         templates find under the names of special tokens ("bos_token" …)."""
         self._codec = codec
-        self._matcher = SpecialMatcher(codec.special, codec.added)
+        self._matcher = SpecialMatcher(codec.special, codec.added, codec.whole_words)
         self._guard = Guard(self._matcher)
         self._prefix, self._suffix = list(prefix), list(suffix)
         self._variables = dict(variables or {})

@@ -5,7 +5,7 @@ Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, section "Tokeni
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import tokenizers
@@ -90,7 +90,7 @@ class _Vocabulary:
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._metadata = metadata
         tokens = metadata.get(_KEY + "tokens")
-        if not isinstance(tokens, Sequence) or not tokens or not isinstance(tokens[0], str):
+        if not isinstance(tokens, list | tuple) or not tokens or not isinstance(tokens[0], str):
             raise TokenizerError("tokenizer.ggml.tokens is missing or holds no text")
         self.tokens: list[str] = [token or f"[EMPTY_{i}]" for i, token in enumerate(tokens)]
         self.types: list[int] = self._column("token_type", NORMAL, int)

@@ -43,7 +43,7 @@ def _check(message: Message, where: str) -> dict[str, Any]:
     if isinstance(content, str):
         check_unicode(content, f"{where} ({role}): 'content'")
         return dict(message)
-    if isinstance(content, Mapping) or not isinstance(content, Sequence | list):
+    if not isinstance(content, list | tuple):
         raise InvalidRequest(
             f"{where} ({role}): 'content' must be text or a list of text parts, "
             f"not {type(content).__name__}"

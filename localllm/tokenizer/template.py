@@ -45,7 +45,7 @@ class ChatTemplate:
 
     def render(self, variables: Mapping[str, Any]) -> Rendered:
         """Raises `TemplateError` with the template's own message, or what is wrong and where."""
-        units = sandbox.UNITS + _INPUT_SHARE * len(json.dumps(variables, default=str))
+        units = sandbox.UNITS + _INPUT_SHARE * sandbox.weigh(variables)
         chunks = []
         with sandbox.budget(units):
             try:

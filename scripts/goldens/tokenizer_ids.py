@@ -51,9 +51,10 @@ def llamacpp_ids(model: Path, texts: list[str]) -> list[dict[str, list[int]]]:
         input=json.dumps(texts),
         capture_output=True,
         text=True,
-        check=True,
         cwd=folder,
     )
+    if done.returncode:
+        raise RuntimeError(f"llama.cpp failed on {model}: {done.stderr.strip()[-2000:]}")
     answer: list[dict[str, list[int]]] = json.loads(done.stdout)
     return answer
 
