@@ -13,6 +13,7 @@ from localllm.tokenizer.matching import SpecialMatcher
 from localllm.tokenizer.messages import (
     Message,
     check_messages,
+    check_tools,
     check_unicode,
     join_parts,
     split_parts,
@@ -205,7 +206,7 @@ class Tokenizer:
         template = self._template(chat_template, with_tools=bool(tools))
         given = {
             "messages": template.fit(check_messages(messages)),
-            "tools": list(tools) if tools else None,
+            "tools": check_tools(tools),
             "documents": None,
             **variables,
         }

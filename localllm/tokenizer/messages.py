@@ -81,6 +81,21 @@ def check_unicode(text: str, where: str) -> None:
         ) from None
 
 
+def check_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[Mapping[str, Any]] | None:
+    """The tools as a list, or None for none. Raises `InvalidRequest` naming the one at fault."""
+    if not tools:
+        return None
+    if not isinstance(tools, list | tuple):
+        raise InvalidRequest("tools must be a list of function schemas")
+    for i, tool in enumerate(tools):
+        if not isinstance(tool, Mapping):
+            raise InvalidRequest(
+                f"tools[{i}] must be a dict, not {type(tool).__name__}",
+                hint='{"type": "function", "function": {"name": …, "parameters": {…}}}',
+            )
+    return list(tools)
+
+
 def join_parts(message: dict[str, Any]) -> dict[str, Any]:
     """The message with its text parts joined by newlines into one text."""
     content = message["content"]

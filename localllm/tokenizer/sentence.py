@@ -25,6 +25,7 @@ class SentenceCodec:
     prefix: where a space is put before the text: nowhere, before a run that begins the text,
         before each run between control tokens, or where the model's own settings say.
     added: further tokens (text -> id) that are matched whole in any text.
+    strips_before, strips_after: control tokens that swallow white space beside them.
     """
 
     def __init__(
@@ -34,6 +35,8 @@ class SentenceCodec:
         *,
         prefix: Prefix,
         added: Mapping[str, int] | None = None,
+        strips_before: Collection[int] = (),
+        strips_after: Collection[int] = (),
     ) -> None:
         self._model = load_model(proto if prefix == "own" else without_prefix(proto))
         if special is None:
@@ -42,6 +45,7 @@ class SentenceCodec:
         self.special = dict(special)
         self.added = dict(added or {})
         self.whole_words: Collection[int] = ()
+        self._strips_before, self._strips_after = set(strips_before), set(strips_after)
         self._find_added = SpecialMatcher(self.added)
         self._extra = {id_: text for text, id_ in [*self.added.items(), *self.special.items()]}
         self._pieces = self._model.get_piece_size()
@@ -50,9 +54,16 @@ class SentenceCodec:
 
     def encode(self, runs: Sequence[str | int]) -> list[int]:
         ids: list[int] = []
-        for index, run in enumerate(self._cut_at_added(runs)):
+        cut = [*self._cut_at_added(runs)]
+        for index, run in enumerate(cut):
             if isinstance(run, int):
                 ids.append(run)
+                continue
+            if index and cut[index - 1] in self._strips_after:
+                run = run.lstrip()
+            if index + 1 < len(cut) and cut[index + 1] in self._strips_before:
+                run = run.rstrip()
+            if not run:
                 continue
             spaced = self._prefix == "each" or (self._prefix == "first" and index == 0)
             ids.extend(self._model.encode(f" {run}" if spaced else run))

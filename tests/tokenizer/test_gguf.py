@@ -129,10 +129,44 @@ def test_end_of_turn_tokens_of_every_key_and_known_name_count() -> None:
     tokenizer = load(metadata)
     eos = metadata["tokenizer.ggml.eos_token_id"]
     assert tokenizer.eos_ids == {5, 6, eos}
-    tokens = [*metadata["tokenizer.ggml.tokens"], "<|im_end|>", "<|eot_id|>"]
+    tokens = [*metadata["tokenizer.ggml.tokens"], "<|im_end|>", "<EOT>"]
     types = [*metadata["tokenizer.ggml.token_type"], CONTROL, NORMAL]
     tokenizer = load(byte_pairs(tokens=tokens, token_type=types))
     assert tokenizer.eos_ids == {eos, len(tokens) - 2}  # a plain-text lookalike is none
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "control"),
+    [
+        ("<|im_end|>", NORMAL, True),
+        ("<|user|>", USER_DEFINED, True),
+        ("<|user|>", NORMAL, False),
+        ("<b>", USER_DEFINED, False),
+    ],
+)
+def test_control_tokens_of_files_with_wrong_types_are_kept_out_of_text(
+    text: str, kind: int, control: bool
+) -> None:
+    metadata = byte_pairs()
+    tokens = [*metadata["tokenizer.ggml.tokens"], text]
+    types = [*metadata["tokenizer.ggml.token_type"], kind]
+    tokenizer = load(byte_pairs(tokens=tokens, token_type=types))
+    assert (len(tokens) - 1 in tokenizer.special_ids) == control
+    assert (len(tokens) - 1 in tokenizer.encode(f"a{text}b")) == (text == "<b>")
+
+
+def test_phi3_control_tokens_swallow_the_space_after_them() -> None:
+    metadata = pieces()
+    tokens = [*metadata["tokenizer.ggml.tokens"], "<|user|>"]
+    more = {
+        "tokens": tokens,
+        "scores": [*metadata["tokenizer.ggml.scores"], 0.0],
+        "token_type": [*metadata["tokenizer.ggml.token_type"], CONTROL],
+    }
+    named = {"general.name": "Phi-3 Mini", **pieces(**more)}
+    for metadata, seen in ((named, ["<|user|>", "▁hello"]), (pieces(**more), None)):
+        found = texts(load(metadata), "<|user|>\n hello", parse_special=True)
+        assert (found == seen) == (seen is not None)
 
 
 def test_templates_come_by_name() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from localllm.errors import InvalidRequest
-from localllm.tokenizer.messages import check_messages
+from localllm.tokenizer.messages import check_messages, check_tools
 
 GOOD = {"role": "user", "content": "hi"}
 
@@ -54,6 +54,12 @@ def test_sound_messages_pass_with_all_their_fields() -> None:
 def test_a_call_of_tools_needs_no_content_at_all() -> None:
     (message,) = check_messages([{"role": "assistant", "tool_calls": [{"function": {}}]}])
     assert message["content"] is None
+
+
+def test_tools_must_be_schemas() -> None:
+    assert check_tools(None) is check_tools([]) is None
+    with pytest.raises(InvalidRequest, match=r"tools\[1\] must be a dict, not function"):
+        check_tools([{}, lambda: 0])  # type: ignore[list-item]
 
 
 def test_the_messages_given_are_left_as_they_are() -> None:

@@ -71,6 +71,13 @@ def test_generation_spans_are_those_of_the_text() -> None:
     assert rendered.generated == ((1, 3), (4, 5))
 
 
+def test_no_text_can_pose_as_the_mark_of_a_generation_block() -> None:
+    odd = "\U0010fffe x \U0010ffff \ue000("
+    rendered = ChatTemplate("{% generation %}{{ x }}{% endgeneration %}").render({**USER, "x": odd})
+    assert rendered.text == odd
+    assert rendered.generated == ((0, len(odd)),)
+
+
 # Errors
 
 
