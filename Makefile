@@ -51,7 +51,8 @@ bench: $(SETUP) .venv/.stamp-bench ## measure; every figure in the README comes 
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 goldens: $(SETUP) .venv/.stamp-parity ## write the expected values in tests/ again, from the originals
-	@for script in scripts/goldens/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	@for script in scripts/goldens/[a-z]*.py; do echo "== $$script"; \
+	  $(BIN)/python -m "scripts.goldens.$$(basename $$script .py)" || exit 1; done
 
 clean: ## remove .venv, builds and caches; fetched models stay
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
@@ -60,6 +61,14 @@ clean: ## remove .venv, builds and caches; fetched models stay
 # A clone that was moved, or whose Python went away, needs its environment again.
 ifneq ($(shell test -x $(BIN)/python && cat $(SETUP) 2>/dev/null),$(CURDIR))
 $(SETUP): FORCE
+endif
+
+# Another Python was asked for than the one in .venv.
+WHICH := -c 'import sys; print(sys.base_prefix, *sys.version_info[:2])' 2>/dev/null
+ifneq ($(PYTHON),)
+ifneq ($(shell $(PYTHON) $(WHICH)),$(shell $(BIN)/python $(WHICH)))
+$(SETUP): FORCE
+endif
 endif
 
 $(SETUP): pyproject.toml CMakeLists.txt $(NATIVE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,7 @@ class Config:
     def number(
         self, key: str, default: Any = _REQUIRED, *, above: float = 0.0, high: float = 1e30
     ) -> float:
-        """A finite float in (above, high]."""
+        """A float in (above, high]; never NaN or infinite."""
         return self._number(key, self._get(key, default), above, high)
 
     def flag(self, key: str, default: Any = _REQUIRED) -> bool:
@@ -139,7 +138,7 @@ class Config:
     def _number(self, key: str, value: Any, above: float, high: float) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.bad(key, f"must be a number, not {_short(value)}")
-        if not (math.isfinite(value) and above < value <= high):
+        if not above < value <= high:  # false for NaN, and for infinity
             raise self.bad(key, f"is {_short(value)}; it must be above {above:g}, at most {high:g}")
         return float(value)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from localllm.models import llama
 from localllm.models.common import attention, decoder, rms_norm, sizes, window, windows
 from localllm.models.config import MAX_WIDTH, Config
-from localllm.models.weights import Names
+from localllm.models.layout import Names
 from localllm.spec import DecoderSpec, FeedForwardSpec, LayerSpec
 
 SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")

@@ -10,8 +10,8 @@ from dataclasses import replace
 from localllm.models import gemma2
 from localllm.models.common import attention, decoder, rms_norm, sizes, window, windows
 from localllm.models.config import MAX_LAYERS, Config
+from localllm.models.layout import Names
 from localllm.models.rope import rope_from
-from localllm.models.weights import Names
 from localllm.spec import DecoderSpec, LayerSpec, RopeSpec
 
 NAMES: Names = {
@@ -19,7 +19,7 @@ NAMES: Names = {
     "attn.q_norm": "layers.{n}.self_attn.q_norm",
     "attn.k_norm": "layers.{n}.self_attn.k_norm",
 }
-IGNORED = tuple(
+OTHER_PARTS = tuple(
     f"{prefix}{part}.*"
     for prefix in ("", "model.")
     for part in ("vision_tower", "multi_modal_projector")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from localllm.checkpoint.base import Checkpoint
 from localllm.models.config import Config
 from localllm.models.gguf_config import GGUFConfig, architecture
-from localllm.models.weights import Layout, Names, Source
+from localllm.models.layout import Layout, Names, Source
 from localllm.spec import DecoderSpec, LayerSpec, NormSpec
 
 # Converters reorder the rows of q and k for these, so that RoPE turns neighbouring entries.
@@ -63,13 +63,13 @@ _PHI3_NAMES: Names = {
 }
 # RoPE factors are part of the spec; the rest are tables that very old converters wrote.
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-_IGNORED = (*_ROPE_TENSORS, "blk.*.attn_rot_embd")
+_BUFFERS = (*_ROPE_TENSORS, "blk.*.attn_rot_embd")
 
 
 def layout(checkpoint: Checkpoint) -> Layout:
     name = architecture(checkpoint)
     names = _INTERLEAVED_NAMES if name in _INTERLEAVED else _NAMES
-    return Layout(_PHI3_NAMES if name == "phi3" else names, prefixes=("",), ignored=_IGNORED)
+    return Layout(_PHI3_NAMES if name == "phi3" else names, prefixes=("",), buffers=_BUFFERS)
 
 
 def load_spec(

@@ -6,13 +6,13 @@ follows its own defaults, in src/models/*.cpp and src/llama-model.cpp.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
 from localllm.checkpoint.base import Checkpoint
 from localllm.errors import CheckpointError, UnsupportedModel
 from localllm.models.config import MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH, Config
+from localllm.models.gguf_rope import rope_scaling
 from localllm.spec import FeedForwardSpec, LayerSpec
 
 # general.architecture -> model type; Mistral comes as llama, Mixtral as llama with experts.
@@ -197,7 +197,7 @@ class GGUFConfig:
         if value_dim != head_dim:
             raise self._meta.unsupported("attention.value_length", value_dim)
         rotated = self._meta.integer("rope.dimension_count", head_dim, high=head_dim)
-        scaling = self._rope_scaling(rotated)
+        scaling = rope_scaling(self._checkpoint, self._meta, rotated)
         return {
             "head_dim": head_dim,
             # Half an entry more, so that int(share * head_dim) is `rotated` whatever the rounding.
@@ -206,77 +206,6 @@ class GGUFConfig:
             "sliding_window": self._window(),
         }
 
-    def _rope_scaling(self, rotated: int) -> dict[str, Any] | None:
-        kind = self._meta.text("rope.scaling.type", "linear")
-        old = self._meta.number("rope.scale_linear", 1.0)
-        factor = self._meta.number("rope.scaling.factor", old, above=-1e-9) or 1.0
-        strength = self._meta.number("rope.scaling.attn_factor", 1.0)
-        context = self._meta.integer("context_length", high=MAX_CONTEXT)
-        original = self._meta.integer(
-            "rope.scaling.original_context_length", context, high=MAX_CONTEXT
-        )
-        if kind not in ("none", "linear", "yarn", "longrope"):
-            raise self._meta.unsupported("rope.scaling.type", kind)
-        if kind == "none":
-            factor = 1.0
-        factors = self._rope_factors(rotated)
-        if factors:
-            if kind == "yarn":
-                raise self._meta.unsupported("rope.scaling.type", "yarn with rope_freqs")
-            slower = factor if kind == "linear" else 1.0
-            return {
-                "rope_type": "longrope",
-                "short_factor": [x * slower for x in factors[0]],
-                "long_factor": [x * slower for x in factors[1]],
-                "original_max_position_embeddings": original,
-                "attention_factor": strength,
-            }
-        if kind == "longrope":
-            raise CheckpointError(f"{self._meta.source}: rope_factors_long.weight is missing")
-        if kind == "yarn":
-            return {
-                "rope_type": "yarn",
-                "factor": factor,
-                "original_max_position_embeddings": original,
-                "beta_fast": self._meta.number("rope.scaling.yarn_beta_fast", 32.0),
-                "beta_slow": self._meta.number("rope.scaling.yarn_beta_slow", 1.0),
-                "attention_factor": strength * self._yarn_strength(factor),
-            }
-        if factor == 1.0:
-            return None
-        return {"rope_type": "linear", "factor": factor}
-
-    def _yarn_strength(self, factor: float) -> float:
-        """llama.cpp: the ratio of two mscales, the second 1 unless the file has a multiplier."""
-
-        def mscale(by: float) -> float:
-            return 1.0 if factor <= 1 else 0.1 * by * math.log(factor) + 1.0
-
-        by = self._meta.number("rope.scaling.yarn_log_multiplier", 0.0, above=-1e-9)
-        return mscale(1.0) / mscale(by) if by else mscale(1.0)
-
-    def _rope_factors(self, rotated: int) -> tuple[list[float], list[float]] | None:
-        """What frequencies are divided by, within the original context and beyond it."""
-
-        def read(name: str) -> list[float]:
-            if name not in self._checkpoint:
-                raise CheckpointError(f"{self._meta.source}: {name} is missing")
-            if (shape := self._checkpoint.shape(name)) != (rotated // 2,):
-                raise CheckpointError(
-                    f"{self._meta.source}: {name} has the shape {list(shape)}; "
-                    f"{rotated} rotated entries call for {[rotated // 2]}"
-                )
-            values: list[float] = self._checkpoint.tensor(name).to_float32().tolist()
-            return values
-
-        if "rope_freqs.weight" in self._checkpoint:  # Llama 3
-            factors = read("rope_freqs.weight")
-            return factors, factors
-        names = ("rope_factors_short.weight", "rope_factors_long.weight")
-        if any(name in self._checkpoint for name in names):
-            return read(names[0]), read(names[1])
-        return None
-
     def _conventions(self, values: dict[str, Any]) -> dict[str, Any]:
         """What the architecture has by convention, not by metadata."""
         if self.model_type in ("gemma2", "gemma3"):
@@ -284,12 +213,8 @@ class GGUFConfig:
         if self.model_type == "granite" and not values.get("attention_multiplier"):
             return {"attention_multiplier": values["head_dim"] ** -0.5}
         if self.model_type == "qwen3_moe":
-            dense = [n for n in range(self._layers) if not self._is_sparse(n)]
-            return {"norm_topk_prob": values.get("norm_topk_prob", True), "mlp_only_layers": dense}
+            return {"norm_topk_prob": values.get("norm_topk_prob", True)}
         return {}
-
-    def _is_sparse(self, layer: int) -> bool:
-        return f"blk.{layer}.ffn_gate_inp.weight" in self._checkpoint
 
     def _gemma(self, values: dict[str, Any]) -> dict[str, Any]:
         two = self.model_type == "gemma2"

@@ -11,7 +11,7 @@ from localllm.models.config import (
     MAX_WIDTH,
     Config,
 )
-from localllm.models.weights import Names, Source
+from localllm.models.layout import Names, Source
 from localllm.spec import AttentionSpec, DecoderSpec, FeedForwardSpec, LayerSpec, NormSpec
 
 NAMES: Names = {
@@ -28,7 +28,7 @@ NAMES: Names = {
     "final_norm": "ln_f",
     "head": "lm_head",
 }
-IGNORED = ("*h.*.attn.bias", "*h.*.attn.masked_bias")  # causal masks, saved as buffers
+BUFFERS = ("*h.*.attn.bias", "*h.*.attn.masked_bias")  # causal masks, saved as buffers
 
 
 def spec(config: Config) -> DecoderSpec:

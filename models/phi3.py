@@ -5,8 +5,8 @@ from __future__ import annotations
 from localllm.models import llama
 from localllm.models.common import attention, decoder, feed_forward, rms_norm, sizes, window
 from localllm.models.config import Config
+from localllm.models.layout import Names, Source
 from localllm.models.rope import rope
-from localllm.models.weights import Names, Source
 from localllm.spec import DecoderSpec, LayerSpec
 
 NAMES: Names = {

@@ -7,7 +7,7 @@ from dataclasses import replace
 from localllm.models import llama
 from localllm.models.common import attention, decoder, feed_forward, rms_norm, sizes, upper_windows
 from localllm.models.config import Config
-from localllm.models.weights import Names
+from localllm.models.layout import Names
 from localllm.spec import DecoderSpec, LayerSpec
 
 NAMES: Names = {

@@ -13,7 +13,7 @@ from localllm.models.common import (
     window,
 )
 from localllm.models.config import MAX_LAYERS, Config
-from localllm.models.weights import Names, Source
+from localllm.models.layout import Names, Source
 from localllm.spec import DecoderSpec, LayerSpec
 from localllm.spec.decoder import FeedForward
 

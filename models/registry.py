@@ -28,20 +28,19 @@ from localllm.models import (
     starcoder2,
 )
 from localllm.models.config import Config
-from localllm.models.weights import Layout, Names, embed_name, head_name, read_weights
+from localllm.models.layout import Layout, Names, embed_name, head_name
+from localllm.models.weights import read_weights
 from localllm.spec import DecoderSpec
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What an architecture file offers.
-
-    ignored: patterns of tensors that belong to other parts of the model, or to none.
-    """
+    """What an architecture file offers; see `Layout` for buffers and other_parts."""
 
     spec: Callable[[Config], DecoderSpec]
     names: Names
-    ignored: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = ()
+    other_parts: tuple[str, ...] = ()
 
 
 # Buffers that older checkpoints saved along with the weights.
@@ -55,14 +54,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3": Architecture(qwen3.spec, qwen3.NAMES),
     "qwen3_moe": Architecture(qwen3_moe.spec, qwen3_moe.NAMES),
     "gemma2": Architecture(gemma2.spec, gemma2.NAMES),
-    "gemma3": Architecture(gemma3.spec, gemma3.NAMES, gemma3.IGNORED),
+    "gemma3": Architecture(gemma3.spec, gemma3.NAMES, other_parts=gemma3.OTHER_PARTS),
     "gemma3_text": Architecture(gemma3.spec, gemma3.NAMES),
     "phi3": Architecture(phi3.spec, phi3.NAMES),
     "smollm3": Architecture(smollm3.spec, llama.NAMES),
     "olmo2": Architecture(olmo2.spec, olmo2.NAMES),
     "granite": Architecture(granite.spec, llama.NAMES),
     "starcoder2": Architecture(starcoder2.spec, starcoder2.NAMES),
-    "gpt2": Architecture(gpt2.spec, gpt2.NAMES, gpt2.IGNORED),
+    "gpt2": Architecture(gpt2.spec, gpt2.NAMES, buffers=gpt2.BUFFERS),
 }
 
 
@@ -101,7 +100,7 @@ def _layout(checkpoint: Checkpoint) -> Layout:
     if checkpoint.format == "gguf":
         return gguf.layout(checkpoint)
     found = _architecture(Config(checkpoint.config, checkpoint.path))
-    return Layout(found.names, ignored=(*_BUFFERS, *found.ignored))
+    return Layout(found.names, buffers=(*_BUFFERS, *found.buffers), other_parts=found.other_parts)
 
 
 def _architecture(config: Config) -> Architecture:

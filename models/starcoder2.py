@@ -5,7 +5,7 @@ from __future__ import annotations
 from localllm.models import llama
 from localllm.models.common import attention, decoder, sizes, window
 from localllm.models.config import MAX_WIDTH, Config
-from localllm.models.weights import Names
+from localllm.models.layout import Names
 from localllm.spec import DecoderSpec, FeedForwardSpec, LayerSpec, NormSpec
 
 NAMES: Names = {

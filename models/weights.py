@@ -6,61 +6,20 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import islice
-from typing import Literal
 
 import numpy as np
 
 from localllm.checkpoint.base import Checkpoint
-from localllm.checkpoint.tensor import Affine, Dense, GroupValues, Tensor
+from localllm.checkpoint.tensor import Dense, Tensor
 from localllm.errors import CheckpointError, UnsupportedModel
+from localllm.models.layout import Layout, Part, Source, head_name, prefix_of, sources
+from localllm.models.stacking import stack
 from localllm.spec import AttentionSpec, DecoderSpec, MoESpec
 from localllm.spec.weights import weight_shapes
 
-Part = Literal["q", "k", "v", "gate", "up"]
 Shape = tuple[int, ...]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a weight lies in a checkpoint.
-
-    name: the tensor's name without prefix and `.weight`; {n} is the layer, {e} an expert, whose
-        matrices are then stacked.
-    part: only these rows of a tensor that holds q, k and v, or gate and up, one after the other.
-    bare: the name is whole; no `.weight` follows it.
-    conv1d: a matrix kept [in, out], as GPT-2's Conv1D keeps it.
-    interleaved: the rows of each head are in the order (0, d/2, 1, d/2 + 1, …) that rotates
-        neighbours, as llama.cpp wants some architectures; ours rotate (0, d/2).
-    """
-
-    name: str
-    part: Part | None = None
-    bare: bool = False
-    conv1d: bool = False
-    interleaved: bool = False
-
-
-# Our name without "layers.N." and ".weight" -> the places to look, in order of preference.
-Names = Mapping[str, "str | Source | tuple[str | Source, ...]"]
-
-# Base models are saved bare; multimodal ones keep their language model under a name of its own.
-PREFIXES = ("model.", "", "language_model.model.", "model.language_model.", "transformer.")
-HEAD_PREFIXES = ("", "language_model.", "model.")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How one checkpoint names its tensors.
-
-    ignored: patterns of tensors that are no weights of the decoder.
-    """
-
-    names: Names
-    prefixes: tuple[str, ...] = PREFIXES
-    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,25 +32,6 @@ class _Pick:
     rows: slice | None = None
     transposed: bool = False
     order: np.ndarray | None = None
-
-
-def embed_name(checkpoint: Checkpoint, layout: Layout) -> str:
-    """The tensor of the embedding, whose prefix is that of all the others."""
-    names = [prefix + _embed(layout) for prefix in layout.prefixes]
-    return next((name for name in names if name in checkpoint), names[0])
-
-
-def _embed(layout: Layout) -> str:
-    return f"{_sources(layout.names, 'embed')[0].name}.weight"
-
-
-def head_name(checkpoint: Checkpoint, layout: Layout) -> str | None:
-    """The tensor of an output head of its own, if there is one."""
-    for source in _sources(layout.names, "head"):
-        for prefix in HEAD_PREFIXES:
-            if (name := f"{prefix}{source.name}.weight") in checkpoint:
-                return name
-    return None
 
 
 def read_weights(
@@ -115,7 +55,7 @@ class _Finder:
         self._checkpoint = checkpoint
         self._spec = spec
         self._layout = layout
-        self._prefix = embed_name(checkpoint, layout).removesuffix(_embed(layout))
+        self._prefix = prefix_of(checkpoint, layout)
 
     def picks(self) -> dict[str, _Pick]:
         return {name: self._pick(name, shape) for name, shape in weight_shapes(self._spec).items()}
@@ -127,7 +67,7 @@ class _Finder:
             _, number, stem = stem.split(".", 2)
             layer = int(number)
         tried: list[str] = []
-        for source in _sources(self._layout.names, stem):
+        for source in sources(self._layout.names, stem):
             files = self._files(source, stem, suffix, layer)
             if all(file in self._checkpoint for file in files):
                 return self._checked(source, stem, layer, shape, files)
@@ -188,7 +128,7 @@ class _Finder:
 
     def _keeps_conv1d(self, layer: int) -> bool:
         """MLX converters turn Conv1D weights around; that of q, k and v, never square, tells."""
-        name = self._files(_sources(self._layout.names, "attn.q")[0], "attn.q", "weight", layer)[0]
+        name = self._files(sources(self._layout.names, "attn.q")[0], "attn.q", "weight", layer)[0]
         total = self._rows("v", layer)[2]
         turned = (total, self._spec.hidden)
         return name not in self._checkpoint or self._checkpoint.shape(name) != turned
@@ -208,29 +148,38 @@ def _refuse_leftovers(
     used = {file for pick in picks.values() for file in pick.files}
     if spec.tied_head and (head := head_name(checkpoint, layout)):
         used.add(head)  # a copy of the embedding
-    left, ignored = [], 0
+    left: list[str] = []
+    others: list[str] = []
     for name in checkpoint.names():
-        if name in used:
+        if name in used or _matches(name, layout.buffers):
             continue
-        if any(fnmatchcase(name, pattern) for pattern in layout.ignored):
-            ignored += 1
-        else:
-            left.append(name)
+        (others if _matches(name, layout.other_parts) else left).append(name)
     if left:
-        named = ", ".join(islice(left, 3)) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
         raise UnsupportedModel(
-            f"{checkpoint.path}: the {spec.architecture} architecture has no place for {named}",
+            f"{checkpoint.path}: the {spec.architecture} architecture has no place for "
+            f"{_listed(left)}",
             hint="Leaving weights out would run another model than the one in the file.",
         )
-    if ignored:
-        log.info("%s: %d tensors are no part of the decoder", checkpoint.path, ignored)
+    if others:
+        log.warning(
+            "%s: only the language model is loaded, not %s", checkpoint.path, _listed(others)
+        )
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _read(checkpoint: Checkpoint, picks: Mapping[str, _Pick]) -> Iterator[tuple[str, Tensor]]:
     fused: tuple[str, Tensor] | None = None  # q, k and v follow each other: read their tensor once
     for name, pick in picks.items():
         if pick.stacked:
-            yield name, _stack(checkpoint, pick.files)
+            yield name, stack(checkpoint, pick.files)
             continue
         (file,) = pick.files
         if pick.rows is None:
@@ -254,55 +203,3 @@ def _whole(checkpoint: Checkpoint, file: str, pick: _Pick) -> Tensor:
     if not isinstance(tensor, Dense):
         raise UnsupportedModel(f"{checkpoint.path}: {file} is quantized along its outputs")
     return Dense(np.ascontiguousarray(tensor.data.T), tensor.dtype)
-
-
-def _stack(checkpoint: Checkpoint, files: Sequence[str]) -> Tensor:
-    """The matrices of all experts, [E, out, in], read one by one into their place."""
-    first = checkpoint.tensor(files[0])
-    if isinstance(first, Dense):
-        data = np.empty((len(files), *first.shape), first.data.dtype)
-        for at, file in enumerate(files):
-            tensor = first if at == 0 else checkpoint.tensor(file)
-            if not isinstance(tensor, Dense) or tensor.dtype != first.dtype:
-                raise _unlike(checkpoint, files[0], file)
-            data[at] = tensor.data
-        return Dense(data, first.dtype)
-    tensors = [first]
-    for file in files[1:]:
-        tensor = checkpoint.tensor(file)
-        if not isinstance(tensor, Affine) or _form(tensor) != _form(first):
-            raise _unlike(checkpoint, files[0], file)
-        tensors.append(tensor)
-    biases = [tensor.biases for tensor in tensors if tensor.biases is not None]
-    return Affine(
-        np.stack([tensor.codes for tensor in tensors]),
-        first.bits,
-        first.group,
-        _stack_groups([tensor.scales for tensor in tensors]),
-        _stack_groups(biases) if biases else None,
-        first.zero_point,
-    )
-
-
-def _stack_groups(groups: Sequence[GroupValues]) -> GroupValues:
-    multipliers = [group.multiplier for group in groups if group.multiplier is not None]
-    return GroupValues(
-        np.stack([group.values for group in groups]), np.stack(multipliers) if multipliers else None
-    )
-
-
-def _form(tensor: Affine) -> tuple[object, ...]:
-    def of(group: GroupValues | None) -> object:
-        return group and (group.values.dtype, group.multiplier is not None)
-
-    return tensor.bits, tensor.group, tensor.zero_point, of(tensor.scales), of(tensor.biases)
-
-
-def _unlike(checkpoint: Checkpoint, first: str, other: str) -> UnsupportedModel:
-    return UnsupportedModel(f"{checkpoint.path}: {first} and {other} are stored in different ways")
-
-
-def _sources(names: Names, stem: str) -> tuple[Source, ...]:
-    entry = names.get(stem, ())
-    entries = entry if isinstance(entry, tuple) else (entry,)
-    return tuple(Source(name) if isinstance(name, str) else name for name in entries)

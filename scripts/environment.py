@@ -9,13 +9,15 @@ is shown, with what to do about it.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -73,12 +75,25 @@ def main(arguments: Sequence[str]) -> int:
             print(__doc__, file=sys.stderr)
             return 2
     try:
-        for step in steps:
-            step()
+        with one_at_a_time():
+            for step in steps:
+                step()
     except SetupError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
     return 0
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Two set-ups at once would install into the same folders: the second one waits."""
+    with Path(__file__).open("a") as file:  # NFS locks only what is open for writing
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("Waiting for another set-up of this clone …", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def check_python() -> None:
@@ -109,13 +124,15 @@ def check_compiler() -> None:
             check=False,
         )
         if run.returncode == 0:
+            # Else the build takes the one that Python itself was built with, which may not be here.
+            os.environ["CXX"] = name
             return
         complaint = f"{name} does not work:\n{run.stderr.strip()}\n\n"
     raise SetupError(complaint + COMPILER_HINT)
 
 
 def create_venv() -> None:
-    """Makes `.venv`, or makes it anew where it was moved or lost its Python."""
+    """Makes `.venv`; makes it anew where it was moved, lost its Python or shall have another."""
     if _venv_works():
         return
     print("Creating .venv …", flush=True)
@@ -178,10 +195,10 @@ def explain(log: str) -> str:
     """The end of pip's log, and the way out last, where it is seen."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     end = "\n".join(log.splitlines()[-40:])
-    if any(sign in log for sign in NETWORK_SIGNS):
-        hint = NETWORK_HINT
-    elif "found no compiler" in log:
+    if "found no compiler" in log:
         hint = COMPILER_HINT
+    elif any(sign in end for sign in NETWORK_SIGNS):  # earlier ones may have been overcome
+        hint = NETWORK_HINT
     elif "No matching distribution found" in log:
         hint = DISTRIBUTION_HINT.format(python=sys.executable, version=version)
     else:
@@ -211,10 +228,14 @@ def _venv_works() -> bool:
     activate = VENV / "bin/activate"
     if not activate.exists() or str(VENV) not in activate.read_text():
         return False  # absent, or its scripts name another place
-    run = subprocess.run(
-        [str(VENV / "bin/python"), "-m", "pip", "--version"], capture_output=True, check=False
-    )
-    return run.returncode == 0
+    ask = "import sys, pip; print(sys.base_prefix, *sys.version_info[:2])"
+    try:
+        run = subprocess.run(
+            [str(VENV / "bin/python"), "-c", ask], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return False  # a link to a Python that is gone
+    return run.stdout.split() == [*sys.base_prefix.split(), *map(str, sys.version_info[:2])]
 
 
 if __name__ == "__main__":

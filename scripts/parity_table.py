@@ -1,6 +1,6 @@
 """Prints the parity tables of docs/parity.md, in Markdown.
 
-    python scripts/parity_table.py
+python scripts/parity_table.py
 """
 
 from __future__ import annotations

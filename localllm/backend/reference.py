@@ -13,10 +13,10 @@ from localllm.backend.reference_attention import attention
 from localllm.backend.reference_decoder import Decoder, Weight
 from localllm.backend.reference_kv import KVPool
 from localllm.backend.reference_linear import to_matrices, to_matrix, to_vector
+from localllm.backend.weights import checked_weights
 from localllm.checkpoint.tensor import Tensor
-from localllm.errors import CheckpointError, InvalidRequest
+from localllm.errors import InvalidRequest
 from localllm.spec import DecoderSpec
-from localllm.spec.weights import weight_shapes
 
 _QUERY_ROWS = 256  # attention takes so many rows at a time, which bounds its scores
 
@@ -144,23 +144,10 @@ def _first_seen(window: int | None, position: int) -> int:
 
 
 def _load(spec: DecoderSpec, weights: Iterable[tuple[str, Tensor]]) -> dict[str, Weight]:
-    """The weights on MLX, each checked against the spec and converted before the next is read."""
-    shapes = weight_shapes(spec)
+    """The weights on MLX, each converted before the next is read."""
     parts: dict[str, Weight] = {}
-    for name, tensor in weights:
-        if name not in shapes:
-            raise CheckpointError(f"{name}: this {spec.architecture} model has no such weight")
-        if name in parts:
-            raise CheckpointError(f"{name}: given twice")
-        if tensor.shape != shapes[name]:
-            raise CheckpointError(
-                f"{name}: shape {list(tensor.shape)} where {list(shapes[name])} is needed"
-            )
+    for name, tensor in checked_weights(spec, weights):
         convert = (to_vector, to_matrix, to_matrices)[len(tensor.shape) - 1]
         parts[name] = convert(tensor)
         del tensor  # else it would live on while the next one is read
-    missing = [name for name in shapes if name not in parts]
-    if missing:
-        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise CheckpointError(f"weights are missing: {missing[0]}{others}")
     return parts

@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.nn.layers.base import Module
 
+from localllm.backend.weights import file_map
 from localllm.checkpoint.tensor import Affine, Dense, GroupValues, Tensor
 
 _MLX_GROUPS = (32, 64, 128)
@@ -229,10 +230,7 @@ def _codes(codes: np.ndarray) -> mx.array | np.ndarray:
     large vocabulary's embedding would double the peak of loading. Their slabs are copied when
     used, a few percent of the product's time. Views into a file are never kept.
     """
-    owner: Any = codes
-    while isinstance(owner, np.ndarray) and owner.base is not None:
-        owner = owner.base
-    keep = codes.nbytes >= _HUGE and isinstance(owner, np.ndarray | bytes)
+    keep = codes.nbytes >= _HUGE and file_map(codes) is None
     return codes if keep else mx.array(codes)
 
 

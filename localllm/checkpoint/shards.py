@@ -51,10 +51,13 @@ def read_index(folder: Path) -> dict[str, str]:
         raise CheckpointError(f"{path}: has no 'weight_map' of tensors and files")
     for tensor, file in names.items():
         # A plain name only: an index must not reach out of its folder.
-        if not isinstance(file, str) or Path(file).name != file or "\\" in file or "\0" in file:
-            raise CheckpointError(f"{path}: tensor '{tensor}' is in {file!r}, not a file name")
+        where = f"{path}: tensor {tensor!r} is in {file!r}"
+        if not isinstance(file, str) or not file.isprintable():
+            raise CheckpointError(f"{where}, not a file name")
+        if Path(file).name != file or "\\" in file:
+            raise CheckpointError(f"{where}, not a file name of this folder")
         if not file.endswith(".safetensors"):
-            raise CheckpointError(f"{path}: tensor '{tensor}' is in '{file}', no safetensors file")
+            raise CheckpointError(f"{where}, no safetensors file")
     for file in sorted(set(names.values())):
         if not (folder / file).exists():
             raise CheckpointError(
@@ -69,22 +72,21 @@ def find_shards(folder: Path) -> list[Path]:
 
     Raises `CheckpointError` when shards are missing, or several files could be the model.
     """
-    found = sorted(path for path in folder.glob("*.safetensors"))
+    found = sorted(folder.glob("*.safetensors"))
     model = [path for path in found if path.name.startswith("model")] or found
-    shards = [match for path in model if (match := _SHARD.fullmatch(path.name))]
-    if len(shards) == len(model) and model:
-        have = {(stem, int(number), count) for stem, number, count in (m.groups() for m in shards)}
-        for stem, _, count in sorted(have):
-            for number in range(1, min(int(count), 10_000) + 1):
-                if (stem, number, count) not in have:
-                    missing = f"{stem}-{number:05d}-of-{count}.safetensors"
-                    raise CheckpointError(
-                        f"{folder}: shard {missing} is missing",
-                        hint="Download the missing file into the folder.",
-                    )
-    elif len(model) > 1:
+    parts = [match for path in model if (match := _SHARD.fullmatch(path.name))]
+    if len(model) > max(1, len(parts)):
         raise CheckpointError(
             f"{folder}: has several models: {', '.join(path.name for path in model)}",
             hint="Name the file to open.",
         )
+    here = {path.name for path in model}
+    for stem, _, count in (part.groups() for part in parts):
+        for number in range(1, int(count) + 1):
+            name = f"{stem}-{number:05d}-of-{count}.safetensors"
+            if name not in here:
+                raise CheckpointError(
+                    f"{folder}: shard {name} is missing",
+                    hint="Download the missing file into the folder.",
+                )
     return model

@@ -1,10 +1,7 @@
 """Names to files: the catalog, the sources (`hf:`, `pypi:`, local paths) and the store."""
 
 from localllm.hub.catalog import CatalogEntry, load_catalog
-from localllm.hub.manifest import Manifest
-from localllm.hub.names import parse_name
-from localllm.hub.progress import Progress
-from localllm.hub.resolve import (
+from localllm.hub.library import (
     StoredModel,
     installed,
     pull,
@@ -13,6 +10,9 @@ from localllm.hub.resolve import (
     size_on_disk,
     verify,
 )
+from localllm.hub.manifest import Manifest
+from localllm.hub.names import parse_name
+from localllm.hub.progress import Progress
 
 __all__ = [
     "CatalogEntry",

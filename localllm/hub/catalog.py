@@ -10,6 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal, cast
 
+from localllm.errors import ModelNotFound
 from localllm.hub.refs import PackageRef, SourceRef, parse_source
 
 Checked = Literal["real weights", "not fetched here"]
@@ -156,7 +157,10 @@ def _source(table: Mapping[str, Any]) -> Source:
 
 
 def _ref(text: str) -> SourceRef:
-    ref = parse_source(text)
+    try:
+        ref = parse_source(text)
+    except ModelNotFound as error:
+        raise ValueError(str(error)) from error
     if ref is None:
         raise ValueError(f"{text!r} is neither hf: nor pypi:")
     return ref

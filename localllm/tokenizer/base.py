@@ -13,6 +13,7 @@ from localllm.tokenizer.matching import SpecialMatcher
 from localllm.tokenizer.messages import (
     Message,
     check_messages,
+    check_tools,
     check_unicode,
     join_parts,
     split_parts,
@@ -48,7 +49,7 @@ class Tokenizer:
         """`prefix` and `suffix`: what `add_special` puts around a text. `variables`: what
         templates find under the names of special tokens ("bos_token" …)."""
         self._codec = codec
-        self._matcher = SpecialMatcher(codec.special, codec.added)
+        self._matcher = SpecialMatcher(codec.special, codec.added, codec.whole_words)
         self._guard = Guard(self._matcher)
         self._prefix, self._suffix = list(prefix), list(suffix)
         self._variables = dict(variables or {})
@@ -205,7 +206,7 @@ class Tokenizer:
         template = self._template(chat_template, with_tools=bool(tools))
         given = {
             "messages": template.fit(check_messages(messages)),
-            "tools": list(tools) if tools else None,
+            "tools": check_tools(tools),
             "documents": None,
             **variables,
         }

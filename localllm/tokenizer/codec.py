@@ -12,6 +12,7 @@ class Codec(Protocol):
     size: one more than the largest id.
     special: control tokens (text -> id); `encode` never finds them in a run of text.
     added: texts that the algorithm matches whole wherever they stand, before anything else.
+    whole_words: control tokens that only count where no letter or digit touches them.
     strips_space: the algorithm puts a space before the text, so decoding drops one.
     """
 
@@ -23,6 +24,9 @@ class Codec(Protocol):
 
     @property
     def added(self) -> Collection[str]: ...
+
+    @property
+    def whole_words(self) -> Collection[int]: ...
 
     @property
     def strips_space(self) -> bool: ...

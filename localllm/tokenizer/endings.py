@@ -26,6 +26,11 @@ _MARKERS = (
 )
 
 
+def is_marker(text: str) -> bool:
+    """Whether a token's text is a turn's end in some known format, and hardly anything else."""
+    return text in _MARKERS and text.startswith(("<|", "<｜"))  # noqa: RUF001
+
+
 def end_ids(special: Mapping[str, int], declared: Iterable[int]) -> frozenset[int]:
     """The ids the model's files declare, and known markers among its control tokens.
 

@@ -36,6 +36,9 @@ class FastCodec:
         known = inner.get_added_tokens_decoder()
         self.added = {token.content for id_, token in known.items() if id_ not in special.values()}
         self._added_ids = set(known)
+        self.whole_words = {
+            id_ for id_, token in known.items() if token.single_word and id_ in special.values()
+        }
         decoder = _spec_of(inner.decoder)
         self._byte_level = _is_byte_level(decoder)
         self._replaces = {} if self._byte_level else _replacements(decoder)
@@ -85,7 +88,6 @@ class FastCodec:
                     alias[token_id],
                     lstrip=of.lstrip,
                     rstrip=of.rstrip,
-                    single_word=of.single_word,
                     normalized=False,
                 )
             )

@@ -5,7 +5,8 @@ Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, section "Tokeni
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import tokenizers
@@ -14,7 +15,7 @@ from tokenizers import AddedToken, decoders, models
 from localllm.errors import TokenizerError, UnsupportedModel
 from localllm.tokenizer.base import Tokenizer
 from localllm.tokenizer.codec import Codec
-from localllm.tokenizer.endings import end_ids
+from localllm.tokenizer.endings import end_ids, is_marker
 from localllm.tokenizer.fast import FastCodec
 from localllm.tokenizer.pretokenizers import kind_named
 from localllm.tokenizer.sentence import (
@@ -29,6 +30,7 @@ from localllm.tokenizer.sentence import (
     build_proto,
 )
 
+_LOOKS_CONTROL = re.compile(r"<\|.+\|>|<｜.+｜>")  # noqa: RUF001
 _KEY = "tokenizer.ggml."
 _IDS = {  # GGUF key -> the template's name for the token
     "bos_token_id": "bos_token",
@@ -90,7 +92,7 @@ class _Vocabulary:
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._metadata = metadata
         tokens = metadata.get(_KEY + "tokens")
-        if not isinstance(tokens, Sequence) or not tokens or not isinstance(tokens[0], str):
+        if not isinstance(tokens, list | tuple) or not tokens or not isinstance(tokens[0], str):
             raise TokenizerError("tokenizer.ggml.tokens is missing or holds no text")
         self.tokens: list[str] = [token or f"[EMPTY_{i}]" for i, token in enumerate(tokens)]
         self.types: list[int] = self._column("token_type", NORMAL, int)
@@ -98,8 +100,7 @@ class _Vocabulary:
         if len(self.ids) != len(self.tokens):
             twice = next(t for i, t in enumerate(self.tokens) if self.ids[t] != i)
             raise TokenizerError(f"the vocabulary holds the token {twice!r} twice")
-        for key in ("eos_token_id", "bos_token_id", "eot_token_id", "eom_token_id"):
-            self._make_control(self.named(key))
+        self._repair_types()
 
     def scores(self) -> list[float]:
         return self._column("scores", 0.0, float)
@@ -119,10 +120,21 @@ class _Vocabulary:
         wanted = set(kinds)
         return {self.tokens[i]: i for i, kind in enumerate(self.types) if kind in wanted}
 
-    def _make_control(self, token_id: int | None) -> None:
-        """Files exist whose end marks are typed as plain text; the named id tells better."""
-        if token_id is not None and self.types[token_id] == NORMAL:
-            self.types[token_id] = CONTROL
+    def _repair_types(self) -> None:
+        """Files exist whose control tokens are typed as plain or user-defined text.
+
+        What a key names as an end or a beginning, and what looks like "<|this|>" or is a known
+        end mark, is a control token; converters have come to the same rule.
+        """
+        for key in ("eos_token_id", "bos_token_id", "eot_token_id", "eom_token_id"):
+            token_id = self.named(key)
+            if token_id is not None and self.types[token_id] == NORMAL:
+                self.types[token_id] = CONTROL
+        for i, kind in enumerate(self.types):
+            if (kind == USER_DEFINED and _LOOKS_CONTROL.fullmatch(self.tokens[i])) or (
+                kind == NORMAL and is_marker(self.tokens[i])
+            ):
+                self.types[i] = CONTROL
 
     def _column(self, key: str, default: Any, kind: type) -> list[Any]:
         values = self._metadata.get(_KEY + key)
@@ -192,12 +204,27 @@ def _sentence_pieces(vocabulary: _Vocabulary, metadata: Mapping[str, Any]) -> Se
         byte_fallback=types.count(BYTE) == 256,
     )
     spaced = _flag(metadata, "add_space_prefix", True)
+    special = {
+        vocabulary.tokens[i]: i for i, kind in enumerate(types) if kind in (CONTROL, UNKNOWN)
+    }
     return SentenceCodec(
         proto,
-        {vocabulary.tokens[i]: i for i, kind in enumerate(types) if kind in (CONTROL, UNKNOWN)},
+        special,
         prefix="each" if spaced else "none",
         added=added,
+        strips_after=_phi3_strips(special) if _is_phi3(metadata) else (),
     )
+
+
+def _is_phi3(metadata: Mapping[str, Any]) -> bool:
+    name = str(metadata.get("general.name", "")).lower()
+    return "phi-3" in name or "phi3" in name
+
+
+def _phi3_strips(special: Mapping[str, int]) -> list[int]:
+    """Phi-3's control tokens swallow the white space after them; the format has no key for it."""
+    kept = ("<unk>", "<s>", "<|endoftext|>")
+    return [token_id for text, token_id in special.items() if text not in kept]
 
 
 def _flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:

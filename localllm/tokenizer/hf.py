@@ -193,6 +193,10 @@ def _sentence(proto: bytes, settings: _Settings) -> SentenceCodec:
     model = load_model(proto)
     special = control_pieces(model)
     added: dict[str, int] = {}
+    before, after = (
+        [id_ for id_, token in settings.added if getattr(token, side)]
+        for side in ("lstrip", "rstrip")
+    )
     for token_id, token in settings.added:
         if token.special:
             special[token.content] = token_id
@@ -202,7 +206,14 @@ def _sentence(proto: bytes, settings: _Settings) -> SentenceCodec:
         token_id = model.piece_to_id(text)
         if token_id != model.unk_id():
             special.setdefault(text, token_id)
-    return SentenceCodec(proto, special, prefix=_prefix(proto, settings), added=added)
+    return SentenceCodec(
+        proto,
+        special,
+        prefix=_prefix(proto, settings),
+        added=added,
+        strips_before=before,
+        strips_after=after,
+    )
 
 
 def _prefix(proto: bytes, settings: _Settings) -> Prefix:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from localllm.errors import TokenizerError
 
 Trie = dict[str, "Trie"]
+_WORD = re.compile(r"\w")
 _END = ""  # the key that marks a complete word
 
 
@@ -15,10 +16,17 @@ class SpecialMatcher:
     """Cuts text at the control tokens it spells.
 
     `other` holds further texts that the algorithm matches whole. They stay text, but a control
-    token that begins inside one of them is not a match.
+    token that begins inside one of them is not a match. `whole_words` are the ids of tokens that
+    only match where no letter or digit touches them.
     """
 
-    def __init__(self, special: Mapping[str, int], other: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        special: Mapping[str, int],
+        other: Collection[str] = (),
+        whole_words: Collection[int] = (),
+    ) -> None:
+        self._whole_words = frozenset(whole_words)
         self.special = {text: token_id for text, token_id in special.items() if text}
         self._pattern = _any_of([*self.special, *other]) if self.special else None
 
@@ -28,8 +36,14 @@ class SpecialMatcher:
             return
         for match in self._pattern.finditer(text):
             token_id = self.special.get(match.group())
-            if token_id is not None:
-                yield match.start(), match.end(), token_id
+            if token_id is None:
+                continue
+            start, end = match.span()
+            touched = _WORD.match(text[end : end + 1]) or _WORD.match(
+                text[max(start - 1, 0) : start]
+            )
+            if not (touched and token_id in self._whole_words):
+                yield start, end, token_id
 
     def split(self, text: str) -> list[str | int]:
         """The text as runs of plain text and ids of control tokens; no run is empty."""

@@ -43,7 +43,7 @@ def _check(message: Message, where: str) -> dict[str, Any]:
     if isinstance(content, str):
         check_unicode(content, f"{where} ({role}): 'content'")
         return dict(message)
-    if isinstance(content, Mapping) or not isinstance(content, Sequence | list):
+    if not isinstance(content, list | tuple):
         raise InvalidRequest(
             f"{where} ({role}): 'content' must be text or a list of text parts, "
             f"not {type(content).__name__}"
@@ -79,6 +79,21 @@ def check_unicode(text: str, where: str) -> None:
             f"{error.start}, which is not valid Unicode",
             hint="decode the text as UTF-8, or join the surrogate pair, before passing it on",
         ) from None
+
+
+def check_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[Mapping[str, Any]] | None:
+    """The tools as a list, or None for none. Raises `InvalidRequest` naming the one at fault."""
+    if not tools:
+        return None
+    if not isinstance(tools, list | tuple):
+        raise InvalidRequest("tools must be a list of function schemas")
+    for i, tool in enumerate(tools):
+        if not isinstance(tool, Mapping):
+            raise InvalidRequest(
+                f"tools[{i}] must be a dict, not {type(tool).__name__}",
+                hint='{"type": "function", "function": {"name": …, "parameters": {…}}}',
+            )
+    return list(tools)
 
 
 def join_parts(message: dict[str, Any]) -> dict[str, Any]:

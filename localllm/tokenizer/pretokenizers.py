@@ -131,7 +131,6 @@ KINDS: dict[str, Kind] = {
     ),
     "tekken": Kind((_TEKKEN,), ignore_merges=True, add_bos=True),
     **dict.fromkeys(("gpt-4o", "llama4", "kanana2", "minimax-m2"), Kind((_GPT4O,))),
-    "tiny_aya": Kind((r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O)),
     "deepseek-llm": Kind(
         (r"[\r\n]", rf"\s?{_CASED}+", rf"\s?{_MARKS}+", r"\s+$", f"{_EAST_ASIAN}+", r"\p{N}+")
     ),

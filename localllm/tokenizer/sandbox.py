@@ -56,9 +56,9 @@ _budget: ContextVar[_Budget | None] = ContextVar("template_budget", default=None
 
 
 @contextmanager
-def budget(units: int = UNITS, seconds: float = SECONDS) -> Iterator[None]:
+def budget(units: int) -> Iterator[None]:
     """Everything templates do inside is charged to one budget."""
-    token = _budget.set(_Budget(units, seconds))
+    token = _budget.set(_Budget(units, SECONDS))
     try:
         yield
     finally:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from sentencepiece import SentencePieceProcessor
 
 from localllm.errors import TokenizerError
 from localllm.tokenizer.bytelevel import byte_token
+from localllm.tokenizer.matching import SpecialMatcher
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # ModelProto piece types
 SPACE = "▁"
@@ -24,6 +25,7 @@ class SentenceCodec:
     prefix: where a space is put before the text: nowhere, before a run that begins the text,
         before each run between control tokens, or where the model's own settings say.
     added: further tokens (text -> id) that are matched whole in any text.
+    strips_before, strips_after: control tokens that swallow white space beside them.
     """
 
     def __init__(
@@ -33,31 +35,46 @@ class SentenceCodec:
         *,
         prefix: Prefix,
         added: Mapping[str, int] | None = None,
+        strips_before: Collection[int] = (),
+        strips_after: Collection[int] = (),
     ) -> None:
         self._model = load_model(proto if prefix == "own" else without_prefix(proto))
         if special is None:
             special = control_pieces(self._model)
         self._prefix = prefix
         self.special = dict(special)
-        self._added = dict(added or {})
-        self._extra = {id_: text for text, id_ in [*self._added.items(), *self.special.items()]}
+        self.added = dict(added or {})
+        self.whole_words: Collection[int] = ()
+        self._strips_before, self._strips_after = set(strips_before), set(strips_after)
+        self._find_added = SpecialMatcher(self.added)
+        self._extra = {id_: text for text, id_ in [*self.added.items(), *self.special.items()]}
         self._pieces = self._model.get_piece_size()
         self.size = max([self._pieces, *(id_ + 1 for id_ in self._extra)])
         self.strips_space = prefix != "none"
 
-    @property
-    def added(self) -> Collection[str]:
-        return self._added
-
     def encode(self, runs: Sequence[str | int]) -> list[int]:
         ids: list[int] = []
-        for index, run in enumerate(runs):
+        cut = [*self._cut_at_added(runs)]
+        for index, run in enumerate(cut):
             if isinstance(run, int):
                 ids.append(run)
+                continue
+            if index and cut[index - 1] in self._strips_after:
+                run = run.lstrip()
+            if index + 1 < len(cut) and cut[index + 1] in self._strips_before:
+                run = run.rstrip()
+            if not run:
                 continue
             spaced = self._prefix == "each" or (self._prefix == "first" and index == 0)
             ids.extend(self._model.encode(f" {run}" if spaced else run))
         return ids
+
+    def _cut_at_added(self, runs: Sequence[str | int]) -> Iterator[str | int]:
+        for run in runs:
+            if isinstance(run, int):
+                yield run
+            else:
+                yield from self._find_added.split(run)
 
     def text(self, token_id: int) -> str:
         if token_id in self._extra:

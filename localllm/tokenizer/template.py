@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +25,9 @@ from localllm.tokenizer.guard import PRIVATE
 MAX_SOURCE = 1 << 20  # characters of a template
 _INPUT_SHARE = 200  # units of the budget for each character of the conversation
 
-# Around generation blocks while rendering; noncharacters, never part of a text.
-_OPEN, _CLOSE = "\U0010fffe", "\U0010ffff"
+# Around generation blocks while rendering; no text can hold them, for none can know the secret.
+_SECRET = secrets.token_hex(8)
+_OPEN, _CLOSE = f"\ue000{_SECRET}(", f"\ue000{_SECRET})"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class ChatTemplate:
 
     def render(self, variables: Mapping[str, Any]) -> Rendered:
         """Raises `TemplateError` with the template's own message, or what is wrong and where."""
-        units = sandbox.UNITS + _INPUT_SHARE * len(json.dumps(variables, default=str))
+        units = sandbox.UNITS + _INPUT_SHARE * sandbox.weigh(variables)
         chunks = []
         with sandbox.budget(units):
             try:
@@ -146,7 +148,7 @@ def _spans(text: str) -> Rendered:
     spans: list[tuple[int, int]] = []
     starts: list[int] = []
     length = 0
-    for part in re.split(f"([{_OPEN}{_CLOSE}])", text):
+    for part in re.split(f"({re.escape(_OPEN)}|{re.escape(_CLOSE)})", text):
         if part == _OPEN:
             starts.append(length)
         elif part == _CLOSE:

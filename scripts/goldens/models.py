@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+if __name__ == "__main__":  # instead of this folder, whose modules hide libraries by their names
+    sys.path[0] = str(ROOT)
 
 from tests.models.tiny import random_tensors, random_tokens, write_checkpoint  # noqa: E402
 
@@ -53,6 +54,7 @@ _VISION = {
     "patch_size": 14,
     "model_type": "siglip_vision_model",
 }
+_EPS = 0.02  # large enough to show in the logits
 _SHORT = [1.0, 1.05, 1.1, 1.3]
 _LONG = [1.2, 2.0, 3.5, 5.0]
 _SLIDE, _FULL = "sliding_attention", "full_attention"
@@ -71,7 +73,7 @@ def _longrope(original: int, **more: Any) -> dict[str, Any]:
 
 
 CASES: dict[str, dict[str, Any]] = {
-    "llama-gqa": _case("llama"),
+    "llama-gqa": _case("llama", rms_norm_eps=_EPS),
     "llama-mha-tied": _case("llama", num_key_value_heads=None, tie_word_embeddings=True),
     "llama-mqa-linear": _case(
         "llama",
@@ -93,7 +95,7 @@ CASES: dict[str, dict[str, Any]] = {
     ),
     "llama-yarn": _case("llama", head_dim=16, rope_parameters={**_YARN, "rope_theta": 10000.0}),
     "mistral-window": _case("mistral", sliding_window=7, num_key_value_heads=1),
-    "mistral-head-dim": _case("mistral", head_dim=20, sliding_window=None),
+    "mistral-head-dim": _case("mistral", rms_norm_eps=_EPS, head_dim=20, sliding_window=None),
     "mistral-yarn": _case(
         "mistral",
         sliding_window=None,
@@ -108,7 +110,7 @@ CASES: dict[str, dict[str, Any]] = {
             "truncate": False,
         },
     ),
-    "mixtral-top2": _case("mixtral", num_local_experts=4, num_experts_per_tok=2),
+    "mixtral-top2": _case("mixtral", rms_norm_eps=_EPS, num_local_experts=4, num_experts_per_tok=2),
     "mixtral-window-tied": _case(
         "mixtral",
         num_local_experts=3,
@@ -122,7 +124,7 @@ CASES: dict[str, dict[str, Any]] = {
     "mixtral-mha": _case(
         "mixtral", num_local_experts=5, num_experts_per_tok=3, num_key_value_heads=4
     ),
-    "qwen2-gqa": _case("qwen2", rope_theta=1000000.0),
+    "qwen2-gqa": _case("qwen2", rms_norm_eps=_EPS, rope_theta=1000000.0),
     "qwen2-upper-windows-tied": _case(
         "qwen2",
         num_hidden_layers=3,
@@ -140,7 +142,7 @@ CASES: dict[str, dict[str, Any]] = {
         num_key_value_heads=1,
     ),
     "qwen2-yarn": _case("qwen2", rope_scaling={**_YARN, "attention_factor": 1.3}),
-    "qwen3-head-dim": _case("qwen3", head_dim=16),
+    "qwen3-head-dim": _case("qwen3", rms_norm_eps=_EPS, head_dim=16),
     "qwen3-mqa-tied-window": _case(
         "qwen3",
         head_dim=10,
@@ -159,6 +161,7 @@ CASES: dict[str, dict[str, Any]] = {
     ),
     "qwen3_moe-norm-topk": _case(
         "qwen3_moe",
+        rms_norm_eps=_EPS,
         head_dim=16,
         num_experts=6,
         num_experts_per_tok=3,
@@ -188,6 +191,7 @@ CASES: dict[str, dict[str, Any]] = {
     ),
     "gemma2-softcaps": _case(
         "gemma2",
+        rms_norm_eps=10 * _EPS,
         head_dim=16,
         sliding_window=5,
         attn_logit_softcapping=2.0,
@@ -215,6 +219,7 @@ CASES: dict[str, dict[str, Any]] = {
     ),
     "gemma3-pattern": _case(
         "gemma3_text",
+        rms_norm_eps=10 * _EPS,
         head_dim=16,
         num_key_value_heads=1,
         num_hidden_layers=4,
@@ -261,7 +266,7 @@ CASES: dict[str, dict[str, Any]] = {
         "eoi_token_index": 92,
         "mm_tokens_per_image": 4,
     },
-    "phi3-mha": _case("phi3", num_key_value_heads=4, pad_token_id=0),
+    "phi3-mha": _case("phi3", rms_norm_eps=_EPS, num_key_value_heads=4, pad_token_id=0),
     "phi3-longrope-short": _case("phi3", pad_token_id=0, **_longrope(32)),
     "phi3-longrope-long-tied": _case(
         "phi3", pad_token_id=0, tie_word_embeddings=True, **_longrope(16)
@@ -275,7 +280,7 @@ CASES: dict[str, dict[str, Any]] = {
         sliding_window=6,
         **_longrope(16),
     ),
-    "smollm3-nope": _case("smollm3", num_hidden_layers=5, pad_token_id=0),
+    "smollm3-nope": _case("smollm3", rms_norm_eps=_EPS, num_hidden_layers=5, pad_token_id=0),
     "smollm3-listed-untied": _case(
         "smollm3",
         num_hidden_layers=3,
@@ -296,13 +301,14 @@ CASES: dict[str, dict[str, Any]] = {
         num_key_value_heads=4,
         pad_token_id=0,
     ),
-    "olmo2-mha": _case("olmo2", num_key_value_heads=4),
+    "olmo2-mha": _case("olmo2", rms_norm_eps=_EPS, num_key_value_heads=4),
     "olmo2-gqa-tied": _case("olmo2", tie_word_embeddings=True, rope_theta=500000.0),
     "olmo2-mqa-bias-yarn": _case(
         "olmo2", num_key_value_heads=1, attention_bias=True, rope_scaling=_YARN
     ),
     "granite-multipliers": _case(
         "granite",
+        rms_norm_eps=10 * _EPS,
         embedding_multiplier=6.0,
         logits_scaling=4.0,
         residual_multiplier=0.4,
@@ -324,14 +330,14 @@ CASES: dict[str, dict[str, Any]] = {
         attention_multiplier=0.35,
         rope_scaling={"type": "linear", "factor": 2.0},
     ),
-    "starcoder2-tied": _case("starcoder2"),
+    "starcoder2-tied": _case("starcoder2", norm_epsilon=_EPS),
     "starcoder2-window-untied": _case(
         "starcoder2", num_key_value_heads=1, sliding_window=5, tie_word_embeddings=False
     ),
     "starcoder2-no-bias": _case(
         "starcoder2", num_key_value_heads=4, use_bias=False, hidden_act="gelu", rope_theta=999.0
     ),
-    "gpt2-tied": {"model_type": "gpt2", **_GPT2},
+    "gpt2-tied": {"model_type": "gpt2", **_GPT2, "layer_norm_epsilon": _EPS},
     "gpt2-inner-untied": {
         "model_type": "gpt2",
         **_GPT2,
@@ -368,7 +374,8 @@ def saved_form(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, lis
         model.save_pretrained(folder / "saved")
         saved = json.loads((folder / "saved/config.json").read_text())
         with safe_open(folder / "saved/model.safetensors", "np") as file:
-            shapes = {key: list(file.get_slice(key).get_shape()) for key in file.keys()}
+            names = file.keys()
+            shapes = {key: list(file.get_slice(key).get_shape()) for key in names}
     return saved, shapes
 
 

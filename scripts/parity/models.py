@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from localllm.models import known_architectures  # noqa: E402
 from tests.models.running import (  # noqa: E402
     backend,
     difference,
@@ -23,7 +24,9 @@ HEADER = ("Architecture", "Case", "Whole prompt", "Token by token")
 
 def rows() -> list[tuple[str, ...]]:
     """One row a case: the largest difference as a share of the largest |logit|, twice."""
-    return [_row(name) for name in golden_names()]
+    order = [kind.removesuffix("_text") for kind in known_architectures()]
+    names = sorted(golden_names(), key=lambda name: order.index(name.split("-")[0]))
+    return [_row(name) for name in names]
 
 
 def _row(name: str) -> tuple[str, ...]:

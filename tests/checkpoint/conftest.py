@@ -10,7 +10,7 @@ from localllm.errors import LocalLLMError
 
 
 def _real_model(name: str) -> Path:
-    from localllm.hub.resolve import resolve
+    from localllm.hub import resolve
 
     try:
         return resolve(name).path

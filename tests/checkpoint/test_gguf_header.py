@@ -254,8 +254,11 @@ def test_a_missing_tensor_is_named_with_close_ones(tmp_path: Path) -> None:
 
 
 def test_views_outlive_the_checkpoint(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(write_gguf(tmp_path / "m.gguf", {"w": np.ones((2, 3), "f4")}))
-    weights = checkpoint.tensor("w")
+    large = np.ones((1 << 10, 1 << 11), np.float32)
+    tensors = {"small": np.ones((2, 3), np.float32), "large": large}
+    checkpoint = open_checkpoint(write_gguf(tmp_path / "m.gguf", tensors))
+    weights = {name: checkpoint.tensor(name) for name in tensors}
     checkpoint.close()
     checkpoint.close()
-    assert weights.to_float32().sum() == 6
+    assert weights["small"].to_float32().sum() == 6
+    assert weights["large"].to_float32().sum() == large.size

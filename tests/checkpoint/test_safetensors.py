@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,19 @@ def test_bfloat16_written_by_mlx_keeps_its_bits(tmp_path: Path) -> None:
     assert np.array_equal(got.to_float32(), np.array(weights.astype(mx.float32)))
 
 
-def test_aligned_tensors_are_views_and_others_copies_of_the_same_values(tmp_path: Path) -> None:
+def test_large_tensors_are_views_of_the_file(tmp_path: Path) -> None:
+    weights = np.ones((1 << 11, 1 << 11), np.float16)
+    write_safetensors(tmp_path / "model.safetensors", {"w": weights})
+    (tmp_path / "config.json").write_text("{}")
+    checkpoint = open_checkpoint(tmp_path)
+    tracemalloc.start()
+    read = checkpoint.tensor("w")
+    assert tracemalloc.get_traced_memory()[1] < weights.nbytes / 4
+    tracemalloc.stop()
+    assert np.array_equal(read.to_float32(), weights)
+
+
+def test_values_are_the_same_wherever_they_lie(tmp_path: Path) -> None:
     values = np.arange(6, dtype="<f4")
     for pad in range(4):
         header = json.dumps({"w": entry()}) + " " * pad

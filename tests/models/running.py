@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,12 @@ def backend(path: Path, positions: int) -> ReferenceBackend:
         checkpoint.close()
 
 
-def whole_prompt(running: ReferenceBackend, tokens: list[int]) -> np.ndarray:
-    """float32 [T, V]."""
-    return running.forward(Batch((_chunk(running, tokens, 0, len(tokens), len(tokens)),)))
+def whole_prompt(
+    running: ReferenceBackend, tokens: list[int], rows: tuple[int, ...] | None = None
+) -> np.ndarray:
+    """float32 [T, V], or of the chosen rows only."""
+    chunk = _chunk(running, tokens, 0, len(tokens), len(tokens))
+    return running.forward(Batch((chunk if rows is None else replace(chunk, logit_rows=rows),)))
 
 
 def token_by_token(

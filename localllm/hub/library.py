@@ -142,7 +142,10 @@ def _first(
             if len(sources) == 1:
                 raise
             failures.append((source, error))
-    reasons = "".join(f"\n  {source.ref}: {error}" for source, error in failures)
+    reasons = "".join(
+        f"\n  {source.ref}: {str(error).removeprefix(f'{source.ref}: ')}"
+        for source, error in failures
+    )
     hints = {error.hint for _, error in failures if error.hint}
     raise DownloadError(
         f"{name} could not be fetched from any of its sources:{reasons}",
@@ -259,7 +262,8 @@ def installed() -> list[StoredModel]:
 def size_on_disk(name: str) -> int:
     """Bytes that `remove` would free. Raises ModelNotFound if nothing of it is there."""
     store = Store()
-    size = sum(folder_size(folder) for folder in _folders_of(name, store))
+    folder = _damaged_folder(name, store)
+    size = folder_size(folder) if folder else store.size(str(_removable(name, store)))
     if size == 0:
         raise ModelNotFound(
             f"{name} is not in the store", hint="`localllm list` shows the models that are"
@@ -275,22 +279,20 @@ def remove(name: str) -> int:
     """
     store = Store()
     size_on_disk(name)
-    if _is_folder(name, store):
-        return store.remove_folder(store.home / "models" / name)
-    return store.remove(str(_reference(name, store)))
+    if folder := _damaged_folder(name, store):
+        return store.remove_folder(folder)
+    return store.remove(str(_removable(name, store)))
 
 
-def _folders_of(name: str, store: Store) -> list[Path]:
-    if _is_folder(name, store):
-        return [store.home / "models" / name]
+def _removable(name: str, store: Store) -> ModelRef:
     ref = _reference(name, store)
     if isinstance(ref, LocalRef):
         raise ModelNotFound(
             f"{ref} is a file of yours, not a model in the store",
             hint="only pulled models are removed; `localllm list` shows them",
         )
-    return [store.folder(str(ref)), store.partial(str(ref))]
+    return ref
 
 
-def _is_folder(name: str, store: Store) -> bool:
-    return any(kept.folder.name == name for kept in store.kept())
+def _damaged_folder(name: str, store: Store) -> Path | None:
+    return next((kept.folder for kept in store.kept() if kept.folder.name == name), None)

@@ -1,0 +1,80 @@
+"""How checkpoints name the tensors that become our weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from localllm.checkpoint.base import Checkpoint
+
+Part = Literal["q", "k", "v", "gate", "up"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a weight lies in a checkpoint.
+
+    name: the tensor's name without prefix and `.weight`; {n} is the layer, {e} an expert, whose
+        matrices are then stacked.
+    part: only these rows of a tensor that holds q, k and v, or gate and up, one after the other.
+    bare: the name is whole; no `.weight` follows it.
+    conv1d: a matrix kept [in, out], as GPT-2's Conv1D keeps it.
+    interleaved: the rows of each head are in the order (0, d/2, 1, d/2 + 1, …) that rotates
+        neighbours, as llama.cpp wants some architectures; ours rotate (0, d/2).
+    """
+
+    name: str
+    part: Part | None = None
+    bare: bool = False
+    conv1d: bool = False
+    interleaved: bool = False
+
+
+# Our name without "layers.N." and ".weight" -> the places to look, in order of preference.
+Names = Mapping[str, "str | Source | tuple[str | Source, ...]"]
+
+# Base models are saved bare; multimodal ones keep their language model under a name of its own.
+PREFIXES = ("model.", "", "language_model.model.", "model.language_model.", "transformer.")
+HEAD_PREFIXES = ("", "language_model.", "model.")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one checkpoint names its tensors.
+
+    buffers: patterns of tensors that hold nothing learned.
+    other_parts: patterns of tensors of other models in the checkpoint, such as a vision tower.
+    """
+
+    names: Names
+    prefixes: tuple[str, ...] = PREFIXES
+    buffers: tuple[str, ...] = ()
+    other_parts: tuple[str, ...] = ()
+
+
+def sources(names: Names, stem: str) -> tuple[Source, ...]:
+    entry = names.get(stem, ())
+    entries = entry if isinstance(entry, tuple) else (entry,)
+    return tuple(Source(name) if isinstance(name, str) else name for name in entries)
+
+
+def prefix_of(checkpoint: Checkpoint, layout: Layout) -> str:
+    """What stands before all names but the head's, told by the embedding."""
+    embed = f"{sources(layout.names, 'embed')[0].name}.weight"
+    found = (prefix for prefix in layout.prefixes if prefix + embed in checkpoint)
+    return next(found, layout.prefixes[0])
+
+
+def embed_name(checkpoint: Checkpoint, layout: Layout) -> str:
+    """The tensor of the embedding, or what it would be called."""
+    return f"{prefix_of(checkpoint, layout)}{sources(layout.names, 'embed')[0].name}.weight"
+
+
+def head_name(checkpoint: Checkpoint, layout: Layout) -> str | None:
+    """The tensor of an output head of its own, if there is one."""
+    for source in sources(layout.names, "head"):
+        for prefix in HEAD_PREFIXES:
+            if (name := f"{prefix}{source.name}.weight") in checkpoint:
+                return name
+    return None

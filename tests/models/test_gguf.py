@@ -1,0 +1,205 @@
+"""A GGUF file answers as the safetensors it was converted from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from localllm.checkpoint.opening import open_checkpoint
+from localllm.errors import CheckpointError, UnsupportedModel
+from localllm.models import load_spec, load_weights
+from localllm.spec import DecoderSpec
+from tests.models.gguf_writer import write_gguf
+from tests.models.running import (
+    TOLERANCE,
+    backend,
+    difference,
+    golden,
+    token_by_token,
+    whole_prompt,
+)
+
+# Every case that metadata can express.
+CASES = [
+    "gemma2-softcaps",
+    "gemma3-linear",
+    "gemma3-pattern",
+    "gpt2-tied",
+    "granite-bias-tied",
+    "granite-mha-linear",
+    "granite-multipliers",
+    "llama-gqa",
+    "llama-llama3-bias-head-dim",
+    "llama-mha-tied",
+    "llama-mqa-linear",
+    "llama-yarn",
+    "mistral-head-dim",
+    "mistral-window",
+    "mixtral-mha",
+    "mixtral-top2",
+    "mixtral-window-tied",
+    "olmo2-gqa-tied",
+    "olmo2-mha",
+    "olmo2-mqa-bias-yarn",
+    "phi3-longrope-long-tied",
+    "phi3-longrope-short",
+    "phi3-mha",
+    "phi3-partial-window",
+    "qwen2-gqa",
+    "qwen2-yarn",
+    "qwen3-head-dim",
+    "qwen3_moe-norm-topk",
+    "smollm3-nope",
+    "starcoder2-tied",
+    "starcoder2-window-untied",
+]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gguf_gives_the_logits_of_transformers(name: str, tmp_path: Path) -> None:
+    case = golden(name)
+    running = backend(
+        write_gguf(tmp_path / "model.gguf", case.config, case.tensors()), len(case.tokens)
+    )
+    assert difference(whole_prompt(running, case.tokens), case.whole) < TOLERANCE
+    assert difference(token_by_token(running, case.tokens), case.stepwise) < TOLERANCE
+
+
+def test_q_k_and_v_may_be_one_tensor_where_rows_are_reordered(tmp_path: Path) -> None:
+    case = golden("llama-gqa")
+    path = write_gguf(tmp_path / "model.gguf", case.config, case.tensors(), fuse_qkv=True)
+    assert "blk.0.attn_qkv.weight" in open_checkpoint(path)
+    running = backend(path, len(case.tokens))
+    assert difference(whole_prompt(running, case.tokens), case.whole) < TOLERANCE
+
+
+def test_norms_hold_gemmas_one_in_gguf(tmp_path: Path) -> None:
+    case = golden("gemma3-pattern")
+    path = write_gguf(tmp_path / "model.gguf", case.config, case.tensors())
+    spec = load_spec(open_checkpoint(path))
+    layer = spec.layers[0]
+    assert layer.mixer.qk_norm is not None
+    assert (layer.norm.offset, layer.mixer.qk_norm.offset, spec.final_norm.offset) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("name", "layers"), [("gemma2-softcaps", 46), ("gemma3-pattern", 62)])
+def test_gemma_27b_scales_queries_by_hidden_over_heads(
+    name: str, layers: int, tmp_path: Path
+) -> None:
+    spec = metadata_spec(tmp_path, name, num_hidden_layers=layers)
+    assert spec.layers[0].mixer.scale == pytest.approx((32 / 4) ** -0.5)
+    smaller = metadata_spec(tmp_path, name, num_hidden_layers=26)
+    assert smaller.layers[0].mixer.scale == pytest.approx(16**-0.5)
+
+
+def test_gemma_patterns_and_local_base_where_the_file_is_silent(tmp_path: Path) -> None:
+    two = metadata_spec(tmp_path, "gemma2-softcaps", num_hidden_layers=4)
+    assert [layer.mixer.window for layer in two.layers] == [5, None, 5, None]
+    three = metadata_spec(
+        tmp_path, "gemma3-linear", num_hidden_layers=7, sliding_window_pattern=None,
+        rope_local_base_freq=None,
+    )  # fmt: skip
+    assert [layer.mixer.window for layer in three.layers] == [6, 6, 6, 6, 6, None, 6]
+    local, full = three.layers[0].mixer.rope, three.layers[5].mixer.rope
+    assert local is not None
+    assert full is not None
+    assert (local.theta, local.factor, full.theta, full.factor) == (10000.0, 1.0, 20000.0, 8.0)
+
+
+def test_gemma3_without_a_window_sees_everything(tmp_path: Path) -> None:
+    spec = metadata_spec(
+        tmp_path, "gemma3-linear", sliding_window=None, sliding_window_pattern=None
+    )
+    assert [layer.mixer.window for layer in spec.layers] == [None] * 3
+
+
+def test_sizes_may_be_listed_by_layer(tmp_path: Path) -> None:
+    spec = metadata_spec(
+        tmp_path, "llama-gqa", head_dim=8, num_key_value_heads=[2, 4], intermediate_size=[48, 32]
+    )
+    assert [layer.mixer.kv_heads for layer in spec.layers] == [2, 4]
+    assert [getattr(layer.ffn, "hidden", 0) for layer in spec.layers] == [48, 32]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("attention.value_length", 12, "value_length"),
+        ("attention.causal", False, "attention.causal"),
+        ("attention.clamp_kqv", 8.0, "clamp_kqv"),
+        ("expert_shared_count", 1, "expert_shared_count"),
+        ("rope.scaling.type", "sideways", "sideways"),
+        ("rope.dimension_sections", [1, 2, 3], "dimension_sections"),
+    ],
+)
+def test_metadata_we_do_not_run_is_refused_by_its_key(
+    key: str, value: object, named: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedModel, match=named):
+        metadata_spec(tmp_path, "llama-gqa", metadata={key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("block_count", 100000),
+        ("block_count", "two"),
+        ("embedding_length", 0),
+        ("attention.head_count", 0),
+        ("attention.head_count", [4]),
+        ("attention.head_count_kv", [2, 3]),
+        ("attention.layer_norm_rms_epsilon", -1.0),
+        ("rope.dimension_count", 7),
+        ("rope.dimension_count", 100),
+        ("rope.freq_base", float("nan")),
+        ("rope.scaling.factor", -2.0),
+        ("context_length", -1),
+    ],
+)
+def test_senseless_metadata_is_refused_by_its_key(key: str, value: object, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        metadata_spec(tmp_path, "llama-gqa", metadata={key: value})
+    assert key.split(".")[-1] in str(caught.value) or "partial_rotary" in str(caught.value)
+
+
+def test_an_unknown_gguf_architecture_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    case = golden("llama-gqa")
+    write_gguf(path, case.config, {}, architecture="rwkv7")
+    with pytest.raises(UnsupportedModel, match="rwkv7"):
+        load_spec(open_checkpoint(path))
+
+
+@pytest.mark.parametrize("name", ["rope_factors_short.weight", "rope_factors_long.weight"])
+def test_one_set_of_longrope_factors_is_not_enough(name: str, tmp_path: Path) -> None:
+    case = golden("phi3-longrope-long-tied")
+    path = write_gguf(tmp_path / "model.gguf", case.config, case.tensors(), without=(name,))
+    with pytest.raises(CheckpointError, match=name):
+        load_spec(open_checkpoint(path))
+
+
+def test_a_missing_or_foreign_tensor_is_named(tmp_path: Path) -> None:
+    case = golden("llama-gqa")
+    path = write_gguf(
+        tmp_path / "a.gguf", case.config, case.tensors(), without=("blk.1.ffn_up.weight",)
+    )
+    checkpoint = open_checkpoint(path)
+    with pytest.raises(CheckpointError, match=r"blk\.1\.ffn_up\.weight"):
+        load_weights(checkpoint, load_spec(checkpoint))
+    path = write_gguf(tmp_path / "b.gguf", case.config, case.tensors(), metadata={"block_count": 1})
+    checkpoint = open_checkpoint(path)
+    with pytest.raises(UnsupportedModel, match=r"blk\.1\."):
+        load_weights(checkpoint, load_spec(checkpoint))
+
+
+def metadata_spec(
+    folder: Path, name: str, *, metadata: dict[str, object] | None = None, **changes: object
+) -> DecoderSpec:
+    """The spec of a file that has metadata and an embedding, and no other tensors."""
+    config = {key: value for key, value in golden(name).config.items() if key not in changes}
+    config |= {key: value for key, value in changes.items() if value is not None}
+    embed = {"model.embed_tokens.weight": np.ones((97, 32), np.float32)}
+    path = write_gguf(folder / "model.gguf", config, embed, metadata=metadata or {})
+    return load_spec(open_checkpoint(path))
