@@ -27,27 +27,52 @@ WeightKind kind_for(int bits) {
   return WeightKind::kQ8;
 }
 
-int code_in_stream(const uint32_t* words, int c, int bits) {
-  const int64_t at = static_cast<int64_t>(c) * bits;
+template <int BITS>
+int code_in_stream(const uint32_t* words, int c) {
+  const int64_t at = static_cast<int64_t>(c) * BITS;
   const uint32_t* word = words + at / 32;
   const int shift = static_cast<int>(at % 32);
   uint64_t two = word[0];
-  if (shift + bits > 32) two |= static_cast<uint64_t>(word[1]) << 32;
-  return static_cast<int>(two >> shift) & ((1 << bits) - 1);
+  if (32 % BITS != 0 && shift + BITS > 32) two |= static_cast<uint64_t>(word[1]) << 32;
+  return static_cast<int>(two >> shift) & ((1 << BITS) - 1);
 }
 
 // Input k of a block, row l of the panel: dword l of vector k / 4, byte k % 4. 4-bit codes of
 // vectors 2i and 2i+1 share bytes; 5- and 6-bit codes keep their high bits behind the nibbles.
-void put_code(uint8_t* block, int bits, int l, int k, int code) {
+template <int STORED>
+void put_code(uint8_t* block, int l, int k, int code) {
   const int v = k / 4, byte = l * 4 + k % 4;
-  if (bits == 8) {
+  if (STORED == 8) {
     block[v * 64 + byte] = static_cast<uint8_t>(code ^ 0x80);  // as signed: code - 128
     return;
   }
   block[v / 2 * 64 + byte] |= static_cast<uint8_t>((code & 15) << (4 * (v & 1)));
-  if (bits == 5) block[256 + byte] |= static_cast<uint8_t>((code >> 4) << v);
-  if (bits == 6)
+  if (STORED == 5) block[256 + byte] |= static_cast<uint8_t>((code >> 4) << v);
+  if (STORED == 6)
     block[256 + v / 4 * 64 + byte] |= static_cast<uint8_t>((code >> 4) << (2 * (v % 4)));
+}
+
+// One row's codes into the blocks of its panel.
+template <int BITS>
+void pack_row(const uint32_t* stream, int cols, int l, uint8_t* blocks) {
+  constexpr int stored = BITS < 4 ? 4 : BITS;
+  for (int first = 0; first < cols; first += kGroup, blocks += stored * 64) {
+    const int n = cols - first < kGroup ? cols - first : kGroup;
+    for (int k = 0; k < n; ++k)
+      put_code<stored>(blocks, l, k, code_in_stream<BITS>(stream, first + k));
+  }
+}
+
+using PackRow = void (*)(const uint32_t*, int, int, uint8_t*);
+PackRow row_packer(int bits) {
+  switch (bits) {
+    case 2: return pack_row<2>;
+    case 3: return pack_row<3>;
+    case 4: return pack_row<4>;
+    case 5: return pack_row<5>;
+    case 6: return pack_row<6>;
+    default: return pack_row<8>;
+  }
 }
 
 int get_code(const uint8_t* block, int bits, int l, int k) {
@@ -164,16 +189,14 @@ Matrix pack_affine(const AffineSource& source, Arena& arena) {
   uint8_t* data = arena.allocate(w.panel_bytes * static_cast<size_t>(w.panels()));
   w.data = data;
 
+  const PackRow pack_row = row_packer(s.bits);
   const size_t words = (static_cast<size_t>(s.cols) * s.bits + 31) / 32;
   for (int row = 0; row < s.rows; ++row) {
     uint8_t* panel = data + static_cast<size_t>(row / kLanes) * w.panel_bytes;
     const int l = row % kLanes;
     pack_table(s.scales, w.scales, row, l, panel);
     pack_table(s.biases, w.biases, row, l, panel);
-    const uint32_t* stream = s.codes + static_cast<size_t>(row) * words;
-    for (int c = 0; c < s.cols; ++c)
-      put_code(panel + w.codes_at + static_cast<size_t>(c / kGroup) * block_bytes, bits, l,
-               c % kGroup, code_in_stream(stream, c, s.bits));
+    pack_row(s.codes + static_cast<size_t>(row) * words, s.cols, l, panel + w.codes_at);
   }
   return w;
 }

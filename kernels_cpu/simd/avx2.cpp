@@ -5,7 +5,8 @@
 namespace localllm::avx2 {
 namespace {
 
-constexpr int kTileRows = 3;
+constexpr int kTileRows = 4;
+constexpr int kPackedRows = 8;  // up to here unpacking a panel first does not pay
 constexpr int kDenseRows = 6;
 constexpr int kAttentionRows = 3;
 
@@ -62,7 +63,8 @@ void unpack(const uint8_t* block, uint8_t* out) {
 // Keeps a sum where it is: without this GCC rewrites the chain as a tree and spills its leaves.
 inline void pin(__m256i& sum) { __asm__("" : "+x"(sum)); }
 
-// Sums ROWS x 16 dot products; code(v, half) yields the codes, row m's inputs lie at x + m * stride.
+// Sums ROWS x 16 dot products; code(v, half) yields the codes, row m's inputs lie at x + m *
+// stride.
 template <int BITS, int FIRST, int LAST, int ROWS, class Code>
 inline __attribute__((always_inline)) void dot_rows(Code code, const int8_t* x, ptrdiff_t stride,
                                                     IVec (&dot)[ROWS]) {
@@ -91,12 +93,11 @@ inline __attribute__((always_inline)) void dot_rows(Code code, const int8_t* x, 
   }
 }
 
-template <int BITS, int FIRST, int LAST>
-inline __attribute__((always_inline)) IVec dot_packed(const uint8_t* block, const int8_t* x) {
-  IVec dot[1];
-  dot_rows<BITS, FIRST, LAST, 1>([&](int v, int half) { return codes_of<BITS>(block, v, half); }, x,
-                                 0, dot);
-  return dot[0];
+template <int BITS, int FIRST, int LAST, int ROWS>
+inline __attribute__((always_inline)) void dot_packed(const uint8_t* block, const int8_t* x,
+                                                      ptrdiff_t stride, IVec (&dot)[ROWS]) {
+  dot_rows<BITS, FIRST, LAST, ROWS>([&](int v, int half) { return codes_of<BITS>(block, v, half); },
+                                    x, stride, dot);
 }
 
 template <int BITS, int FIRST, int LAST, int ROWS>

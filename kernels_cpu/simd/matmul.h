@@ -1,8 +1,8 @@
 // Matmul over packed panels. The chains that decide every bit are here; an instruction set adds
 // only exact integer dot products:
 //   unpack<BITS>(block, out)                     one code block -> 512 bytes
-//   dot_packed<BITS, FIRST, LAST>(block, x)      vectors FIRST..LAST-1 of a packed block
-//   dot_panel<BITS, FIRST, LAST, ROWS>(...)      the same on an unpacked block, several rows
+//   dot_packed<BITS, FIRST, LAST, ROWS>(...)     vectors FIRST..LAST-1 of a packed block
+//   dot_panel<BITS, FIRST, LAST, ROWS>(...)      the same of an unpacked block
 //
 // For output r of row m, over groups g in order, two float32 chains, each from 0:
 //   dots = fma(float(D), scale[r,g] * d[m,g], dots)    D = sum q * (code + offset), exact
@@ -22,22 +22,48 @@ constexpr int block_bytes() {
   return BITS * 64;
 }
 
-// A group table of one panel as float32 [count][16], every entry written `repeat` times.
+// Group values without multipliers: [groups][16], each written `repeat` times.
+template <class T>
+inline float* expand_plain(const T* values, int groups, int repeat, float* out) {
+  if (repeat == 1) {
+    for (int g = 0; g < groups; ++g, values += kLanes, out += kLanes) store(out, load(values));
+    return out;
+  }
+  for (int g = 0; g < groups; ++g, values += kLanes) {
+    const Vec v = load(values);
+    for (int i = 0; i < repeat; ++i, out += kLanes) store(out, v);
+  }
+  return out;
+}
+
+// The same with a small integer a group, `per` groups to a value.
+template <class T>
+inline float* expand_two_level(const T* values, const GroupTable& t, const uint8_t* multipliers,
+                               int groups, int repeat, float* out) {
+  for (int g = 0; g < groups; values += kLanes) {
+    const Vec value = load(values);
+    for (int i = 0; i < t.groups_per_value; ++i, ++g, multipliers += kLanes) {
+      const IVec m = t.multiplier > 0 ? load_uint8(multipliers)
+                                      : load_int8(reinterpret_cast<const int8_t*>(multipliers));
+      const Vec v = mul(value, to_float(m));
+      for (int r = 0; r < repeat; ++r, out += kLanes) store(out, v);
+    }
+  }
+  return out;
+}
+
+// A group table of one panel as float32 [count][16]; past the last group zeros.
 inline void expand(const GroupTable& t, const uint8_t* panel, int groups, int repeat, int count,
                    float* out) {
-  const uint8_t* values = panel + t.values_at;
-  const uint8_t* multipliers = panel + t.multipliers_at;
-  int written = 0;
-  for (int g = 0; g < groups; ++g) {
-    const int at = g / t.groups_per_value * kLanes;
-    Vec v = t.half ? load(reinterpret_cast<const uint16_t*>(values) + at)
-                   : load(reinterpret_cast<const float*>(values) + at);
-    if (t.multiplier > 0) v = mul(v, to_float(load_uint8(multipliers + g * kLanes)));
-    if (t.multiplier < 0)
-      v = mul(v, to_float(load_int8(reinterpret_cast<const int8_t*>(multipliers) + g * kLanes)));
-    for (int i = 0; i < repeat && written < count; ++i, ++written) store(out + written * kLanes, v);
-  }
-  for (; written < count; ++written) store(out + written * kLanes, zero());
+  const float* end = out + static_cast<ptrdiff_t>(count) * kLanes;
+  const auto fill = [&](const auto* values) {
+    return t.multiplier == 0
+               ? expand_plain(values, groups, repeat, out)
+               : expand_two_level(values, t, panel + t.multipliers_at, groups, repeat, out);
+  };
+  out = t.half ? fill(reinterpret_cast<const uint16_t*>(panel + t.values_at))
+               : fill(reinterpret_cast<const float*>(panel + t.values_at));
+  for (; out < end; out += kLanes) store(out, zero());
 }
 
 // A panel made ready: group tables in float32, one entry per 32 inputs (per 16 for group 16).
@@ -96,40 +122,16 @@ inline void bias_chain(const Panel& p, int blocks, const GroupInfo* info, ptrdif
   }
 }
 
-// One row, codes straight from memory.
-template <int BITS, bool HALVES>
-Vec matvec(const Panel& p, int blocks, int offset, const int8_t* q, const GroupInfo* info) {
-  Vec dots[1] = {zero()}, bias = zero();
-  const uint8_t* block = p.codes;
-  const float *s = p.scales, *b = p.biases;
-  for (int g = 0; g < blocks; ++g, block += block_bytes<BITS>(), q += kGroup, ++info) {
-    const float d[1] = {info->scale};
-    if constexpr (HALVES) {
-      const IVec first[1] = {dot_packed<BITS, 0, 4>(block, q)};
-      const IVec second[1] = {dot_packed<BITS, 4, 8>(block, q)};
-      add_group<1>(first, offset, {info->half_sum_q[0]}, d, s, dots);
-      add_group<1>(second, offset, {info->half_sum_q[1]}, d, s + kLanes, dots);
-      if (b) {
-        bias = fma(load(b), set1(info->half_sum_x[0]), bias);
-        bias = fma(load(b + kLanes), set1(info->half_sum_x[1]), bias);
-        b += 2 * kLanes;
-      }
-      s += 2 * kLanes;
-    } else {
-      const IVec dot[1] = {dot_packed<BITS, 0, 8>(block, q)};
-      add_group<1>(dot, offset, {info->sum_q}, d, s, dots);
-      if (b) {
-        bias = fma(load(b), set1(info->sum_x), bias);
-        b += kLanes;
-      }
-      s += kLanes;
-    }
-  }
-  return p.biases ? add(dots[0], bias) : dots[0];
+template <int BITS, bool PACKED, int FIRST, int LAST, int ROWS>
+inline void dots_of(const uint8_t* codes, const int8_t* q, ptrdiff_t stride, IVec (&dot)[ROWS]) {
+  if constexpr (PACKED)
+    dot_packed<BITS, FIRST, LAST, ROWS>(codes, q, stride, dot);
+  else
+    dot_panel<BITS, FIRST, LAST, ROWS>(codes, q, stride, dot);
 }
 
-// ROWS rows against an unpacked panel.
-template <int BITS, bool HALVES, int ROWS>
+// ROWS rows against a panel, its codes packed as in memory or unpacked to bytes.
+template <int BITS, bool HALVES, bool PACKED, int ROWS>
 void tile(const Panel& p, const uint8_t* codes, int blocks, int offset, const int8_t* q,
           ptrdiff_t q_stride, const GroupInfo* info, ptrdiff_t info_stride, float* out,
           ptrdiff_t stride, int valid_rows) {
@@ -137,21 +139,22 @@ void tile(const Panel& p, const uint8_t* codes, int blocks, int offset, const in
   if (p.biases) bias_chain<HALVES, ROWS>(p, blocks, info, info_stride, bias);
 
   const float* s = p.scales;
-  for (int g = 0; g < blocks; ++g, codes += kPanelBlock, q += kGroup, ++info) {
+  for (int g = 0; g < blocks;
+       ++g, codes += PACKED ? block_bytes<BITS>() : kPanelBlock, q += kGroup, ++info) {
     float d[ROWS];
     for (int m = 0; m < ROWS; ++m) d[m] = info[m * info_stride].scale;
     int32_t sum[ROWS];
     IVec dot[ROWS];
     if constexpr (HALVES) {
-      dot_panel<BITS, 0, 4, ROWS>(codes, q, q_stride, dot);
+      dots_of<BITS, PACKED, 0, 4, ROWS>(codes, q, q_stride, dot);
       for (int m = 0; m < ROWS; ++m) sum[m] = info[m * info_stride].half_sum_q[0];
       add_group<ROWS>(dot, offset, sum, d, s, dots);
-      dot_panel<BITS, 4, 8, ROWS>(codes, q, q_stride, dot);
+      dots_of<BITS, PACKED, 4, 8, ROWS>(codes, q, q_stride, dot);
       for (int m = 0; m < ROWS; ++m) sum[m] = info[m * info_stride].half_sum_q[1];
       add_group<ROWS>(dot, offset, sum, d, s + kLanes, dots);
       s += 2 * kLanes;
     } else {
-      dot_panel<BITS, 0, 8, ROWS>(codes, q, q_stride, dot);
+      dots_of<BITS, PACKED, 0, 8, ROWS>(codes, q, q_stride, dot);
       for (int m = 0; m < ROWS; ++m) sum[m] = info[m * info_stride].sum_q;
       add_group<ROWS>(dot, offset, sum, d, s, dots);
       s += kLanes;
@@ -161,32 +164,37 @@ void tile(const Panel& p, const uint8_t* codes, int blocks, int offset, const in
     store_row(out + m * stride, p.biases ? add(dots[m], bias[m]) : dots[m], valid_rows);
 }
 
+// All rows of `in` against one panel, in tiles of kTileRows.
+template <int BITS, bool HALVES, bool PACKED>
+void panel_rows(const Panel& p, const uint8_t* codes, const Matrix& w, const Input& in, float* out,
+                ptrdiff_t stride, int row) {
+  int m = 0;
+  const auto run = [&](auto tile_rows) {
+    tile<BITS, HALVES, PACKED, decltype(tile_rows)::value>(
+        p, codes, w.blocks(), w.offset, in.q + m * in.q_stride, in.q_stride,
+        in.info + m * in.info_stride, in.info_stride, out + m * stride + row, stride, w.rows - row);
+    m += decltype(tile_rows)::value;
+  };
+  while (m + kTileRows <= in.rows) run(Count<kTileRows>{});
+  while (m + 2 <= in.rows) run(Count<2>{});
+  if (m < in.rows) run(Count<1>{});
+}
+
 template <int BITS, bool HALVES>
 void matmul_quantized(const Matrix& w, const Input& in, float* out, ptrdiff_t stride, int first,
                       int last, void* scratch) {
-  const int blocks = w.blocks();
   for (int panel = first; panel < last; ++panel) {
     const Panel p = open_panel(w, panel, scratch);
     const int row = panel * kLanes;
-    const int valid_rows = w.rows - row;
-    if (in.rows == 1) {
-      const Vec y = matvec<BITS, HALVES>(p, blocks, w.offset, in.q, in.info);
-      store_row(out + row, y, valid_rows);
+    if (in.rows <= kPackedRows) {
+      panel_rows<BITS, HALVES, true>(p, p.codes, w, in, out, stride, row);
       continue;
     }
     auto* codes = reinterpret_cast<uint8_t*>(p.free);
-    for (int g = 0; g < blocks; ++g)
+    for (int g = 0; g < w.blocks(); ++g)
       unpack<BITS>(p.codes + static_cast<size_t>(g) * block_bytes<BITS>(),
                    codes + static_cast<size_t>(g) * kPanelBlock);
-    int m = 0;
-    const auto run = [&](auto tile_function, int rows) {
-      for (; m + rows <= in.rows; m += rows)
-        tile_function(p, codes, blocks, w.offset, in.q + m * in.q_stride, in.q_stride,
-                      in.info + m * in.info_stride, in.info_stride, out + m * stride + row, stride,
-                      valid_rows);
-    };
-    run(tile<BITS, HALVES, kTileRows>, kTileRows);
-    run(tile<BITS, HALVES, 1>, 1);
+    panel_rows<BITS, HALVES, false>(p, codes, w, in, out, stride, row);
   }
 }
 

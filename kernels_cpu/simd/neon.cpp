@@ -5,6 +5,7 @@ namespace localllm::neon {
 namespace {
 
 constexpr int kTileRows = 4;
+constexpr int kPackedRows = 4;
 constexpr int kDenseRows = 4;
 constexpr int kAttentionRows = 3;
 
@@ -37,25 +38,27 @@ inline int8x16_t broadcast4(const int8_t* x) {
   return vreinterpretq_s8_s32(vdupq_n_s32(four));
 }
 
-template <int BITS, int FIRST, int LAST>
-inline IVec dot_packed(const uint8_t* block, const int8_t* x) {
-  IVec dot = set1(int32_t{0});
-  for (int v = FIRST; v < LAST; ++v) {
-    const int8x16_t inputs = broadcast4(x + 4 * v);
-    for (int i = 0; i < 4; ++i) dot.q[i] = vdotq_s32(dot.q[i], codes_of<BITS>(block, v, i), inputs);
-  }
-  return dot;
+template <int FIRST, int LAST, int ROWS, class Code>
+inline void dot_rows(Code code, const int8_t* x, ptrdiff_t stride, IVec (&dot)[ROWS]) {
+  for (int m = 0; m < ROWS; ++m) dot[m] = set1(int32_t{0});
+  for (int v = FIRST; v < LAST; ++v)
+    for (int i = 0; i < 4; ++i) {
+      const int8x16_t codes = code(v, i);
+      for (int m = 0; m < ROWS; ++m)
+        dot[m].q[i] = vdotq_s32(dot[m].q[i], codes, broadcast4(x + m * stride + 4 * v));
+    }
+}
+
+template <int BITS, int FIRST, int LAST, int ROWS>
+inline void dot_packed(const uint8_t* block, const int8_t* x, ptrdiff_t stride, IVec (&dot)[ROWS]) {
+  dot_rows<FIRST, LAST>([&](int v, int i) { return codes_of<BITS>(block, v, i); }, x, stride, dot);
 }
 
 template <int BITS, int FIRST, int LAST, int ROWS>
 inline void dot_panel(const uint8_t* codes, const int8_t* x, ptrdiff_t stride, IVec (&dot)[ROWS]) {
-  for (int m = 0; m < ROWS; ++m) dot[m] = set1(int32_t{0});
-  for (int v = FIRST; v < LAST; ++v)
-    for (int i = 0; i < 4; ++i) {
-      const int8x16_t code = vreinterpretq_s8_u8(vld1q_u8(codes + v * 64 + i * 16));
-      for (int m = 0; m < ROWS; ++m)
-        dot[m].q[i] = vdotq_s32(dot[m].q[i], code, broadcast4(x + m * stride + 4 * v));
-    }
+  dot_rows<FIRST, LAST>(
+      [&](int v, int i) { return vreinterpretq_s8_u8(vld1q_u8(codes + v * 64 + i * 16)); }, x,
+      stride, dot);
 }
 
 }  // namespace

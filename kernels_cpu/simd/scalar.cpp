@@ -5,6 +5,7 @@ namespace localllm::scalar {
 namespace {
 
 constexpr int kTileRows = 2;
+constexpr int kPackedRows = 1;
 constexpr int kDenseRows = 2;
 constexpr int kAttentionRows = 3;
 
@@ -25,22 +26,23 @@ void unpack(const uint8_t* block, uint8_t* out) {
     for (int i = 0; i < 64; ++i) out[v * 64 + i] = static_cast<uint8_t>(code_at<BITS>(block, v, i));
 }
 
-template <int BITS, int FIRST, int LAST>
-IVec dot_packed(const uint8_t* block, const int8_t* x) {
-  IVec sum = {};
+template <int FIRST, int LAST, int ROWS, class Code>
+void dot_rows(Code code, const int8_t* x, ptrdiff_t stride, IVec (&dot)[ROWS]) {
+  for (int m = 0; m < ROWS; ++m) dot[m] = {};
   for (int v = FIRST; v < LAST; ++v)
-    for (int i = 0; i < 64; ++i) sum.v[i / 4] += code_at<BITS>(block, v, i) * x[4 * v + i % 4];
-  return sum;
+    for (int i = 0; i < 64; ++i)
+      for (int m = 0; m < ROWS; ++m) dot[m].v[i / 4] += code(v, i) * x[m * stride + 4 * v + i % 4];
+}
+
+template <int BITS, int FIRST, int LAST, int ROWS>
+void dot_packed(const uint8_t* block, const int8_t* x, ptrdiff_t stride, IVec (&dot)[ROWS]) {
+  dot_rows<FIRST, LAST>([&](int v, int i) { return code_at<BITS>(block, v, i); }, x, stride, dot);
 }
 
 template <int BITS, int FIRST, int LAST, int ROWS>
 void dot_panel(const uint8_t* codes, const int8_t* x, ptrdiff_t stride, IVec (&dot)[ROWS]) {
-  for (int m = 0; m < ROWS; ++m) {
-    dot[m] = {};
-    for (int v = FIRST; v < LAST; ++v)
-      for (int i = 0; i < 64; ++i)
-        dot[m].v[i / 4] += static_cast<int8_t>(codes[v * 64 + i]) * x[m * stride + 4 * v + i % 4];
-  }
+  dot_rows<FIRST, LAST>([&](int v, int i) { return static_cast<int8_t>(codes[v * 64 + i]); }, x,
+                        stride, dot);
 }
 
 }  // namespace

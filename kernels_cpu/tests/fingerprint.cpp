@@ -48,8 +48,8 @@ std::vector<Case> cases() {
   const Shape base{300, 192, 2, 256, llama, Format::kQ4Bias};
   all.push_back({"q4-bias", base});
   const std::pair<const char*, Format> formats[] = {
-      {"q4-zero", Format::kQ4Zero}, {"q5-group64", Format::kQ5Bias},
-      {"q6-group16", Format::kQ6Halves}, {"q8", Format::kQ8Zero},
+      {"q4-zero", Format::kQ4Zero},          {"q5-group64", Format::kQ5Bias},
+      {"q6-group16", Format::kQ6Halves},     {"q8", Format::kQ8Zero},
       {"q2-two-level", Format::kQ2TwoLevel}, {"float32", Format::kFloat32}};
   for (const auto& [name, format] : formats) {
     Shape s = base;

@@ -56,7 +56,8 @@ class Model {
       add(at + "attn.k.weight", c.kv_heads * c.head_dim, shape.width);
       add(at + "attn.v.weight", c.kv_heads * c.head_dim, shape.width);
       add(at + "attn.o.weight", shape.width, c.heads * c.head_dim);
-      if (c.pre_norm.present) norm(at + "attn_norm", shape.width), norm(at + "ffn_norm", shape.width);
+      if (c.pre_norm.present)
+        norm(at + "attn_norm", shape.width), norm(at + "ffn_norm", shape.width);
       if (c.post_norm.present)
         norm(at + "attn_post_norm", shape.width), norm(at + "ffn_post_norm", shape.width);
       if (c.qk_norm.present)
@@ -85,8 +86,7 @@ class Model {
 
   std::unique_ptr<Decoder> decoder(const Kernels& kernels, int threads, KvKind kv, int block,
                                    int blocks) const {
-    return std::make_unique<Decoder>(store_, config_, layers_, kv, block, blocks, threads,
-                                     kernels);
+    return std::make_unique<Decoder>(store_, config_, layers_, kv, block, blocks, threads, kernels);
   }
   ModelConfig& config() { return config_; }
   const Shape& shape() const { return shape_; }
@@ -148,7 +148,8 @@ class Model {
       case Format::kQ8Zero: s.bits = 8, s.zero_point = 128; break;
       default: s.bits = 2, bias = two_level = true, s.group = 16; break;
     }
-    std::vector<uint32_t> codes(static_cast<size_t>(rows) * ((static_cast<size_t>(cols) * s.bits + 31) / 32));
+    std::vector<uint32_t> codes(static_cast<size_t>(rows) *
+                                ((static_cast<size_t>(cols) * s.bits + 31) / 32));
     for (uint32_t& c : codes) c = random_.bits();
     s.codes = codes.data();
     const int groups = cols / s.group;
