@@ -222,6 +222,10 @@ NB_MODULE(_native, m) {
            [](WeightStore& s, const std::string& name, Array<float, 1> v) {
              s.add_vector(name, v.data(), to_int(v.shape(0)));
            })
+      .def("save", &WeightStore::save, nb::call_guard<nb::gil_scoped_release>(),
+           "Writes the packed form to a file for `open`; RuntimeError when it cannot.")
+      .def_static("open", &WeightStore::open,
+                  "Opens what `save` wrote; RuntimeError when it cannot.")
       .def("__contains__", &WeightStore::has)
       .def_prop_ro("nbytes", &WeightStore::bytes);
 

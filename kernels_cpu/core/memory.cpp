@@ -18,6 +18,22 @@ namespace {
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kArenaRegion = size_t{64} << 20;
 
+struct FileHandle {
+  explicit FileHandle(const std::string& path)
+      : descriptor(open(path.c_str(), O_RDONLY | O_CLOEXEC)) {}
+  FileHandle(const FileHandle&) = delete;
+  FileHandle& operator=(const FileHandle&) = delete;
+  ~FileHandle() {
+    if (descriptor >= 0) close(descriptor);
+  }
+  const int descriptor;
+};
+
+size_t physical_memory() {
+  const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+  return pages > 0 && page > 0 ? static_cast<size_t>(pages) * static_cast<size_t>(page) : 0;
+}
+
 size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 }  // namespace
@@ -43,31 +59,33 @@ Region Region::allocate(size_t bytes) {
   return r;
 }
 
-Region Region::map_file(const std::string& path) {
-  const auto fail = [&](const char* what) {
-    return std::runtime_error(std::string(what) + " " + path + ": " + std::strerror(errno));
+Region Region::from_file(const std::string& path) {
+  const auto fail = [&] {
+    return std::runtime_error("cannot read " + path + ": " + std::strerror(errno));
   };
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) throw fail("cannot open");
+  const FileHandle file(path);
   struct stat info;
-  if (fstat(fd, &info) != 0 || info.st_size <= 0) {
-    const auto error = fail("cannot map");
-    close(fd);
-    throw error;
-  }
+  if (file.descriptor < 0 || fstat(file.descriptor, &info) != 0) throw fail();
+  const auto size = static_cast<size_t>(info.st_size);
+  if (info.st_size <= 0) throw std::runtime_error(path + " is empty");
   Region r;
-  r.mapped_size_ = r.size_ = static_cast<size_t>(info.st_size);
-  r.mapped_ = mmap(nullptr, r.size_, PROT_READ, MAP_PRIVATE, fd, 0);
-  close(fd);
-  if (r.mapped_ == MAP_FAILED) {
-    r.mapped_ = nullptr;
-    throw fail("cannot map");
+  if (size <= physical_memory() / 8) {
+    r = allocate(size);
+    r.size_ = size;
+    for (size_t at = 0; at < size;) {
+      const ssize_t n = pread(file.descriptor, r.data_ + at, size - at, static_cast<off_t>(at));
+      if (n == 0) throw std::runtime_error(path + " was cut short while being read");
+      if (n < 0 && errno != EINTR) throw fail();
+      if (n > 0) at += static_cast<size_t>(n);
+    }
+    return r;
   }
-  r.data_ = static_cast<uint8_t*>(r.mapped_);
-#ifdef MADV_HUGEPAGE
-  madvise(r.data_, r.size_, MADV_HUGEPAGE);
-#endif
-  madvise(r.data_, r.size_, MADV_WILLNEED);
+  void* mapped = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.descriptor, 0);
+  if (mapped == MAP_FAILED) throw fail();
+  r.mapped_ = mapped;
+  r.mapped_size_ = r.size_ = size;
+  r.data_ = static_cast<uint8_t*>(mapped);
+  madvise(mapped, size, MADV_WILLNEED);
   return r;
 }
 

@@ -15,8 +15,10 @@ class Region {
   Region() = default;
   // Zeroed, page-aligned, committed when touched. Throws std::bad_alloc.
   static Region allocate(size_t bytes);
-  // Read-only and private. Throws std::runtime_error with the system's reason.
-  static Region map_file(const std::string& path);
+  // A file's content, not to be written to: read into huge pages while it is small beside the
+  // machine's memory (decoding from 4 KiB pages is 8 % slower), else mapped.
+  // Throws std::runtime_error with the system's reason.
+  static Region from_file(const std::string& path);
 
   Region(Region&& other) noexcept;
   Region& operator=(Region&& other) noexcept;

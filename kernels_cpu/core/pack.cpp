@@ -1,5 +1,6 @@
 #include "core/pack.h"
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -199,6 +200,25 @@ Matrix pack_affine(const AffineSource& source, Arena& arena) {
     pack_row(s.codes + static_cast<size_t>(row) * words, s.cols, l, panel + w.codes_at);
   }
   return w;
+}
+
+size_t panel_bytes_needed(const Matrix& w) {
+  constexpr size_t never = ~size_t{0};
+  const auto cols = static_cast<size_t>(w.cols);
+  if (!w.quantized()) return cols * kLanes * (w.kind == WeightKind::kFloat32 ? 4 : 2);
+  if (w.group != 16 && (w.group <= 0 || w.group % kGroup)) return never;
+  if (w.cols % w.group) return never;
+  const size_t groups = cols / static_cast<size_t>(w.group);
+  size_t needed =
+      w.codes_at + static_cast<size_t>(stored_bits(w.kind)) * 64 * static_cast<size_t>(w.blocks());
+  for (const GroupTable* t : {&w.scales, &w.biases}) {
+    if (!t->present) continue;
+    if (t->groups_per_value <= 0 || groups % static_cast<size_t>(t->groups_per_value)) return never;
+    const size_t values = groups / static_cast<size_t>(t->groups_per_value);
+    needed = std::max(needed, t->values_at + values * kLanes * (t->half ? 2 : 4));
+    if (t->multiplier) needed = std::max(needed, t->multipliers_at + groups * kLanes);
+  }
+  return w.scales.present ? needed : never;
 }
 
 Matrix pack_dense(const void* values, WeightKind kind, int rows, int cols, Arena& arena) {

@@ -28,6 +28,10 @@ struct AffineSource {
 Matrix pack_affine(const AffineSource& source, Arena& arena);
 Matrix pack_dense(const void* values, WeightKind kind, int rows, int cols, Arena& arena);
 
+// Bytes a panel must have for kernels to stay inside it; the largest number for a description
+// that makes no sense.
+size_t panel_bytes_needed(const Matrix& w);
+
 // Row `row` in float32: round(round(scale * code) + bias).
 void read_row(const Matrix& w, int row, float* out);
 

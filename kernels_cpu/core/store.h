@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -29,12 +30,19 @@ class WeightStore {
 
   size_t bytes() const { return bytes_; }
 
+  // The packed form as a file, to be opened by `open`. Throws std::runtime_error with the system's
+  // reason when it cannot be written.
+  void save(const std::string& path) const;
+  // Throws std::runtime_error when the file is missing, cut short, or of another layout.
+  static std::shared_ptr<WeightStore> open(const std::string& path);
+
  private:
   struct Vector {
     const float* data;
     int size;
   };
   Arena arena_;
+  Region file_;  // what `open` opened
   std::map<std::string, Matrix> matrices_;
   std::map<std::string, Vector> vectors_;
   size_t bytes_ = 0;

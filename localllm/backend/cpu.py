@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from localllm.backend.cpu_cache import PackedCache
 from localllm.backend.cpu_config import layer_configs, model_config, ropes_of
 from localllm.backend.cpu_rope import RopeTable
 from localllm.backend.cpu_weights import pack
@@ -32,6 +33,7 @@ class CpuBackend:
         evaluation, slower.
     kernels: an instruction set of `usable_kernels()`; None for the best, or what the
         environment's LOCALLLM_CPU names.
+    cache: where packed weights are kept. If they are there, `weights` is not read.
 
     A row's result does not depend on batch, chunks, threads or instruction set, bit for bit.
     Raises UnsupportedModel for what the engine lacks, CheckpointError for weights that do not
@@ -51,6 +53,7 @@ class CpuBackend:
         kv_bits: int = 16,
         float_activations: bool = False,
         kernels: str | None = None,
+        cache: PackedCache | None = None,
     ) -> None:
         assert min(num_blocks, block_size) > 0, f"a pool of {num_blocks} x {block_size} positions"
         if threads is not None and threads < 1:
@@ -64,8 +67,9 @@ class CpuBackend:
         self.block_size = block_size
         self._ropes = [RopeTable(rope) for rope in ropes_of(spec)]
         try:
+            store = cache.store(spec, lambda: pack(spec, weights)) if cache else pack(spec, weights)
             self._decoder: _native.Decoder | None = _native.Decoder(
-                pack(spec, weights),
+                store,
                 model_config(spec, float_activations=float_activations),
                 layers,
                 kv_bits,
