@@ -13,6 +13,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "bind_kernels.h"
 #include "core/cpu_features.h"
 #include "core/decoder.h"
 #include "core/dispatch.h"
@@ -210,6 +211,8 @@ NB_MODULE(_native, m) {
   m.def("usable_kernels", &usable_kernels, "Kernel tables that run here, slowest first.");
   m.def("default_threads", &default_threads,
         "Processors this process may use: affinity, cgroup quota, one per physical core.");
+
+  bind_kernels(m);
 
   nb::class_<WeightStore>(m, "WeightStore", "Weights by name, packed for the kernels.")
       .def(nb::init<>())

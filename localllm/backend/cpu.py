@@ -94,6 +94,11 @@ class CpuBackend:
         """Compute threads, the caller's among them; fewer than asked if the system refused."""
         return self._engine.threads
 
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of address space of the KV pool; memory is taken when blocks are first used."""
+        return self._engine.kv_bytes
+
     def forward(self, batch: Batch) -> np.ndarray:
         """See `Backend.forward`. Raises StepCancelled when `cancel` was called meanwhile."""
         decoder, chunks = self._engine, batch.chunks

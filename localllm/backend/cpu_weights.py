@@ -42,10 +42,10 @@ def pack(spec: DecoderSpec, weights: Iterable[tuple[str, Tensor]]) -> _native.We
             values = tensor.to_float32() + np.float32(offsets.get(name, 0.0))
             store.add_vector(name, np.ascontiguousarray(values))
         elif len(tensor.shape) == 2:
-            _add_matrix(store, name, tensor)
+            add_matrix(store, name, tensor)
         else:
             for expert in range(tensor.shape[0]):
-                _add_matrix(store, f"{name}.{expert}", _slice(tensor, expert))
+                add_matrix(store, f"{name}.{expert}", _slice(tensor, expert))
         seen.add(name)
         del tensor  # else it would live on while the next one is read
     missing = [name for name in shapes if name not in seen]
@@ -55,7 +55,8 @@ def pack(spec: DecoderSpec, weights: Iterable[tuple[str, Tensor]]) -> _native.We
     return store
 
 
-def _add_matrix(store: _native.WeightStore, name: str, tensor: Tensor) -> None:
+def add_matrix(store: _native.WeightStore, name: str, tensor: Tensor) -> None:
+    """tensor: [out, in], dense or affine; no value changes."""
     if isinstance(tensor, Dense):
         store.add_dense(name, np.ascontiguousarray(tensor.data))
         return
