@@ -1,4 +1,6 @@
 // Single kernels for tests and benchmarks: quantization, and a matmul with one packed matrix.
+#include "bind_kernels.h"
+
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
@@ -7,7 +9,6 @@
 #include <stdexcept>
 #include <vector>
 
-#include "bind_kernels.h"
 #include "core/dispatch.h"
 #include "core/memory.h"
 #include "core/rows_buffer.h"

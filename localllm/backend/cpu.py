@@ -87,17 +87,17 @@ class CpuBackend:
     @property
     def kernels(self) -> str:
         """The instruction set in use."""
-        return self._engine.kernels
+        return str(self._engine.kernels)
 
     @property
     def threads(self) -> int:
         """Compute threads, the caller's among them; fewer than asked if the system refused."""
-        return self._engine.threads
+        return int(self._engine.threads)
 
     @property
     def kv_bytes(self) -> int:
         """Bytes of address space of the KV pool; memory is taken when blocks are first used."""
-        return self._engine.kv_bytes
+        return int(self._engine.kv_bytes)
 
     def forward(self, batch: Batch) -> np.ndarray:
         """See `Backend.forward`. Raises StepCancelled when `cancel` was called meanwhile."""

@@ -49,9 +49,7 @@ class TestDefault(BackendConformance):
     test_packed_weights_mean_what_their_definition_says = None
 
     def open(self, spec, weights, *, num_blocks, block_size):
-        return CpuBackend(
-            spec, weights, num_blocks=num_blocks, block_size=block_size, threads=2
-        )
+        return CpuBackend(spec, weights, num_blocks=num_blocks, block_size=block_size, threads=2)
 
 
 def small(spec=None, **options) -> CpuBackend:
@@ -255,9 +253,7 @@ def timed(call) -> float:
 class TestPackedCache:
     def backend(self, folder: Path, file: Path, weights, spec) -> tuple[CpuBackend, PackedCache]:
         cache = PackedCache(folder, [file])
-        backend = CpuBackend(
-            spec, iter(weights.items()), num_blocks=8, block_size=4, cache=cache
-        )
+        backend = CpuBackend(spec, iter(weights.items()), num_blocks=8, block_size=4, cache=cache)
         return backend, cache
 
     def setup(self, tmp_path: Path):

@@ -46,7 +46,9 @@ def assert_near(got: np.ndarray, x: np.ndarray, tensor: Tensor) -> None:
 @pytest.mark.parametrize("packing", PACKINGS, ids=lambda packing: packing.of)
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(shape=shapes, rows=st.integers(1, 9), seed=st.integers(0, 2**32 - 1))
-def test_every_packing_is_exact_given_its_rounded_input(packing: Packing, kernels, shape, rows, seed):
+def test_every_packing_is_exact_given_its_rounded_input(
+    packing: Packing, kernels, shape, rows, seed
+):
     rng = np.random.default_rng(seed)
     tensor, x = packing.random(rng, shape), inputs(rng, rows, shape[1])
     got = matmul(tensor, x, kernels)
@@ -91,7 +93,7 @@ def test_a_row_has_the_same_bits_in_any_batch_and_instruction_set(packing: Packi
 
 
 def test_the_largest_codes_do_not_overflow():
-    """All codes at their maximum against inputs of one sign: the worst case of every partial sum."""
+    """All codes at their maximum against inputs of one sign: the worst of all sums."""
     for packing in PACKINGS:
         rng = np.random.default_rng(0)
         tensor = packing.random(rng, (16, 128))

@@ -63,7 +63,7 @@ def test_no_avx2_code_can_be_linked_into_other_files(tmp_path):
     """A shared inline function compiled for AVX2 would be a trap on a machine without it."""
     root = TESTS.parent
     out = tmp_path / "avx2.o"
-    flags = "-std=c++17 -O1 -mavx2 -mfma -mf16c -ffp-contract=off".split()
+    flags = ["-std=c++17", "-O1", "-mavx2", "-mfma", "-mf16c", "-ffp-contract=off"]
     subprocess.run(
         ["g++", *flags, f"-I{root}", "-c", str(root / "simd/avx2.cpp"), "-o", str(out)], check=True
     )
