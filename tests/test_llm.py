@@ -107,9 +107,7 @@ def test_the_same_seed_gives_the_same_answer_alone_or_in_a_batch(llm):
     assert batch[1].token_ids == alone.token_ids
     assert alone.receipt.seed == 99
     fresh = llm.generate("seed", SamplingParams(temperature=1.2, max_tokens=12, ignore_eos=True))
-    again = SamplingParams(
-        temperature=1.2, seed=fresh.receipt.seed, max_tokens=12, ignore_eos=True
-    )
+    again = SamplingParams(temperature=1.2, seed=fresh.receipt.seed, max_tokens=12, ignore_eos=True)
     assert llm.generate("seed", again).token_ids == fresh.token_ids
 
 
