@@ -1,14 +1,292 @@
 // The Python face of the native engine. Everything else here is plain C++ that knows no Python.
+// Every size is checked on the way in, so that no call can read or write out of bounds.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <optional>
+#include <stdexcept>
+
+#include "bind_kernels.h"
 #include "core/cpu_features.h"
+#include "core/decoder.h"
+#include "core/dispatch.h"
 
 namespace nb = nanobind;
+using namespace localllm;
+
+namespace {
+
+template <class T, int N>
+using Array = nb::ndarray<const T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+using AnyMatrix = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using OutMatrix = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+void check(bool good, const char* message) {
+  if (!good) throw std::invalid_argument(message);
+}
+
+int to_int(size_t n) {
+  check(n <= 0x7fffffff, "array too large");
+  return static_cast<int>(n);
+}
+
+bool is_type(const AnyMatrix& a, nb::dlpack::dtype_code code, int bits) {
+  const auto d = a.dtype();
+  return d.code == static_cast<uint8_t>(code) && d.bits == bits && d.lanes == 1;
+}
+
+GroupSource group_source(const AnyMatrix& values, const std::optional<AnyMatrix>& multipliers,
+                         int rows) {
+  using nb::dlpack::dtype_code;
+  GroupSource s;
+  s.half = is_type(values, dtype_code::Float, 16);
+  check(s.half || is_type(values, dtype_code::Float, 32),
+        "group values must be float16 or float32");
+  check(to_int(values.shape(0)) == rows, "group values do not match the rows");
+  s.values = values.data();
+  s.values_per_row = to_int(values.shape(1));
+  s.groups_per_row = s.values_per_row;
+  if (multipliers) {
+    s.signed_multipliers = is_type(*multipliers, dtype_code::Int, 8);
+    check(s.signed_multipliers || is_type(*multipliers, dtype_code::UInt, 8),
+          "multipliers must be int8 or uint8");
+    check(to_int(multipliers->shape(0)) == rows, "multipliers do not match the rows");
+    s.multipliers = multipliers->data();
+    s.groups_per_row = to_int(multipliers->shape(1));
+  }
+  return s;
+}
+
+void add_affine(WeightStore& store, const std::string& name, Array<uint32_t, 2> codes, int cols,
+                int bits, int group, int zero_point, AnyMatrix scales,
+                std::optional<AnyMatrix> scale_multipliers, std::optional<AnyMatrix> biases,
+                std::optional<AnyMatrix> bias_multipliers) {
+  AffineSource s;
+  s.codes = codes.data();
+  s.rows = to_int(codes.shape(0));
+  s.cols = cols;
+  s.bits = bits;
+  s.group = group;
+  s.zero_point = zero_point;
+  check(cols > 0 && bits > 0 && bits <= 8 &&
+            codes.shape(1) == (static_cast<size_t>(cols) * static_cast<size_t>(bits) + 31) / 32,
+        "codes do not match the columns");
+  s.scales = group_source(scales, scale_multipliers, s.rows);
+  if (biases) s.biases = group_source(*biases, bias_multipliers, s.rows);
+  const nb::gil_scoped_release release;
+  store.add_affine(name, s);
+}
+
+void add_dense(WeightStore& store, const std::string& name, AnyMatrix values) {
+  using nb::dlpack::dtype_code;
+  WeightKind kind;
+  if (is_type(values, dtype_code::Float, 32))
+    kind = WeightKind::kFloat32;
+  else if (is_type(values, dtype_code::Float, 16))
+    kind = WeightKind::kFloat16;
+  else if (is_type(values, dtype_code::UInt, 16))
+    kind = WeightKind::kBfloat16;
+  else
+    throw std::invalid_argument("dense weights must be float32, float16 or bfloat16 bits");
+  const int rows = to_int(values.shape(0)), cols = to_int(values.shape(1));
+  const nb::gil_scoped_release release;
+  store.add_dense(name, values.data(), kind, rows, cols);
+}
+
+KvKind kv_kind(int bits) {
+  switch (bits) {
+    case 32: return KvKind::kFloat32;
+    case 16: return KvKind::kFloat16;
+    case 8: return KvKind::kInt8;
+    case 4: return KvKind::kInt4;
+    default: throw std::invalid_argument("kv_bits must be 32, 16, 8 or 4");
+  }
+}
+
+// The first position that some layer still sees from `position`.
+int64_t first_seen(const Program& program, int64_t position) {
+  int64_t first = position;
+  for (const Layer& layer : program.layers) {
+    const int window = layer.config.window;
+    first = std::min(first, window > 0 ? std::max<int64_t>(0, position + 1 - window) : 0);
+  }
+  return first;
+}
+
+std::unique_ptr<Decoder> make_decoder(std::shared_ptr<WeightStore> store, const ModelConfig& config,
+                                      const std::vector<LayerConfig>& layers, int kv_bits,
+                                      int block, int blocks, int threads,
+                                      const std::string& kernels) {
+  check(block > 0 && block <= 65536 && blocks > 0, "blocks must be positive");
+  check(threads > 0 && threads <= 1024, "threads must be from 1 to 1024");
+  const Kernels* table = find_kernels(kernels);
+  check(table != nullptr, "these kernels cannot run here");
+  return std::make_unique<Decoder>(std::move(store), config, layers, kv_kind(kv_bits), block,
+                                   blocks, threads, *table);
+}
+
+using RopeInput = std::pair<Array<float, 2>, Array<int32_t, 1>>;
+
+// Returns false when cancelled.
+bool forward(Decoder& decoder, Array<int32_t, 1> tokens, Array<int32_t, 1> starts,
+             Array<int32_t, 1> counts, Array<int32_t, 1> tables, Array<int32_t, 1> table_sizes,
+             const std::vector<RopeInput>& ropes, Array<int32_t, 1> logit_rows, OutMatrix out) {
+  const Program& program = decoder.program();
+  const KvPool& kv = decoder.kv();
+  Step step;
+  step.rows = to_int(tokens.shape(0));
+  step.tokens = tokens.data();
+  check(step.rows > 0, "a step needs rows");
+  for (int r = 0; r < step.rows; ++r)
+    check(step.tokens[r] >= 0 && step.tokens[r] < program.config.vocab,
+          "token id outside the vocabulary");
+
+  const size_t chunks = starts.shape(0);
+  check(counts.shape(0) == chunks && table_sizes.shape(0) == chunks, "chunk arrays differ");
+  std::vector<int32_t> positions;
+  positions.reserve(static_cast<size_t>(step.rows));
+  int64_t row = 0, table_at = 0;
+  for (size_t i = 0; i < chunks; ++i) {
+    const int32_t start = starts.data()[i], count = counts.data()[i];
+    const int32_t size = table_sizes.data()[i];
+    check(start >= 0 && count > 0 && row + count <= step.rows, "chunk rows out of range");
+    check(size >= 0 && table_at + size <= static_cast<int64_t>(tables.shape(0)),
+          "block table out of range");
+    const int64_t end = static_cast<int64_t>(start) + count;
+    check(end <= static_cast<int64_t>(size) * kv.block(), "block table too short");
+    const int32_t* table = tables.data() + table_at;
+    for (int64_t b = first_seen(program, start) / kv.block(); b * kv.block() < end; ++b)
+      check(table[b] >= 0 && table[b] < kv.blocks(), "KV block outside the pool");
+    step.chunks.push_back({static_cast<int>(row), count, start, table});
+    for (int32_t p = 0; p < count; ++p) positions.push_back(start + p);
+    row += count;
+    table_at += size;
+    check(program.config.learned_positions == 0 || end <= program.config.learned_positions,
+          "position outside the learned ones");
+  }
+  check(row == step.rows, "chunks do not cover the rows");
+  step.positions = positions.data();
+
+  for (const auto& [table, index] : ropes) {
+    check(table.shape(1) % 2 == 0 && to_int(index.shape(0)) == step.rows, "RoPE arrays differ");
+    for (int r = 0; r < step.rows; ++r)
+      check(index.data()[r] >= 0 && index.data()[r] < static_cast<int64_t>(table.shape(0)),
+            "RoPE index out of range");
+    step.ropes.push_back({table.data(), index.data(), to_int(table.shape(1)) / 2});
+  }
+  for (const Layer& layer : program.layers) {
+    const int rope = layer.config.rope;
+    if (rope < 0) continue;
+    check(rope < static_cast<int>(step.ropes.size()) &&
+              step.ropes[static_cast<size_t>(rope)].half == layer.config.rope_half,
+          "RoPE tables do not match the layers");
+  }
+
+  step.logits = to_int(logit_rows.shape(0));
+  step.logit_rows = logit_rows.data();
+  check(step.logits <= step.rows, "more logit rows than rows");
+  for (int i = 0; i < step.logits; ++i)
+    check(step.logit_rows[i] >= 0 && step.logit_rows[i] < step.rows, "logit row out of range");
+  check(to_int(out.shape(0)) == step.logits && to_int(out.shape(1)) == program.config.vocab,
+        "the logits array has the wrong shape");
+  step.out = out.data();
+
+  const nb::gil_scoped_release release;
+  return decoder.forward(step);
+}
+
+}  // namespace
 
 NB_MODULE(_native, m) {
   m.doc() = "localllm's native CPU engine.";
-  m.def("cpu_features", &localllm::usable_cpu_features,
+  m.def("cpu_features", &usable_cpu_features,
         "Instruction-set extensions that both the CPU and the operating system allow.");
+  m.def("usable_kernels", &usable_kernels, "Kernel tables that run here, slowest first.");
+  m.def("default_threads", &default_threads,
+        "Processors this process may use: affinity, cgroup quota, one per physical core.");
+
+  bind_kernels(m);
+
+  nb::class_<WeightStore>(m, "WeightStore", "Weights by name, packed for the kernels.")
+      .def(nb::init<>())
+      .def("add_affine", &add_affine, nb::arg("name"), nb::arg("codes"), nb::arg("cols"),
+           nb::arg("bits"), nb::arg("group"), nb::arg("zero_point"), nb::arg("scales"),
+           nb::arg("scale_multipliers").none(), nb::arg("biases").none(),
+           nb::arg("bias_multipliers").none())
+      .def("add_dense", &add_dense, nb::arg("name"), nb::arg("values"))
+      .def("add_vector",
+           [](WeightStore& s, const std::string& name, Array<float, 1> v) {
+             s.add_vector(name, v.data(), to_int(v.shape(0)));
+           })
+      .def("save", &WeightStore::save, nb::call_guard<nb::gil_scoped_release>(),
+           "Writes the packed form to a file for `open`; RuntimeError when it cannot.")
+      .def_static("open", &WeightStore::open,
+                  "Opens what `save` wrote; RuntimeError when it cannot.")
+      .def("__contains__", &WeightStore::has)
+      .def_prop_ro("nbytes", &WeightStore::bytes);
+
+  nb::class_<NormConfig>(m, "NormConfig")
+      .def(nb::init<>())
+      .def_rw("present", &NormConfig::present)
+      .def_rw("layer", &NormConfig::layer)
+      .def_rw("eps", &NormConfig::eps);
+
+  nb::enum_<Activation>(m, "Activation")
+      .value("silu", Activation::kSilu)
+      .value("gelu", Activation::kGelu)
+      .value("gelu_tanh", Activation::kGeluTanh)
+      .value("relu", Activation::kRelu);
+
+  nb::class_<LayerConfig>(m, "LayerConfig")
+      .def(nb::init<>())
+      .def_rw("heads", &LayerConfig::heads)
+      .def_rw("kv_heads", &LayerConfig::kv_heads)
+      .def_rw("head_dim", &LayerConfig::head_dim)
+      .def_rw("scale", &LayerConfig::scale)
+      .def_rw("rope", &LayerConfig::rope)
+      .def_rw("rope_half", &LayerConfig::rope_half)
+      .def_rw("window", &LayerConfig::window)
+      .def_rw("softcap", &LayerConfig::softcap)
+      .def_rw("qk_norm", &LayerConfig::qk_norm)
+      .def_rw("qk_norm_all", &LayerConfig::qk_norm_all)
+      .def_rw("hidden", &LayerConfig::hidden)
+      .def_rw("activation", &LayerConfig::activation)
+      .def_rw("gated", &LayerConfig::gated)
+      .def_rw("experts", &LayerConfig::experts)
+      .def_rw("top_k", &LayerConfig::top_k)
+      .def_rw("renormalize", &LayerConfig::renormalize)
+      .def_rw("pre_norm", &LayerConfig::pre_norm)
+      .def_rw("post_norm", &LayerConfig::post_norm)
+      .def_rw("residual_scale", &LayerConfig::residual_scale);
+
+  nb::class_<ModelConfig>(m, "ModelConfig")
+      .def(nb::init<>())
+      .def_rw("vocab", &ModelConfig::vocab)
+      .def_rw("hidden", &ModelConfig::hidden)
+      .def_rw("final_norm", &ModelConfig::final_norm)
+      .def_rw("tied_head", &ModelConfig::tied_head)
+      .def_rw("embed_scale", &ModelConfig::embed_scale)
+      .def_rw("learned_positions", &ModelConfig::learned_positions)
+      .def_rw("logit_scale", &ModelConfig::logit_scale)
+      .def_rw("logit_softcap", &ModelConfig::logit_softcap)
+      .def_rw("float_activations", &ModelConfig::float_activations);
+
+  nb::class_<Decoder>(m, "Decoder", "A decoder with its KV pool and threads.")
+      .def(nb::new_(&make_decoder), nb::arg("store"), nb::arg("config"), nb::arg("layers"),
+           nb::arg("kv_bits"), nb::arg("block"), nb::arg("blocks"), nb::arg("threads"),
+           nb::arg("kernels"))
+      .def("forward", &forward, nb::arg("tokens"), nb::arg("starts"), nb::arg("counts"),
+           nb::arg("tables"), nb::arg("table_sizes"), nb::arg("ropes"), nb::arg("logit_rows"),
+           nb::arg("out"), "Runs one step into `out` [logit_rows, vocab]; False when cancelled.")
+      .def("cancel", &Decoder::cancel)
+      .def_prop_ro("threads", &Decoder::threads)
+      .def_prop_ro("kernels", &Decoder::kernels)
+      .def_prop_ro("kv_bytes", [](const Decoder& d) { return d.kv().bytes(); });
 }

@@ -1,0 +1,9 @@
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace localllm {
+
+void bind_kernels(nanobind::module_& m);
+
+}  // namespace localllm

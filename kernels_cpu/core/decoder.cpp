@@ -1,0 +1,204 @@
+#include "core/decoder.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace localllm {
+
+namespace {
+
+// Bytes of weights a chunk of panels should at least cover for one row.
+constexpr size_t kChunkBytes = size_t{16} << 10;
+
+}  // namespace
+
+Decoder::Decoder(std::shared_ptr<const WeightStore> store, const ModelConfig& config,
+                 const std::vector<LayerConfig>& layers, KvKind kv, int block, int blocks,
+                 int threads, const Kernels& kernels)
+    : store_(std::move(store)),
+      program_(build_program(config, layers, *store_)),
+      k_(kernels),
+      kv_(kv, block, blocks),
+      pool_(threads) {
+  for (const LayerConfig& c : layers) kv_.add_layer(c.kv_heads, c.head_dim);
+  thread_scratch_.resize(static_cast<size_t>(pool_.size()));
+}
+
+bool Decoder::forward(const Step& step) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const FlushDenormals flush;
+  cancelled_ = false;
+  reserve(step);
+  embed(step);
+  for (size_t i = 0; i < program_.layers.size(); ++i) {
+    if (cancelled_) return false;
+    attention(step, static_cast<int>(i));
+    if (cancelled_) return false;
+    const Layer& layer = program_.layers[i];
+    if (layer.config.experts > 0)
+      mixture(step, layer);
+    else
+      feed_forward(step, layer);
+  }
+  logits(step);
+  return true;
+}
+
+void Decoder::reserve(const Step& step) {
+  const int width = program_.config.hidden;
+  int q = 1, kv = 1, hidden = 1, experts = 0, top_k = 0, expert_hidden = 1;
+  size_t scratch = program_.scratch_bytes;
+  for (const Layer& layer : program_.layers) {
+    const LayerConfig& c = layer.config;
+    q = std::max(q, layer.attention.q_width);
+    kv = std::max(kv, layer.attention.kv_width);
+    if (c.experts > 0) {
+      experts = std::max(experts, c.experts);
+      top_k = std::max(top_k, c.top_k);
+      expert_hidden = std::max(expert_hidden, c.hidden);
+    } else {
+      hidden = std::max(hidden, c.hidden);
+    }
+    scratch = std::max(scratch, attention_scratch(c));
+  }
+  const int rows = step.rows;
+  x_.reserve(rows, width);
+  y_.reserve(rows, width);
+  q_.reserve(rows, q);
+  key_.reserve(rows, kv);
+  value_.reserve(rows, kv);
+  normed_.reserve(rows, width);
+  mixed_.reserve(rows, q);
+  gate_.reserve(std::max(rows, rows * top_k), std::max(hidden, expert_hidden));
+  up_.reserve(std::max(rows, rows * top_k), std::max(hidden, expert_hidden));
+  inner_.reserve(rows, hidden);
+  if (experts > 0) {
+    router_.reserve(rows, experts);
+    expert_in_.reserve(rows * top_k, width);
+    expert_inner_.reserve(rows * top_k, expert_hidden);
+    expert_out_.reserve(rows * top_k, width);
+  }
+  for (Scratch<uint8_t>& s : thread_scratch_) s.reserve(scratch);
+}
+
+void Decoder::embed(const Step& step) {
+  const ModelConfig& c = program_.config;
+  each_row(step.rows, 4 * c.hidden, [&](int r) {
+    float* x = x_.row(r);
+    read_row(*program_.embed, step.tokens[r], x);
+    if (c.embed_scale != 1.0f) k_.scale(x, c.hidden, c.embed_scale);
+    if (!program_.positions) return;
+    float* p = y_.row(r);
+    read_row(*program_.positions, step.positions[r], p);
+    k_.add_scaled(p, c.hidden, 1.0f, x);
+  });
+}
+
+void Decoder::quantize(MatmulRows* rows, int row, int width) {
+  if (!program_.config.float_activations)
+    k_.quantize(rows->row(row), width, rows->q(row), rows->info(row));
+}
+
+void Decoder::enter(const Norm& norm, const float* x, MatmulRows* to, int row) {
+  const int width = program_.config.hidden;
+  if (norm.present)
+    k_.norm(x, width, norm.params, to->row(row));
+  else
+    std::memcpy(to->row(row), x, static_cast<size_t>(width) * sizeof(float));
+  quantize(to, row, width);
+}
+
+void Decoder::add_residual(const Layer& layer, const Norm& post, const float* bias, int row) {
+  const int width = program_.config.hidden;
+  float* y = y_.row(row);
+  if (bias) k_.add_scaled(bias, width, 1.0f, y);
+  if (post.present) k_.norm(y, width, post.params, y);
+  k_.add_scaled(y, width, layer.config.residual_scale, x_.row(row));
+}
+
+int Decoder::panel_grain(const Matrix& w, int panels, int rows) const {
+  if (pool_.size() == 1) return panels;
+  const size_t work = w.panel_bytes * static_cast<size_t>(std::max(1, rows / 2));
+  const int smallest = static_cast<int>(std::max<size_t>(1, kChunkBytes / work));
+  return std::max(smallest, panels / (8 * pool_.size()));
+}
+
+void Decoder::multiply(const Input& in, std::initializer_list<Product> products) {
+  int panels = 0;
+  for (const Product& p : products) panels += p.w->panels();
+  const int grain = panel_grain(*products.begin()->w, panels, in.rows);
+  pool_.parallel(panels, grain, [&](int first, int last, int thread) {
+    int start = 0;
+    for (const Product& p : products) {
+      const int end = start + p.w->panels();
+      const int from = std::max(first, start), to = std::min(last, end);
+      if (from < to)
+        k_.matmul(*p.w, in, p.out, p.stride, from - start, to - start,
+                  thread_scratch_[static_cast<size_t>(thread)].data());
+      start = end;
+    }
+  });
+}
+
+// Panels [first, last) of act(gate) * up, in place in `gate` (in `up` when not gated).
+void Decoder::hidden_panels(const LayerConfig& c, const FeedForward& f, const Input& in,
+                            float* gate, float* up, ptrdiff_t stride, int first, int last,
+                            void* scratch) {
+  if (f.gate) k_.matmul(*f.gate, in, gate, stride, first, last, scratch);
+  k_.matmul(*f.up, in, up, stride, first, last, scratch);
+  const int at = first * kLanes, n = std::min(last * kLanes, c.hidden) - at;
+  for (int r = 0; r < in.rows; ++r) {
+    float* g = gate + r * stride + at;
+    float* u = up + r * stride + at;
+    if (f.up_bias) k_.add_scaled(f.up_bias + at, n, 1.0f, u);
+    if (!f.gate) {
+      k_.activate(c.activation, u, nullptr, n, g);
+      continue;
+    }
+    if (f.gate_bias) k_.add_scaled(f.gate_bias + at, n, 1.0f, g);
+    k_.activate(c.activation, g, u, n, g);
+  }
+}
+
+void Decoder::feed_forward(const Step& step, const Layer& layer) {
+  const LayerConfig& c = layer.config;
+  const FeedForward& f = layer.ffn;
+  const int width = program_.config.hidden;
+  const bool quantized = !program_.config.float_activations;
+  const Input in = normed_.input(0, step.rows, quantized);
+  each_row(step.rows, 4 * width, [&](int r) { enter(layer.ffn_norm, x_.row(r), &normed_, r); });
+  pool_.parallel(f.up->panels(), panel_grain(*f.up, f.up->panels(), step.rows),
+                 [&](int first, int last, int thread) {
+                   hidden_panels(c, f, in, gate_.row(0), up_.row(0), gate_.stride(), first, last,
+                                 thread_scratch_[static_cast<size_t>(thread)].data());
+                 });
+  each_row(step.rows, 2 * c.hidden, [&](int r) {
+    std::memcpy(inner_.row(r), gate_.row(r), static_cast<size_t>(c.hidden) * sizeof(float));
+    quantize(&inner_, r, c.hidden);
+  });
+  multiply(inner_.input(0, step.rows, quantized), {{f.down, y_.row(0), y_.stride()}});
+  each_row(step.rows, 4 * width,
+           [&](int r) { add_residual(layer, layer.ffn_post_norm, f.down_bias, r); });
+}
+
+void Decoder::logits(const Step& step) {
+  const ModelConfig& c = program_.config;
+  if (step.logits == 0) return;
+  each_row(step.logits, 4 * c.hidden,
+           [&](int i) { enter(program_.final_norm, x_.row(step.logit_rows[i]), &normed_, i); });
+  const Input in = normed_.input(0, step.logits, !c.float_activations);
+  const Matrix& head = *program_.head;
+  pool_.parallel(head.panels(), panel_grain(head, head.panels(), step.logits),
+                 [&](int first, int last, int thread) {
+                   k_.matmul(head, in, step.out, c.vocab, first, last,
+                             thread_scratch_[static_cast<size_t>(thread)].data());
+                   const int at = first * kLanes, n = std::min(last * kLanes, c.vocab) - at;
+                   for (int i = 0; i < step.logits; ++i) {
+                     float* row = step.out + static_cast<ptrdiff_t>(i) * c.vocab + at;
+                     if (program_.head_bias) k_.add_scaled(program_.head_bias + at, n, 1.0f, row);
+                     k_.finish_logits(row, n, c.logit_scale, c.logit_softcap);
+                   }
+                 });
+}
+
+}  // namespace localllm

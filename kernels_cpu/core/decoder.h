@@ -1,0 +1,124 @@
+// One step of a decoder: rows of any mix of sequences in, logits of the rows asked for out.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "core/kv.h"
+#include "core/program.h"
+#include "core/rows_buffer.h"
+#include "core/threads.h"
+
+namespace localllm {
+
+// Consecutive rows of one sequence. The block table covers positions 0 .. start + rows - 1.
+struct Chunk {
+  int first_row = 0, rows = 0, start = 0;
+  const int32_t* table = nullptr;
+};
+
+// cos [half] and sin [half] of row r stand at table + index[r] * 2 * half.
+struct RopeRows {
+  const float* table = nullptr;
+  const int32_t* index = nullptr;
+  int half = 0;
+};
+
+struct Step {
+  int rows = 0;
+  const int32_t* tokens = nullptr;
+  const int32_t* positions = nullptr;
+  std::vector<Chunk> chunks;
+  std::vector<RopeRows> ropes;
+  const int32_t* logit_rows = nullptr;
+  int logits = 0;
+  float* out = nullptr;  // [logits, vocab]
+};
+
+// Bytes of scratch one thread needs for a layer's attention.
+size_t attention_scratch(const LayerConfig& c);
+
+class Decoder {
+ public:
+  Decoder(std::shared_ptr<const WeightStore> store, const ModelConfig& config,
+          const std::vector<LayerConfig>& layers, KvKind kv, int block, int blocks, int threads,
+          const Kernels& kernels);
+
+  // The caller has checked every size. False when cancelled; the cache then holds the step's
+  // rows only in part.
+  bool forward(const Step& step);
+  // From any thread: the step under way stops within a layer.
+  void cancel() { cancelled_ = true; }
+
+  const Program& program() const { return program_; }
+  const KvPool& kv() const { return kv_; }
+  int threads() const { return pool_.size(); }
+  const char* kernels() const { return k_.name; }
+
+ private:
+  struct Product {
+    const Matrix* w;
+    float* out;
+    ptrdiff_t stride;
+  };
+
+  void reserve(const Step& step);
+  void embed(const Step& step);
+  void attention(const Step& step, int index);
+  void write_rows(const Step& step, int index, int first, int last);
+  void attend(const Step& step, int index);
+  void attend_whole(const Step& step, int index);
+  void attend_in_parts(const Step& step, int index);
+  void feed_forward(const Step& step, const Layer& layer);
+  void mixture(const Step& step, const Layer& layer);
+  void choose_experts(const Step& step, const Layer& layer);
+  void logits(const Step& step);
+
+  // x += residual_scale * post(y + bias), where y is the sublayer's output.
+  void add_residual(const Layer& layer, const Norm& post, const float* bias, int row);
+  // Normalizes x into the matmul's input.
+  void enter(const Norm& norm, const float* x, MatmulRows* to, int row);
+  void quantize(MatmulRows* rows, int row, int width);
+  // The products of one input, their panels shared out over the threads.
+  void multiply(const Input& in, std::initializer_list<Product> products);
+  void hidden_panels(const LayerConfig& c, const FeedForward& f, const Input& in, float* gate,
+                     float* up, ptrdiff_t stride, int first, int last, void* scratch);
+  int panel_grain(const Matrix& w, int panels, int rows) const;
+  // f(row) for rows of about `width` floats each; small jobs stay on this thread.
+  template <class F>
+  void each_row(int rows, int width, F&& f) {
+    const auto run = [&](int first, int last, int) {
+      for (int r = first; r < last; ++r) f(r);
+    };
+    if (static_cast<int64_t>(rows) * width <= kInlineWork) return run(0, rows, 0);
+    pool_.parallel(rows, std::max(1, std::min(32, rows / (4 * pool_.size()))), run);
+  }
+
+  // Floats of row work below which waking the other threads costs more than it saves.
+  static constexpr int64_t kInlineWork = 16384;
+
+  std::shared_ptr<const WeightStore> store_;
+  Program program_;
+  const Kernels& k_;
+  KvPool kv_;
+  ThreadPool pool_;
+  std::mutex mutex_;
+  std::atomic<bool> cancelled_{false};
+
+  FloatRows x_, y_, gate_, up_;
+  FloatRows q_, key_, value_;
+  MatmulRows normed_, mixed_, inner_;
+  std::vector<Scratch<uint8_t>> thread_scratch_;
+  Scratch<float> states_;
+
+  // Mixture of experts: rows sorted by expert.
+  FloatRows router_, expert_out_;
+  MatmulRows expert_in_, expert_inner_;
+  std::vector<int> chosen_, slot_of_, expert_start_;
+  std::vector<float> chosen_weight_;
+};
+
+}  // namespace localllm

@@ -1,0 +1,114 @@
+// The mixture of experts: rows are sorted by expert, so that each chosen expert is read once.
+#include <algorithm>
+#include <cstring>
+
+#include "core/decoder.h"
+
+namespace localllm {
+
+// Fills chosen_ and chosen_weight_ [rows][top_k], best first; ties go to the lower index.
+void Decoder::choose_experts(const Step& step, const Layer& layer) {
+  const LayerConfig& c = layer.config;
+  const auto total = static_cast<size_t>(step.rows) * static_cast<size_t>(c.top_k);
+  chosen_.resize(total);
+  chosen_weight_.resize(total);
+  for (int r = 0; r < step.rows; ++r) {
+    float* p = router_.row(r);
+    k_.softmax(p, c.experts);
+    float sum = 0.0f;
+    for (int i = 0; i < c.top_k; ++i) {
+      int best = -1;
+      for (int e = 0; e < c.experts; ++e)
+        if (p[e] >= 0.0f && (best < 0 || p[e] > p[best])) best = e;
+      // All left are NaN: take them in order, so that NaN reaches the output and nothing else.
+      if (best < 0) best = i;
+      const size_t at = static_cast<size_t>(r) * static_cast<size_t>(c.top_k) + i;
+      chosen_[at] = best;
+      chosen_weight_[at] = p[best];
+      sum += p[best];
+      p[best] = -1.0f;
+    }
+    if (!c.renormalize) continue;
+    for (int i = 0; i < c.top_k; ++i)
+      chosen_weight_[static_cast<size_t>(r) * static_cast<size_t>(c.top_k) + i] /= sum;
+  }
+}
+
+void Decoder::mixture(const Step& step, const Layer& layer) {
+  const LayerConfig& c = layer.config;
+  const int width = program_.config.hidden, slots = step.rows * c.top_k;
+  const bool quantized = !program_.config.float_activations;
+  each_row(step.rows, 4 * width, [&](int r) { enter(layer.ffn_norm, x_.row(r), &normed_, r); });
+  // Routing is decided in float32 where the router's weights are dense.
+  const bool dense_router = !layer.moe.router->quantized();
+  multiply(normed_.input(0, step.rows, quantized && !dense_router),
+           {{layer.moe.router, router_.row(0), router_.stride()}});
+  choose_experts(step, layer);
+
+  // Counting sort of (row, choice) by expert.
+  expert_start_.assign(static_cast<size_t>(c.experts) + 1, 0);
+  for (const int e : chosen_) ++expert_start_[static_cast<size_t>(e) + 1];
+  for (size_t e = 0; e < static_cast<size_t>(c.experts); ++e)
+    expert_start_[e + 1] += expert_start_[e];
+  std::vector<int> next(expert_start_.begin(), expert_start_.end() - 1);
+  slot_of_.resize(static_cast<size_t>(slots));
+  for (int i = 0; i < slots; ++i) {
+    const int slot = next[static_cast<size_t>(chosen_[static_cast<size_t>(i)])]++;
+    slot_of_[static_cast<size_t>(i)] = slot;
+    const int r = i / c.top_k;
+    std::memcpy(expert_in_.row(slot), normed_.row(r), static_cast<size_t>(width) * sizeof(float));
+    if (!quantized) continue;
+    const auto groups = static_cast<size_t>(normed_.groups());
+    std::memcpy(expert_in_.q(slot), normed_.q(r), groups * kGroup);
+    std::memcpy(expert_in_.info(slot), normed_.info(r), groups * sizeof(GroupInfo));
+  }
+
+  // The chosen experts' panels, one after another, are the items shared out.
+  std::vector<int> active;
+  for (int e = 0; e < c.experts; ++e)
+    if (expert_start_[static_cast<size_t>(e)] < expert_start_[static_cast<size_t>(e) + 1])
+      active.push_back(e);
+  const auto share = [&](int panels, const Matrix& like, auto&& work) {
+    const int total = panels * static_cast<int>(active.size());
+    const int grain =
+        std::min(panels, panel_grain(like, total, slots / static_cast<int>(active.size())));
+    pool_.parallel(total, grain, [&](int first, int last, int thread) {
+      void* scratch = thread_scratch_[static_cast<size_t>(thread)].data();
+      while (first < last) {
+        const int e = active[static_cast<size_t>(first / panels)];
+        const int from = first % panels, to = std::min(panels, from + last - first);
+        const int start = expert_start_[static_cast<size_t>(e)];
+        work(layer.moe.experts[static_cast<size_t>(e)], start,
+             expert_start_[static_cast<size_t>(e) + 1] - start, from, to, scratch);
+        first += to - from;
+      }
+    });
+  };
+  const FeedForward& any = layer.moe.experts[0];
+  share(any.up->panels(), *any.up,
+        [&](const FeedForward& f, int start, int rows, int from, int to, void* scratch) {
+          hidden_panels(c, f, expert_in_.input(start, rows, quantized), gate_.row(start),
+                        up_.row(start), gate_.stride(), from, to, scratch);
+        });
+  each_row(slots, 2 * c.hidden, [&](int s) {
+    std::memcpy(expert_inner_.row(s), gate_.row(s), static_cast<size_t>(c.hidden) * sizeof(float));
+    quantize(&expert_inner_, s, c.hidden);
+  });
+  share(any.down->panels(), *any.down,
+        [&](const FeedForward& f, int start, int rows, int from, int to, void* scratch) {
+          k_.matmul(*f.down, expert_inner_.input(start, rows, quantized), expert_out_.row(start),
+                    expert_out_.stride(), from, to, scratch);
+        });
+  each_row(step.rows, 4 * width, [&](int r) {
+    float* y = y_.row(r);
+    std::memset(y, 0, static_cast<size_t>(width) * sizeof(float));
+    for (int i = 0; i < c.top_k; ++i) {
+      const auto at =
+          static_cast<size_t>(r) * static_cast<size_t>(c.top_k) + static_cast<size_t>(i);
+      k_.add_scaled(expert_out_.row(slot_of_[at]), width, chosen_weight_[at], y);
+    }
+    add_residual(layer, layer.ffn_post_norm, nullptr, r);
+  });
+}
+
+}  // namespace localllm

@@ -1,0 +1,113 @@
+#include "core/program.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace localllm {
+
+namespace {
+
+// Resolves one layer's weights and keeps account of the scratch they need.
+class Resolver {
+ public:
+  Resolver(const WeightStore& store, Program* program) : store_(store), program_(program) {}
+
+  const Matrix* matrix(const std::string& name, int rows, int cols) {
+    const Matrix& w = store_.matrix(name, rows, cols);
+    program_->scratch_bytes = std::max(program_->scratch_bytes, matmul_scratch(w));
+    program_->widest = std::max(program_->widest, cols);
+    return &w;
+  }
+
+  Norm norm(const std::string& name, const NormConfig& config, int n) const {
+    if (!config.present) return {};
+    return {true,
+            {store_.vector(name + ".weight", n), store_.optional_vector(name + ".bias", n),
+             config.eps, config.layer}};
+  }
+
+  Attention attention(const std::string& prefix, const LayerConfig& c, int width) {
+    Attention a{};
+    a.q_width = c.heads * c.head_dim;
+    a.kv_width = c.kv_heads * c.head_dim;
+    a.q = matrix(prefix + "q.weight", a.q_width, width);
+    a.k = matrix(prefix + "k.weight", a.kv_width, width);
+    a.v = matrix(prefix + "v.weight", a.kv_width, width);
+    a.o = matrix(prefix + "o.weight", width, a.q_width);
+    a.q_bias = store_.optional_vector(prefix + "q.bias", a.q_width);
+    a.k_bias = store_.optional_vector(prefix + "k.bias", a.kv_width);
+    a.v_bias = store_.optional_vector(prefix + "v.bias", a.kv_width);
+    a.o_bias = store_.optional_vector(prefix + "o.bias", width);
+    a.q_norm = norm(prefix + "q_norm", c.qk_norm, c.qk_norm_all ? a.q_width : c.head_dim);
+    a.k_norm = norm(prefix + "k_norm", c.qk_norm, c.qk_norm_all ? a.kv_width : c.head_dim);
+    return a;
+  }
+
+  FeedForward feed_forward(const std::string& prefix, const std::string& suffix,
+                           const LayerConfig& c, int width) {
+    FeedForward f{};
+    if (c.gated) f.gate = matrix(prefix + "gate.weight" + suffix, c.hidden, width);
+    f.up = matrix(prefix + "up.weight" + suffix, c.hidden, width);
+    f.down = matrix(prefix + "down.weight" + suffix, width, c.hidden);
+    if (!suffix.empty()) return f;
+    f.gate_bias = store_.optional_vector(prefix + "gate.bias", c.hidden);
+    f.up_bias = store_.optional_vector(prefix + "up.bias", c.hidden);
+    f.down_bias = store_.optional_vector(prefix + "down.bias", width);
+    return f;
+  }
+
+ private:
+  const WeightStore& store_;
+  Program* program_;
+};
+
+void check(const LayerConfig& c) {
+  const bool good = c.heads > 0 && c.kv_heads > 0 && c.heads % c.kv_heads == 0 && c.head_dim > 0 &&
+                    c.head_dim <= 4096 && c.hidden > 0 && c.rope_half >= 0 &&
+                    2 * c.rope_half <= c.head_dim && c.window >= 0 && c.experts >= 0 &&
+                    (c.experts == 0 || (c.top_k > 0 && c.top_k <= c.experts && c.gated));
+  if (!good) throw std::invalid_argument("layer settings contradict each other");
+}
+
+}  // namespace
+
+Program build_program(const ModelConfig& config, const std::vector<LayerConfig>& layers,
+                      const WeightStore& store) {
+  if (config.vocab <= 0 || config.hidden <= 0)
+    throw std::invalid_argument("model settings contradict each other");
+  Program p{};
+  p.config = config;
+  Resolver resolve(store, &p);
+  const int width = config.hidden;
+  p.embed = resolve.matrix("embed.weight", config.vocab, width);
+  if (config.learned_positions > 0)
+    p.positions = resolve.matrix("pos_embed.weight", config.learned_positions, width);
+  p.head = config.tied_head ? p.embed : resolve.matrix("head.weight", config.vocab, width);
+  p.head_bias = store.optional_vector("head.bias", config.vocab);
+  p.final_norm = resolve.norm("final_norm", config.final_norm, width);
+
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const LayerConfig& c = layers[i];
+    check(c);
+    const std::string at = "layers." + std::to_string(i) + ".";
+    Layer layer{};
+    layer.config = c;
+    layer.attn_norm = resolve.norm(at + "attn_norm", c.pre_norm, width);
+    layer.attn_post_norm = resolve.norm(at + "attn_post_norm", c.post_norm, width);
+    layer.ffn_norm = resolve.norm(at + "ffn_norm", c.pre_norm, width);
+    layer.ffn_post_norm = resolve.norm(at + "ffn_post_norm", c.post_norm, width);
+    layer.attention = resolve.attention(at + "attn.", c, width);
+    if (c.experts == 0) {
+      layer.ffn = resolve.feed_forward(at + "ffn.", "", c, width);
+    } else {
+      layer.moe.router = resolve.matrix(at + "moe.router.weight", c.experts, width);
+      for (int e = 0; e < c.experts; ++e)
+        layer.moe.experts.push_back(
+            resolve.feed_forward(at + "moe.", "." + std::to_string(e), c, width));
+    }
+    p.layers.push_back(std::move(layer));
+  }
+  return p;
+}
+
+}  // namespace localllm

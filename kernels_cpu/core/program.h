@@ -1,0 +1,95 @@
+// A decoder as the engine runs it: settings as given, weights as resolved from the store.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "core/store.h"
+#include "simd/kernels.h"
+
+namespace localllm {
+
+struct NormConfig {
+  bool present = false;
+  bool layer = false;  // LayerNorm, else RMSNorm
+  float eps = 0.0f;
+};
+
+struct LayerConfig {
+  int heads = 0, kv_heads = 0, head_dim = 0;
+  float scale = 1.0f;
+  int rope = -1;      // index of the step's RoPE tables, -1: none
+  int rope_half = 0;  // half the rotated entries of a head
+  int window = 0;
+  float softcap = 0.0f;
+  NormConfig qk_norm;
+  bool qk_norm_all = false;  // over the whole projection, else over each head
+
+  int hidden = 0;
+  Activation activation = Activation::kSilu;
+  bool gated = true;
+  int experts = 0, top_k = 0;  // experts 0: dense feed-forward
+  bool renormalize = true;
+
+  NormConfig pre_norm, post_norm;
+  float residual_scale = 1.0f;
+};
+
+struct ModelConfig {
+  int vocab = 0, hidden = 0;
+  NormConfig final_norm;
+  bool tied_head = false;
+  float embed_scale = 1.0f;
+  int learned_positions = 0;
+  float logit_scale = 1.0f, logit_softcap = 0.0f;
+  bool float_activations = false;  // accuracy mode: activations are not quantized
+};
+
+// Resolved: pointers into a WeightStore that outlives the program.
+struct Norm {
+  bool present = false;
+  NormParams params{};
+};
+
+struct Attention {
+  const Matrix *q, *k, *v, *o;
+  const float *q_bias, *k_bias, *v_bias, *o_bias;  // or null
+  Norm q_norm, k_norm;
+  int q_width, kv_width;
+};
+
+struct FeedForward {
+  const Matrix *gate, *up, *down;  // gate null when not gated
+  const float *gate_bias, *up_bias, *down_bias;
+};
+
+struct Experts {
+  const Matrix* router;
+  std::vector<FeedForward> experts;
+};
+
+struct Layer {
+  LayerConfig config;
+  Norm attn_norm, attn_post_norm, ffn_norm, ffn_post_norm;
+  Attention attention;
+  FeedForward ffn;
+  Experts moe;
+};
+
+struct Program {
+  ModelConfig config;
+  const Matrix* embed;
+  const Matrix* positions;  // or null
+  const Matrix* head;
+  const float* head_bias;
+  Norm final_norm;
+  std::vector<Layer> layers;
+  size_t scratch_bytes;  // matmul scratch a thread needs
+  int widest;            // widest row entering a matmul
+};
+
+// Throws std::invalid_argument naming the weight that is missing or of a wrong shape.
+Program build_program(const ModelConfig& config, const std::vector<LayerConfig>& layers,
+                      const WeightStore& store);
+
+}  // namespace localllm

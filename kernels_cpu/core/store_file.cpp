@@ -1,0 +1,156 @@
+// A store on disk: a header, one entry a weight, then their bytes, each 64-byte aligned.
+//
+// The file is a cache of this machine for this build: native byte order, and structures as they
+// lie in memory. Its layout number changes with any of them.
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+
+#include "core/store.h"
+
+namespace localllm {
+
+namespace {
+
+constexpr char kMagic[8] = {'l', 'o', 'c', 'l', 'p', 'a', 'c', 'k'};
+constexpr uint64_t kLayout = 1;
+
+struct Header {
+  char magic[8];
+  uint64_t layout;
+  uint64_t entry_bytes;
+  uint64_t entries;
+  uint64_t file_bytes;
+};
+
+struct Entry {
+  char name[120];
+  uint64_t at;
+  uint64_t bytes;
+  int64_t vector_size;  // -1 for a matrix
+  Matrix matrix;        // its data pointer is meaningless here
+};
+
+constexpr uint64_t align64(uint64_t n) { return (n + 63) / 64 * 64; }
+
+uint64_t matrix_bytes(const Matrix& w) { return w.panel_bytes * static_cast<uint64_t>(w.panels()); }
+
+class File {
+ public:
+  File(const std::string& path, const char* mode) : path_(path), file_(fopen(path.c_str(), mode)) {
+    if (!file_) fail();
+  }
+  ~File() {
+    if (file_) fclose(file_);
+  }
+  void write(const void* data, uint64_t bytes) {
+    if (bytes && fwrite(data, bytes, 1, file_) != 1) fail();
+    at_ += bytes;
+  }
+  void align() {
+    static constexpr char zeros[64] = {};
+    write(zeros, align64(at_) - at_);
+  }
+  void close() {
+    FILE* file = file_;
+    file_ = nullptr;
+    if (fclose(file) != 0) fail();
+  }
+
+ private:
+  [[noreturn]] void fail() const {
+    throw std::runtime_error("cannot write " + path_ + ": " + std::strerror(errno));
+  }
+  std::string path_;
+  FILE* file_;
+  uint64_t at_ = 0;
+};
+
+// The matrix an entry describes must lie inside its bytes, whatever the file holds.
+bool sound(const Entry& e, uint64_t file_bytes) {
+  if (e.at % 64 || e.at > file_bytes || e.bytes > file_bytes - e.at) return false;
+  if (memchr(e.name, 0, sizeof(e.name)) == nullptr) return false;
+  if (e.vector_size >= 0) return static_cast<uint64_t>(e.vector_size) * sizeof(float) == e.bytes;
+  const Matrix& w = e.matrix;
+  return w.rows > 0 && w.cols > 0 && w.panel_bytes > 0 && w.kind <= WeightKind::kQ8 &&
+         w.panel_bytes <= e.bytes && matrix_bytes(w) == e.bytes &&
+         panel_bytes_needed(w) <= w.panel_bytes;
+}
+
+}  // namespace
+
+void WeightStore::save(const std::string& path) const {
+  std::vector<std::unique_ptr<Entry>> entries;
+  std::vector<const void*> data;
+  uint64_t at = align64(sizeof(Header) + (matrices_.size() + vectors_.size()) * sizeof(Entry));
+  const auto add = [&](const std::string& name, const void* bytes, uint64_t size) {
+    auto e = std::make_unique<Entry>();
+    std::memset(static_cast<void*>(e.get()), 0, sizeof(Entry));
+    if (name.size() >= sizeof(e->name)) throw std::runtime_error("weight name too long: " + name);
+    std::memcpy(e->name, name.data(), name.size());
+    e->at = at;
+    e->bytes = size;
+    e->vector_size = -1;
+    at = align64(at + size);
+    data.push_back(bytes);
+    entries.push_back(std::move(e));
+    return entries.back().get();
+  };
+  for (const auto& [name, w] : matrices_) {
+    Entry* e = add(name, w.data, matrix_bytes(w));
+    e->matrix = w;
+    e->matrix.data = nullptr;
+  }
+  for (const auto& [name, v] : vectors_)
+    add(name, v.data, static_cast<uint64_t>(v.size) * sizeof(float))->vector_size = v.size;
+
+  Header header{};
+  std::memcpy(header.magic, kMagic, sizeof(kMagic));
+  header.layout = kLayout;
+  header.entry_bytes = sizeof(Entry);
+  header.entries = entries.size();
+  header.file_bytes = at;
+  File file(path, "wb");
+  file.write(&header, sizeof(header));
+  for (const auto& e : entries) file.write(e.get(), sizeof(Entry));
+  file.align();
+  for (size_t i = 0; i < entries.size(); ++i) {
+    file.write(data[i], entries[i]->bytes);
+    file.align();
+  }
+  file.close();
+}
+
+std::shared_ptr<WeightStore> WeightStore::open(const std::string& path) {
+  auto store = std::make_shared<WeightStore>();
+  store->file_ = Region::from_file(path);
+  const Region& file = store->file_;
+  const auto damaged = [&] { return std::runtime_error(path + " is damaged or of another build"); };
+  Header header;
+  if (file.size() < sizeof(header)) throw damaged();
+  std::memcpy(&header, file.data(), sizeof(header));
+  if (std::memcmp(header.magic, kMagic, sizeof(kMagic)) != 0 || header.layout != kLayout ||
+      header.entry_bytes != sizeof(Entry) || header.file_bytes != file.size() ||
+      header.entries > (file.size() - sizeof(header)) / sizeof(Entry))
+    throw damaged();
+  for (uint64_t i = 0; i < header.entries; ++i) {
+    Entry e;
+    std::memcpy(static_cast<void*>(&e), file.data() + sizeof(header) + i * sizeof(Entry),
+                sizeof(Entry));
+    if (!sound(e, file.size())) throw damaged();
+    const uint8_t* data = file.data() + e.at;
+    if (e.vector_size >= 0) {
+      store->vectors_[e.name] = {reinterpret_cast<const float*>(data),
+                                 static_cast<int>(e.vector_size)};
+    } else {
+      e.matrix.data = data;
+      store->matrices_[e.name] = e.matrix;
+    }
+  }
+  store->bytes_ = file.size();
+  return store;
+}
+
+}  // namespace localllm

@@ -1,0 +1,159 @@
+// The table of functions each instruction set provides, and the plain views they work on.
+//
+// One arithmetic: every float in every result is defined by a fixed sequence of correctly rounded
+// float32 operations (simd/*.h), so all tables return the same bits for the same input.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace localllm {
+
+constexpr int kLanes = 16;        // rows in a weight panel, lanes in a virtual vector
+constexpr int kGroup = 32;        // activations quantized together; inputs in a code block
+constexpr int kStep = 32;         // tokens in an attention step
+constexpr int kPart = 512;        // tokens in an attention part
+constexpr int kPanelBlock = 512;  // bytes of an unpacked code block: 32 inputs x 16 rows
+
+enum class WeightKind : int32_t { kFloat32, kFloat16, kBfloat16, kQ4, kQ5, kQ6, kQ8 };
+enum class Activation : int32_t { kSilu, kGelu, kGeluTanh, kRelu };
+
+// One float per weight group and row: values, optionally times small integers (K-quants).
+struct GroupTable {
+  bool present = false;
+  bool half = false;         // values are float16, else float32
+  int multiplier = 0;        // 0 none, 1 uint8, -1 int8
+  int groups_per_value = 1;  // > 1 only with a multiplier
+  size_t values_at = 0;      // offsets inside a panel
+  size_t multipliers_at = 0;
+};
+
+// A packed matrix [rows, cols]: panels of 16 rows. A quantized panel holds its group tables and
+// then code blocks of 32 inputs; a dense one holds [cols][16] values. In a block the codes of
+// inputs 4v..4v+3 of row l stand in dword l of vector v (see pack.cpp), so that a byte dot
+// product against four broadcast activations needs no horizontal sum.
+//   weight = scale * (code + offset) + bias
+struct Matrix {
+  int rows = 0, cols = 0;
+  WeightKind kind = WeightKind::kFloat32;
+  int group = 0;   // inputs sharing a scale: 16, or a multiple of 32
+  int offset = 0;  // added to every stored code
+  GroupTable scales, biases;
+  size_t codes_at = 0;  // offset of the codes inside a panel
+  size_t panel_bytes = 0;
+  const uint8_t* data = nullptr;
+
+  bool quantized() const { return kind >= WeightKind::kQ4; }
+  int panels() const { return (rows + kLanes - 1) / kLanes; }
+  int blocks() const { return (cols + kGroup - 1) / kGroup; }
+};
+
+// What a matmul needs to know of 32 quantized activations x = scale * q.
+struct GroupInfo {
+  float scale;          // largest magnitude / 127
+  float sum_x;          // scale * sum_q
+  float half_sum_x[2];  // the same for inputs 0-15 and 16-31
+  int32_t sum_q;
+  int32_t half_sum_q[2];
+  int32_t unused;
+};
+
+// Rows entering a matmul. `q` is null when activations stay in float32.
+struct Input {
+  int rows = 0;
+  const float* x = nullptr;
+  ptrdiff_t x_stride = 0;
+  const int8_t* q = nullptr;
+  ptrdiff_t q_stride = 0;
+  const GroupInfo* info = nullptr;
+  ptrdiff_t info_stride = 0;
+};
+
+struct NormParams {
+  const float* gain;  // offset already added
+  const float* bias;  // or null
+  float eps;
+  bool layer;  // LayerNorm, else RMSNorm
+};
+
+enum class KvKind : int32_t { kFloat32, kFloat16, kInt8, kInt4 };
+
+// How one kv head's block lies in memory: K transposed [head_dim][block], V [block][padded_dim];
+// quantized kinds append float16 scales, one per token and 32 entries, for K and for V.
+struct KvLayout {
+  KvKind kind = KvKind::kFloat16;
+  int block = 32;  // tokens in a block
+  int head_dim = 0;
+  int padded_dim = 0;  // head_dim rounded up to 16
+  size_t values_at = 0, key_scales_at = 0, value_scales_at = 0;
+  size_t head_bytes = 0;
+};
+
+// The cache of one sequence, layer and kv head: block b is at base + table[b] * block_stride.
+struct KvHead {
+  const KvLayout* layout;
+  const uint8_t* base;
+  size_t block_stride;
+  const int32_t* table;
+  const uint8_t* block(int b) const { return base + static_cast<size_t>(table[b]) * block_stride; }
+};
+
+// Softmax state of one row: 16 partial sums, the maximum, the weighted sum of values.
+struct AttentionState {
+  static constexpr int kMaxAt = 16, kOutAt = 32;
+  static constexpr int size(int padded_dim) { return kOutAt + padded_dim; }
+};
+
+struct AttentionRow {
+  const float* q;  // [head_dim], scaled
+  float* state;
+  int position;
+};
+
+struct AttentionParams {
+  int window = 0;        // 0: none
+  float softcap = 0.0f;  // 0: none. Scores are then multiplied by log2(e) afterwards.
+};
+
+struct Kernels {
+  const char* name;
+
+  void (*norm)(const float* x, int n, const NormParams& p, float* out);
+  // x [n] -> q [n rounded up to 32] and one GroupInfo per 32. A group holding NaN or infinity
+  // becomes scale NaN, q 0.
+  void (*quantize)(const float* x, int n, int8_t* q, GroupInfo* info);
+  void (*add_scaled)(const float* y, int n, float scale, float* x);  // x = fma(y, scale, x)
+  void (*scale)(float* x, int n, float scale);
+  // out = act(gate) * up, or act(gate) when up is null. Biases may be null.
+  void (*activate)(Activation kind, const float* gate, const float* up, int n, float* out);
+  // Rotates pairs (i, half + i): x [2 * half].
+  void (*rope)(const float* cos, const float* sin, int half, float* x);
+  void (*softmax)(float* x, int n);
+  // x = x * scale, then softcap; NaN becomes the one quiet NaN.
+  void (*finish_logits)(float* x, int n, float scale, float softcap);
+
+  // out[row * stride + r] for the matrix rows r of panels [first, last).
+  // scratch: at least matmul_scratch(matrix) bytes, 64-byte aligned.
+  void (*matmul)(const Matrix& w, const Input& in, float* out, ptrdiff_t stride, int first,
+                 int last, void* scratch);
+
+  void (*write_kv)(const KvLayout& layout, uint8_t* block, int slot, const float* k,
+                   const float* v);
+  void (*reset_state)(float* state, int padded_dim);
+  // Rows (ordered by position) of one kv head over the tokens of part `part`.
+  // scratch: 2 * kStep * padded_dim floats + 64.
+  void (*attend)(const KvHead& kv, const AttentionParams& p, const AttentionRow* rows, int count,
+                 int part, float* scratch);
+  void (*merge_state)(float* into, const float* from, int padded_dim);
+  void (*finish_state)(const float* state, int head_dim, float* out);
+};
+
+// Bytes of scratch one thread needs for a matmul with w.
+inline size_t matmul_scratch(const Matrix& w) {
+  const size_t blocks = static_cast<size_t>(w.blocks());
+  const size_t tables = blocks * 2 * 2 * kLanes * sizeof(float);
+  const size_t panel = blocks * kGroup * kLanes * sizeof(float);  // float32 when dequantized
+  return tables + panel + 256;
+}
+
+}  // namespace localllm

@@ -1,0 +1,153 @@
+// Runs small decoders by every kernel table of this machine, in many chunkings, batches and thread
+// counts, checks that all agree bit for bit, and prints one line a model: its name and a hash of
+// its logits. The lines of different machines must be equal.
+#include <cstdio>
+#include <cstdlib>
+
+#include "synthetic.h"
+
+using namespace localllm;
+using namespace localllm::synthetic;
+
+namespace {
+
+uint64_t hash(const std::vector<float>& values) {
+  uint64_t h = 0xcbf29ce484222325ull;
+  for (const float v : values) {
+    uint32_t bits;
+    std::memcpy(&bits, &v, sizeof(bits));
+    h = (h ^ bits) * 0x100000001b3ull;
+  }
+  return h;
+}
+
+struct Case {
+  const char* name;
+  Shape shape;
+  KvKind kv = KvKind::kFloat16;
+  int block = 32;
+  int tokens = 70;
+  bool float_activations = false;
+};
+
+LayerConfig layer(int heads, int kv_heads, int head_dim) {
+  LayerConfig c;
+  c.heads = heads;
+  c.kv_heads = kv_heads;
+  c.head_dim = head_dim;
+  c.scale = 0.125f;
+  c.rope = 0;
+  c.rope_half = head_dim / 2;
+  c.pre_norm = {true, false, 1e-5f};
+  return c;
+}
+
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  const LayerConfig llama = layer(6, 2, 32);
+  const Shape base{300, 192, 2, 256, llama, Format::kQ4Bias};
+  all.push_back({"q4-bias", base});
+  const std::pair<const char*, Format> formats[] = {
+      {"q4-zero", Format::kQ4Zero},          {"q5-group64", Format::kQ5Bias},
+      {"q6-group16", Format::kQ6Halves},     {"q8", Format::kQ8Zero},
+      {"q2-two-level", Format::kQ2TwoLevel}, {"float32", Format::kFloat32}};
+  for (const auto& [name, format] : formats) {
+    Shape s = base;
+    s.format = format;
+    all.push_back({name, s});
+  }
+  all.push_back({"float-activations", base, KvKind::kFloat32, 32, 40, true});
+  all.push_back({"kv8", base, KvKind::kInt8, 32, 70});
+  all.push_back({"kv4", base, KvKind::kInt4, 16, 70});
+  all.push_back({"small-blocks", base, KvKind::kFloat16, 5, 70});
+  Shape gemma = base;
+  gemma.layer.window = 40;
+  gemma.layer.softcap = 3.0f;
+  gemma.layer.qk_norm = {true, false, 1e-6f};
+  gemma.layer.post_norm = {true, false, 1e-6f};
+  gemma.layer.activation = Activation::kGeluTanh;
+  all.push_back({"window-softcap", gemma});
+  Shape gpt = base;
+  gpt.layer = layer(5, 5, 24);
+  gpt.layer.gated = false;
+  gpt.layer.activation = Activation::kGelu;
+  gpt.layer.pre_norm.layer = true;
+  gpt.width = 100;
+  all.push_back({"layernorm-odd", gpt});
+  Shape moe = base;
+  moe.layer.experts = 5;
+  moe.layer.top_k = 2;
+  moe.hidden = 96;
+  all.push_back({"mixture", moe});
+  Shape lone = base;
+  lone.layers = 1;
+  all.push_back({"long-context", lone, KvKind::kFloat16, 32, 1100});
+  return all;
+}
+
+void expect_same(const Case& c, const char* way, const std::vector<float>& got,
+                 const std::vector<float>& wanted) {
+  if (got.size() == wanted.size() &&
+      std::memcmp(got.data(), wanted.data(), got.size() * sizeof(float)) == 0)
+    return;
+  std::fprintf(stderr, "%s: %s gives other bits\n", c.name, way);
+  std::exit(1);
+}
+
+std::vector<int32_t> shuffled(int n, Random* random) {
+  std::vector<int32_t> order(static_cast<size_t>(n));
+  for (int i = 0; i < n; ++i) order[static_cast<size_t>(i)] = i;
+  for (int i = n - 1; i > 0; --i)
+    std::swap(order[static_cast<size_t>(i)], order[static_cast<size_t>(random->below(i + 1))]);
+  return order;
+}
+
+std::vector<float> check(const Case& c, bool thorough) {
+  Model model(c.shape, 7);
+  model.config().float_activations = c.float_activations;
+  Random random(11);
+  std::vector<int32_t> tokens;
+  for (int i = 0; i < c.tokens; ++i) tokens.push_back(random.below(c.shape.vocab));
+  const int needed = (c.tokens + c.block - 1) / c.block;
+  const std::vector<int32_t> order = shuffled(2 * needed, &random);
+  const int32_t *table = order.data(), *other = order.data() + needed;
+
+  std::vector<float> wanted;
+  for (const std::string& name : usable_kernels())
+    for (const int threads : {1, 3}) {
+      auto decoder = model.decoder(*find_kernels(name), threads, c.kv, c.block, 2 * needed);
+      const auto whole = model.run(*decoder, {{tokens.data(), 0, c.tokens, table}});
+      if (wanted.empty()) wanted = whole;
+      expect_same(c, name.c_str(), whole, wanted);
+      if (!thorough) continue;
+      // Uneven chunks, beside another sequence that runs ahead.
+      std::vector<float> pieces;
+      int at = 0, ahead = 0;
+      while (at < c.tokens) {
+        const int n = std::min(c.tokens - at, 1 + random.below(20));
+        std::vector<Model::Part> parts{{tokens.data() + at, at, n, table}};
+        if (ahead < c.tokens && random.below(3)) {
+          const int m = std::min(c.tokens - ahead, 1 + random.below(4));
+          parts.push_back({tokens.data() + ahead, ahead, m, other});
+          ahead += m;
+        }
+        const auto part = model.run(*decoder, parts);
+        pieces.insert(pieces.end(), part.begin(),
+                      part.begin() + static_cast<ptrdiff_t>(n) * c.shape.vocab);
+        at += n;
+      }
+      expect_same(c, "chunking", pieces, wanted);
+    }
+  return wanted;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const bool thorough = argc < 2 || std::strcmp(argv[1], "quick") != 0;
+  for (const Case& c : cases()) {
+    const auto logits = check(c, thorough);
+    std::printf("%s %016llx\n", c.name, static_cast<unsigned long long>(hash(logits)));
+    std::fflush(stdout);
+  }
+}

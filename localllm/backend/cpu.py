@@ -1,0 +1,182 @@
+"""The `cpu` backend: the whole decoder in one native call a step, over repacked weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import numpy as np
+
+from localllm.backend.cpu_cache import PackedCache
+from localllm.backend.cpu_config import layer_configs, model_config, ropes_of
+from localllm.backend.cpu_rope import RopeTable
+from localllm.backend.cpu_weights import pack
+from localllm.backend.protocol import Batch
+from localllm.checkpoint.tensor import Tensor
+from localllm.errors import BackendUnavailable, InvalidRequest, LocalLLMError, OutOfMemoryPlan
+from localllm.kernels_cpu import _native
+from localllm.spec import DecoderSpec
+
+
+class StepCancelled(LocalLLMError):
+    """A step was stopped by `cancel`; the cache holds its rows only in part."""
+
+
+class CpuBackend:
+    """Runs a `DecoderSpec` natively.
+
+    weights: every name of `weight_shapes(spec)` once, in any order; taken one at a time.
+    num_blocks, block_size: the KV pool. Multiples of 32 positions are fastest.
+    threads: compute threads, the caller's among them; None for one per usable core.
+    kv_bits: 16, or 8 or 4 (scaled by token and 32 entries), or 32.
+    float_activations: activations enter matmuls in float32, not quantized to int8: for
+        evaluation, slower.
+    kernels: an instruction set of `usable_kernels()`; None for the best, or what the
+        environment's LOCALLLM_CPU names.
+    cache: where packed weights are kept. If they are there, `weights` is not read.
+
+    A row's result does not depend on batch, chunks, threads or instruction set, bit for bit.
+    Raises UnsupportedModel for what the engine lacks, CheckpointError for weights that do not
+    fit the spec, BackendUnavailable for kernels that cannot run here, OutOfMemoryPlan.
+    """
+
+    name = "cpu"
+
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        weights: Iterable[tuple[str, Tensor]],
+        *,
+        num_blocks: int,
+        block_size: int = 32,
+        threads: int | None = None,
+        kv_bits: int = 16,
+        float_activations: bool = False,
+        kernels: str | None = None,
+        cache: PackedCache | None = None,
+    ) -> None:
+        assert min(num_blocks, block_size) > 0, f"a pool of {num_blocks} x {block_size} positions"
+        if threads is not None and threads < 1:
+            raise InvalidRequest(f"threads must be at least 1, not {threads}")
+        if kv_bits not in (32, 16, 8, 4):
+            raise InvalidRequest(f"kv_bits must be 32, 16, 8 or 4, not {kv_bits}")
+        chosen = choose_kernels(kernels)
+        layers = layer_configs(spec)
+        self.spec = spec
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._ropes = [RopeTable(rope) for rope in ropes_of(spec)]
+        try:
+            store = cache.store(spec, lambda: pack(spec, weights)) if cache else pack(spec, weights)
+            self._decoder: _native.Decoder | None = _native.Decoder(
+                store,
+                model_config(spec, float_activations=float_activations),
+                layers,
+                kv_bits,
+                block_size,
+                num_blocks,
+                threads or _native.default_threads(),
+                chosen,
+            )
+        except MemoryError as error:
+            raise OutOfMemoryPlan(
+                f"no memory for the weights and {num_blocks} KV blocks of {block_size} positions",
+                hint="take fewer KV blocks (a shorter context) or a smaller model",
+            ) from error
+
+    @property
+    def kernels(self) -> str:
+        """The instruction set in use."""
+        return str(self._engine.kernels)
+
+    @property
+    def threads(self) -> int:
+        """Compute threads, the caller's among them; fewer than asked if the system refused."""
+        return int(self._engine.threads)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of address space of the KV pool; memory is taken when blocks are first used."""
+        return int(self._engine.kv_bytes)
+
+    def forward(self, batch: Batch) -> np.ndarray:
+        """See `Backend.forward`. Raises StepCancelled when `cancel` was called meanwhile."""
+        decoder, chunks = self._engine, batch.chunks
+        for chunk in chunks:
+            if chunk.adapter is not None:
+                raise InvalidRequest(f"adapter {chunk.adapter} is not loaded in the cpu backend")
+        if not chunks:
+            return np.zeros((0, self.spec.vocab_size), np.float32)
+        counts = [len(c.token_ids) for c in chunks]
+        positions = [
+            np.arange(c.start, c.start + n, dtype=np.int32)
+            for c, n in zip(chunks, counts, strict=True)
+        ]
+        offsets = np.cumsum([0, *counts[:-1]])
+        logit_rows = [
+            offset + row
+            for c, offset in zip(chunks, offsets.tolist(), strict=True)
+            for row in c.logit_rows
+        ]
+        out = np.empty((len(logit_rows), self.spec.vocab_size), np.float32)
+        done = decoder.forward(
+            _join([c.token_ids for c in chunks]),
+            np.array([c.start for c in chunks], np.int32),
+            np.array(counts, np.int32),
+            _join([c.block_table for c in chunks]),
+            np.array([len(c.block_table) for c in chunks], np.int32),
+            self._rope_rows(batch, positions),
+            np.array(logit_rows, np.int32),
+            out,
+        )
+        if not done:
+            raise StepCancelled("the step was cancelled")
+        return out
+
+    def cancel(self) -> None:
+        """From any thread: the step under way stops within one layer."""
+        self._engine.cancel()
+
+    def close(self) -> None:
+        """Frees weights, pool and threads; the backend answers no more."""
+        self._decoder = None
+
+    @property
+    def _engine(self) -> _native.Decoder:
+        assert self._decoder is not None, "the backend is closed"
+        return self._decoder
+
+    def _rope_rows(
+        self, batch: Batch, positions: list[np.ndarray]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        if not self._ropes:
+            return []
+        lengths = _join(
+            [
+                np.maximum(c.prompt_length, p + 1)
+                for c, p in zip(batch.chunks, positions, strict=True)
+            ]
+        )
+        at = _join(positions)
+        return [rope.rows(at, lengths) for rope in self._ropes]
+
+
+def choose_kernels(name: str | None) -> str:
+    """The named kernels, or what LOCALLLM_CPU names, or the best that run here.
+
+    Raises BackendUnavailable naming what is possible.
+    """
+    usable = _native.usable_kernels()
+    asked = name or os.environ.get("LOCALLLM_CPU") or usable[-1]
+    if asked not in usable:
+        source = "" if name else "LOCALLLM_CPU: "
+        raise BackendUnavailable(
+            f"{source}no {asked!r} kernels can run on this machine",
+            hint=f"possible here: {', '.join(usable)}",
+        )
+    return asked
+
+
+def _join(parts: list[np.ndarray]) -> np.ndarray:
+    joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return np.ascontiguousarray(joined, np.int32)
