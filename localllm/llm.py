@@ -28,7 +28,10 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What was loaded. `path`: the file or folder; `backend`: the one that runs it, and why."""
+    """What was loaded. `path`: the file or folder; `backend`: the one that runs it.
+
+    `backend_note`: why a faster backend does not run this model; None if none is passed over.
+    """
 
     name: str
     path: str
