@@ -48,11 +48,10 @@ void attend_step(const StepView<T>& s, int head_dim, int padded_dim, const Atten
   for (int d = 0; d < head_dim; ++d) {
     const T* k = s.keys + d * s.key_stride;
     if (s.next_keys) prefetch(s.next_keys + d * s.key_stride);
-    const Vec k0 = load(k), k1 = load(k + 16);
-    for (int r = 0; r < ROWS; ++r) {
-      const Vec q = set1(rows[r].q[d]);
-      score[r][0] = fma(q, k0, score[r][0]);
-      score[r][1] = fma(q, k1, score[r][1]);
+    // Half after half: sums, keys and a query entry then fit in 16 registers.
+    for (int half = 0; half < 2; ++half) {
+      const Vec key = load(k + 16 * half);
+      for (int r = 0; r < ROWS; ++r) score[r][half] = fma(set1(rows[r].q[d]), key, score[r][half]);
     }
   }
   float weight[ROWS][kStep];
