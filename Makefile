@@ -32,7 +32,7 @@ test: $(SETUP) ## the tests, without the long proofs
 
 test-all: $(SETUP) .venv/.stamp-parity ## every test, and the parity tables against transformers
 	@$(BIN)/pytest $(ARGS)
-	@$(BIN)/python scripts/parity_table.py
+	@$(BIN)/python -m scripts.parity_table
 
 check: $(SETUP) .venv/.stamp-dev ## ruff, mypy, import-linter, clang-format
 	@$(BIN)/ruff check .

@@ -1,8 +1,9 @@
 """Decode and prefill of one GGUF file: this engine against llama.cpp, in turn, one thread each.
 
-    python benchmarks/cpu_vs_llamacpp.py MODEL.gguf [--node-modules FOLDER] [--rounds 5]
+    python benchmarks/cpu_vs_llamacpp.py [MODEL.gguf] [--node-modules FOLDER] [--rounds 5]
 
-llama.cpp comes prebuilt in node-llama-cpp 3.22.1: `npm install node-llama-cpp@3.22.1` in FOLDER.
+llama.cpp comes prebuilt in node-llama-cpp 3.22.1: `npm install --ignore-scripts --prefix FOLDER
+node-llama-cpp@3.22.1`; FOLDER is .venv/peers, or what LOCALLLM_PEERS names, unless told.
 Without it only this engine is measured, and the output says so. Its JavaScript loop costs
 nothing at one thread and starves two, so one thread is compared with one thread. Both sides are
 asked for the same number of tokens at the same contexts; medians over alternating rounds.
@@ -22,11 +23,13 @@ from pathlib import Path
 
 import numpy as np
 
+from localllm import hub
 from localllm.backend.cpu import CpuBackend
 from localllm.backend.protocol import Batch, Chunk
 from localllm.checkpoint import open_checkpoint
 from localllm.models import load_spec, load_weights
 
+PEERS = Path(os.environ.get("LOCALLLM_PEERS", Path(__file__).parents[1] / ".venv" / "peers"))
 PREFILL = 512
 CONTEXTS = (128, 4096)
 DECODED = 16  # tokens a round
@@ -139,14 +142,11 @@ def find_peer(args: argparse.Namespace) -> LlamaCpp | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = os.environ.get("LOCALLLM_BENCH_MODEL")
-    parser.add_argument("model", type=Path, nargs="?", default=default and Path(default))
-    parser.add_argument("--node-modules", type=Path)
+    parser.add_argument("model", type=Path, nargs="?", help="a GGUF file; SmolLM2 unless told")
+    parser.add_argument("--node-modules", type=Path, default=PEERS)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    if args.model is None:
-        print("skipped: name a GGUF file, or set LOCALLLM_BENCH_MODEL")
-        return
+    args.model = args.model or hub.resolve("smollm2:135m").path
     ours, peer = Ours(args.model, 1), find_peer(args)
     print(f"machine: {platform.processor() or platform.machine()}, {os.cpu_count()} processors")
     print(f"localllm: {ours.backend.kernels}; llama.cpp: {peer.system if peer else '-'}")

@@ -28,7 +28,10 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What was loaded. `path`: the file or folder; `backend`: the one that runs it, and why."""
+    """What was loaded. `path`: the file or folder; `backend`: the one that runs it.
+
+    `backend_note`: why a faster backend does not run this model; None if none is passed over.
+    """
 
     name: str
     path: str
@@ -111,8 +114,11 @@ class LLM:
         """Used when a call gives none: what the model's makers recommend, where known."""
         return self._model.default_params
 
+    # To a type checker one text is also a sequence of texts; the first match is the right one.
     @overload
-    def generate(self, prompts: Prompt, params: Params = None) -> GenerationResult: ...
+    def generate(  # type: ignore[overload-overlap]
+        self, prompts: Prompt, params: Params = None
+    ) -> GenerationResult: ...
     @overload
     def generate(
         self, prompts: Sequence[Prompt], params: Params = None
@@ -197,7 +203,9 @@ class LLM:
     def _submit(self, prompts: Prompts, params: Params) -> list[Answer]:
         many: Sequence[Prompt] = [prompts] if _is_one(prompts) else prompts  # type: ignore[assignment, list-item]
         work = []
-        for index, (prompt, one) in enumerate(zip(many, self._params(params, len(many)), strict=True)):
+        for index, (prompt, one) in enumerate(
+            zip(many, self._params(params, len(many)), strict=True)
+        ):
             ids = self._encode(prompt)
             if one.stop_strings:
                 self._need_tokenizer()
@@ -239,7 +247,9 @@ class LLM:
 
     def _encode(self, prompt: Prompt) -> tuple[int, ...]:
         if isinstance(prompt, str):
-            return tuple(self._need_tokenizer().encode(prompt, add_special=True, parse_special=True))
+            return tuple(
+                self._need_tokenizer().encode(prompt, add_special=True, parse_special=True)
+            )
         return _token_ids(prompt)
 
     def _need_tokenizer(self) -> Tokenizer:
@@ -269,7 +279,9 @@ def _token_ids(ids: Iterable[Any]) -> tuple[int, ...]:
         whole = tuple(int(i) for i in ids if isinstance(i, int | np.integer))
         given = len(ids) if isinstance(ids, Sequence | np.ndarray) else len(whole)
     except TypeError:
-        raise InvalidRequest(f"token ids must be a list of whole numbers, not {ids!r:.80}") from None
+        raise InvalidRequest(
+            f"token ids must be a list of whole numbers, not {ids!r:.80}"
+        ) from None
     if len(whole) != given:
         raise InvalidRequest(f"token ids must be whole numbers; got {ids!r:.80}")
     return whole

@@ -10,16 +10,17 @@ from typing import Any
 
 from localllm import hub
 from localllm.backend.protocol import Backend
-from localllm.backend.select import choose_backend, open_backend
+from localllm.backend.select import BackendStatus, candidates, open_backend
 from localllm.checkpoint import open_checkpoint
 from localllm.checkpoint.base import Checkpoint
 from localllm.engine import Engine
 from localllm.engine.planner import Plan, make_plan
-from localllm.errors import CheckpointError, InvalidRequest
+from localllm.errors import CheckpointError, InvalidRequest, UnsupportedModel
 from localllm.hub.progress import Progress
 from localllm.machine import memory
 from localllm.models import load_spec, load_weights
 from localllm.sampling import SamplingParams
+from localllm.spec import DecoderSpec
 from localllm.tokenizer import Tokenizer, load_tokenizer
 
 _SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -61,38 +62,24 @@ def load(
     if max_batch < 1:
         raise InvalidRequest(f"max_batch must be at least 1, not {max_batch}")
     stored = hub.resolve(name, progress=progress, offline=offline)
-    chosen = choose_backend(backend)
+    usable = candidates(backend)
     checkpoint = open_checkpoint(stored.path)
     try:
         spec = load_spec(checkpoint)
-        plan = make_plan(
-            spec,
-            weight_bytes=sum(checkpoint.nbytes(tensor) for tensor in checkpoint.names()),
-            kv_value_bytes=chosen.kv_value_bytes,
-            available=memory().available,
-            context=context,
-            kv_tokens=kv_tokens,
-        )
         tokenizer = load_tokenizer(stored.path, checkpoint.config)
         if chat_template is not None:
             if tokenizer is None:
                 raise InvalidRequest("a chat template needs a tokenizer, and this model has none")
             tokenizer.chat_template = chat_template
         settings = _generation_config(stored.path)
-        opened = open_backend(
-            chosen.name,
-            spec,
-            load_weights(checkpoint, spec),
-            num_blocks=plan.num_blocks,
-            threads=threads,
-        )
+        opened, plan, note = _open(usable, spec, checkpoint, threads, context, kv_tokens)
         return LoadedModel(
             name=name,
             path=stored.path,
             format=checkpoint.format,
             tokenizer=tokenizer,
             backend=opened,
-            backend_note=chosen.reason,
+            backend_note=note,
             engine=Engine(opened, context=plan.context, max_batch=max_batch),
             plan=plan,
             eos_ids=_eos_ids(tokenizer, settings, checkpoint),
@@ -100,6 +87,43 @@ def load(
         )
     finally:
         checkpoint.close()
+
+
+def _open(
+    usable: list[BackendStatus],
+    spec: DecoderSpec,
+    checkpoint: Checkpoint,
+    threads: int | None,
+    context: int | None,
+    kv_tokens: int | None,
+) -> tuple[Backend, Plan, str | None]:
+    """The first of these backends that runs the model, its plan, and why better ones did not."""
+    reasons = []
+    weight_bytes = sum(checkpoint.nbytes(tensor) for tensor in checkpoint.names())
+    for status in usable:
+        plan = make_plan(
+            spec,
+            weight_bytes=weight_bytes,
+            kv_value_bytes=status.kv_value_bytes,
+            available=memory().available,
+            context=context,
+            kv_tokens=kv_tokens,
+        )
+        try:
+            opened = open_backend(
+                status.name,
+                spec,
+                load_weights(checkpoint, spec),
+                num_blocks=plan.num_blocks,
+                threads=threads,
+            )
+        except UnsupportedModel as error:
+            if status is usable[-1]:
+                raise
+            reasons.append(f"not on {status.name}: {error}")
+        else:
+            return opened, plan, "; ".join(reasons) or None
+    raise AssertionError("a usable backend either opens or raises")
 
 
 def _generation_config(path: Path) -> Mapping[str, Any]:

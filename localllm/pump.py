@@ -6,7 +6,7 @@ until its own has news. Callers on several threads are thereby batched together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from threading import Lock
 from typing import TypeVar
 
@@ -124,7 +124,7 @@ class Stream:
         self._deltas.close()
         self._pump.end(self._answers)
 
-    def _run(self) -> Iterator[GenerationDelta]:
+    def _run(self) -> Generator[GenerationDelta, None, None]:
         open_answers = list(self._answers)
         try:
             while open_answers:

@@ -1,17 +1,19 @@
-"""Prints the parity tables of docs/parity.md, in Markdown.
+"""Prints docs/parity.md: every parity table, measured now.
 
-python scripts/parity_table.py
+Run from the root: python -m scripts.parity_table
 """
 
 from __future__ import annotations
 
-import sys
+import platform
 from collections.abc import Sequence
-from pathlib import Path
+from datetime import UTC, datetime
+from importlib.metadata import version
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from localllm.machine import cpu_model
+from scripts.parity import gguf_types, llamacpp_greedy, models, tokenizers
 
-from scripts.parity import models
+PACKAGES = ("mlx", "transformers", "torch", "gguf", "tokenizers", "sentencepiece")
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -20,9 +22,20 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def main() -> None:
-    print("### Architectures\n")
-    print("Largest difference from transformers' float32 logits, as a share of the largest one.\n")
-    print(markdown(models.HEADER, models.rows()))
+    print("# Parity\n")
+    print("Held against independent implementations; `make test-all` prints this page anew.\n")
+    versions = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
+    print(f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()} ({cpu_model()}), {versions}.")
+    for table in (models, gguf_types, tokenizers, llamacpp_greedy):
+        print(f"\n## {table.TITLE}\n\n{table.NOTE}\n", flush=True)
+        print(markdown(table.HEADER, table.rows()), flush=True)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except ImportError:
+        return "not installed"
 
 
 if __name__ == "__main__":

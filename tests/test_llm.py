@@ -19,6 +19,7 @@ from localllm.errors import (
     OutOfMemoryPlan,
     PromptTooLong,
     TemplateError,
+    UnsupportedModel,
 )
 from tests.tiny_model import EOS, VOCAB, write_tiny_model
 
@@ -107,9 +108,7 @@ def test_the_same_seed_gives_the_same_answer_alone_or_in_a_batch(llm):
     assert batch[1].token_ids == alone.token_ids
     assert alone.receipt.seed == 99
     fresh = llm.generate("seed", SamplingParams(temperature=1.2, max_tokens=12, ignore_eos=True))
-    again = SamplingParams(
-        temperature=1.2, seed=fresh.receipt.seed, max_tokens=12, ignore_eos=True
-    )
+    again = SamplingParams(temperature=1.2, seed=fresh.receipt.seed, max_tokens=12, ignore_eos=True)
     assert llm.generate("seed", again).token_ids == fresh.token_ids
 
 
@@ -296,3 +295,23 @@ def test_the_public_names_load_on_demand():
     assert set(localllm.__all__) <= set(dir(localllm)) | set(localllm.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
         localllm.Nonsense  # noqa: B018
+
+
+def test_the_native_engine_runs_by_default(folder):
+    with LLM(str(folder)) as llm:
+        assert (llm.info.backend, llm.info.backend_note) == ("cpu", None)
+        result = llm.generate("Hello", GREEDY)
+    assert result.receipt.backend == "cpu"
+    assert len(result.token_ids) == 8
+
+
+def test_a_model_the_native_engine_lacks_runs_on_the_reference_and_says_why(folder, monkeypatch):
+    def refuse(*_, **__):
+        raise UnsupportedModel("no such layer here")
+
+    monkeypatch.setattr("localllm.backend.cpu.CpuBackend", refuse)
+    with LLM(str(folder)) as llm:
+        assert llm.info.backend == "reference"
+        assert "not on cpu: no such layer here" in llm.info.backend_note
+    with pytest.raises(UnsupportedModel, match="no such layer"):
+        LLM(str(folder), backend="cpu")

@@ -61,6 +61,17 @@ def choose_backend(name: str | None) -> BackendStatus:
     )
 
 
+def candidates(name: str | None) -> list[BackendStatus]:
+    """The named backend alone, or every one that runs here, best first.
+
+    Raises BackendUnavailable as `choose_backend` does.
+    """
+    best = choose_backend(name)
+    if name is not None:
+        return [best]
+    return [status for status in available_backends() if status.available]
+
+
 def open_backend(
     name: str | None,
     spec: DecoderSpec,
@@ -120,5 +131,32 @@ def _open_reference(
     return ReferenceBackend(spec, weights, num_blocks=num_blocks)
 
 
+def _probe_cpu() -> BackendStatus:
+    if importlib.util.find_spec("localllm.kernels_cpu._native") is None:
+        return BackendStatus(
+            "cpu",
+            False,
+            "the native module was not built",
+            hint="install localllm again with a C++17 compiler at hand",
+        )
+    return BackendStatus(
+        "cpu", True, "the native engine: the whole decoder in C++", kv_value_bytes=2.0
+    )
+
+
+def _open_cpu(spec: DecoderSpec, weights: Weights, num_blocks: int, threads: int | None) -> Backend:
+    try:
+        from localllm.backend.cpu import CpuBackend
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"the cpu backend cannot run here: its native module does not load ({error})",
+            hint="install localllm again with a C++17 compiler at hand",
+        ) from error
+    return CpuBackend(spec, weights, num_blocks=num_blocks, threads=threads)
+
+
 # Best first.
-_BACKENDS: tuple[_Entry, ...] = (_Entry("reference", _probe_reference, _open_reference),)
+_BACKENDS: tuple[_Entry, ...] = (
+    _Entry("cpu", _probe_cpu, _open_cpu),
+    _Entry("reference", _probe_reference, _open_reference),
+)

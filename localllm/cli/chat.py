@@ -68,7 +68,9 @@ def chat(
             repetition_penalty=repetition_penalty,
             seed=seed,
         )
-        print(f"{model} on {llm.info.backend}. /help for commands, Ctrl-D to leave.", file=sys.stderr)
+        print(
+            f"{model} on {llm.info.backend}. /help for commands, Ctrl-D to leave.", file=sys.stderr
+        )
         Conversation(llm, params, system).loop()
 
 
@@ -139,7 +141,10 @@ class Conversation:
             case "/system":
                 self._system = argument.strip() or None
                 self.reset()
-                print("(system message set)" if self._system else "(no system message)", file=sys.stderr)
+                print(
+                    "(system message set)" if self._system else "(no system message)",
+                    file=sys.stderr,
+                )
             case "/retry":
                 self._retry()
             case "/stats":

@@ -14,4 +14,7 @@ def load_with_progress(name: str, **settings: Any) -> LLM:
     from localllm.cli.progress import pull_progress
 
     with pull_progress() as progress:
-        return LLM(name, progress=progress, **settings)
+        llm = LLM(name, progress=progress, **settings)
+        if llm.info.backend_note:
+            progress.say(f"runs on {llm.info.backend}, {llm.info.backend_note}")
+        return llm

@@ -15,7 +15,7 @@ def run(
     model: options.Model,
     prompt: Annotated[
         list[str] | None,
-        typer.Argument(help="The prompt. Without one it is read from stdin; a lone - is stdin too."),
+        typer.Argument(help="The prompt; without one, or for a lone -, stdin is read."),
     ] = None,
     system: options.System = None,
     raw: Annotated[

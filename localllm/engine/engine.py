@@ -153,8 +153,8 @@ class Engine:
         if len(token_ids) + room > self.context:
             raise PromptTooLong(
                 f"the prompt has {len(token_ids)} tokens and the context holds {self.context}",
-                hint=f"shorten it, or load the model with a larger context "
-                f"(this model supports {self.backend.spec.context})",
+                hint="shorten it, or ask for a larger context (--context; this model supports "
+                f"{self.backend.spec.context})",
             )
 
     def _finish(

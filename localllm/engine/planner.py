@@ -52,7 +52,8 @@ def make_plan(
     """
     if context is not None and not 0 < context <= spec.context:
         raise InvalidRequest(
-            f"a context of {context} positions was asked for; this model supports 1 to {spec.context}"
+            f"a context of {context} positions was asked for; this model supports 1 to "
+            f"{spec.context}"
         )
     chosen = context or min(spec.context, DEFAULT_CONTEXT)
     if kv_tokens is not None and kv_tokens < chosen:
@@ -65,9 +66,7 @@ def make_plan(
     wanted = _blocks(kv_tokens or max(chosen, DEFAULT_KV_TOKENS))
     fitting = max(0, for_kv // block_bytes)
     num_blocks = wanted if kv_tokens is not None else max(_blocks(chosen), min(wanted, fitting))
-    plan = Plan(
-        chosen, num_blocks, BLOCK_SIZE, weight_bytes, num_blocks * block_bytes, available
-    )
+    plan = Plan(chosen, num_blocks, BLOCK_SIZE, weight_bytes, num_blocks * block_bytes, available)
     if plan.total > available:
         raise OutOfMemoryPlan(
             f"the model needs {_mib(plan.total)} (weights {_mib(weight_bytes)}, KV cache "

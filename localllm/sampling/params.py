@@ -117,7 +117,7 @@ def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
         for token_id in ids:
             if token_id >= vocab_size:
                 raise InvalidRequest(
-                    f"{name} names token {token_id}; this model's vocabulary ends at {vocab_size - 1}"
+                    f"{name} names token {token_id}; the vocabulary ends at {vocab_size - 1}"
                 )
     banned = sum(1 for value in params.logit_bias.values() if value == float("-inf"))
     if banned >= vocab_size:

@@ -32,7 +32,11 @@ class Sampler:
     """
 
     def __init__(
-        self, params: SamplingParams, prompt: Sequence[int], vocab_size: int, stop_ids: frozenset[int]
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        vocab_size: int,
+        stop_ids: frozenset[int],
     ) -> None:
         self.params = params
         self.seed = secrets.randbits(63) if params.seed is None else int(params.seed)
@@ -47,7 +51,8 @@ class Sampler:
         changed = self._processed(logits)
         if not np.isfinite(changed.max()):
             raise LocalLLMError(
-                f"no token can be drawn at position {position}: the logits are NaN, infinite or banned"
+                f"no token can be drawn at position {position}: "
+                "the logits are NaN, infinite or banned"
             )
         if self.params.greedy:
             token_id = int(np.argmax(changed))

@@ -250,7 +250,7 @@ class Tokenizer:
         else:
             raise TemplateError(
                 "the model has no chat template: it is probably a base model",
-                hint="use it for completion (`localllm run --no-template`), or give a template",
+                hint="use it for completion (`localllm run --raw`), or give a template",
             )
         if source not in self._compiled:
             self._compiled[source] = _Template(source, self._variables)

@@ -1,15 +1,15 @@
-"""Writes tests/golden/llamacpp_greedy.json: llama.cpp's greedy answers on the real models."""
+"""Writes tests/golden/llamacpp_greedy.json: llama.cpp's greedy answers on the real models.
+
+Run from the root: python -m scripts.goldens.llamacpp_greedy
+"""
 
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from scripts.parity.llamacpp_greedy import GOLDEN, make_golden
 
-from scripts.parity.llamacpp_greedy import GOLDEN, make_golden  # noqa: E402
-
-GOLDEN.parent.mkdir(exist_ok=True)
-GOLDEN.write_text(json.dumps(make_golden(), separators=(",", ":")) + "\n", "utf-8")
-print(f"wrote {GOLDEN}")
+if __name__ == "__main__":
+    GOLDEN.parent.mkdir(exist_ok=True)
+    GOLDEN.write_text(json.dumps(make_golden(), separators=(",", ":")) + "\n", "utf-8")
+    print(f"wrote {GOLDEN}")

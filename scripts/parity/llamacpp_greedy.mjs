@@ -13,7 +13,7 @@ const llama = await getLlama({gpu: false, build: "never", logLevel: "error"});
 const model = await llama.loadModel({modelPath: job.model});
 const answers = [];
 for (const prompt of job.prompts) {
-    const context = await model.createContext({contextSize: 1024, threads: 2});
+    const context = await model.createContext({contextSize: 1024, threads: 1});
     const sequence = context.getSequence();
     const ids = [], top = [];
     let input = prompt;
@@ -21,7 +21,7 @@ for (const prompt of job.prompts) {
         const last = input.length - 1;
         const items = input.map((id, i) => i < last
             ? id
-            : [id, {generateNext: {token: true, logits: true, options: {temperature: 0}}}]);
+            : [id, {generateNext: {token: true, logits: {filter: {tokens: [], includeTop: 2}}}}]);
         const {next} = (await sequence.controlledEvaluate(items))[last];
         const best = [...next.logits.entries()].sort((a, b) => b[1] - a[1]).slice(0, 2);
         ids.push(best[0][0]);

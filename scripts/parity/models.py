@@ -19,6 +19,8 @@ from tests.models.running import (  # noqa: E402
     whole_prompt,
 )
 
+TITLE = "Architectures"
+NOTE = "Largest difference from transformers' float32 logits, as a share of the largest one."
 HEADER = ("Architecture", "Case", "Whole prompt", "Token by token")
 
 

@@ -33,7 +33,9 @@ def test_reset_forgets_and_system_starts_anew(localllm, tiny):
 
 
 def test_retry_answers_the_same_message_again(localllm, tiny):
-    done = localllm("chat", tiny, *OPTIONS, stdin="/retry\nhello\n/retry\n/stats\n/exit\nnot said\n")
+    done = localllm(
+        "chat", tiny, *OPTIONS, stdin="/retry\nhello\n/retry\n/stats\n/exit\nnot said\n"
+    )
     assert done.stdout == 2 * f"{answers(tiny, 'hello')[0]}\n"
     assert "nothing to retry" in done.stderr
     assert "6 new tokens" in done.stderr

@@ -87,7 +87,7 @@ def test_the_seed_decides_the_answer(localllm, tiny):
         (("TINY", "hi", "--logprobs", "2"), 2, ["--json"]),
         (("TINY", "hi", "--chat-template", "/none"), 2, ["/none"]),
         (("TINY", "hi", "--no-such-option"), 2, ["no-such-option"]),
-        (("TINY", "x" * 9000), 1, ["9004 tokens", "8192", "larger context"]),
+        (("TINY", "x" * 9000), 1, ["9003 tokens", "8192", "--context"]),
     ],
 )
 def test_mistakes_are_explained_without_a_traceback(localllm, tiny, arguments, code, words):

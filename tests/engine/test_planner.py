@@ -28,8 +28,7 @@ def plan(kv_positions_free: int, **wishes):
 def test_a_plan_fits_and_holds_one_context_or_is_refused(free, context, kv_tokens):
     try:
         made = plan(free, context=context, kv_tokens=kv_tokens)
-    except (OutOfMemoryPlan, InvalidRequest) as error:
-        assert error.hint
+    except (OutOfMemoryPlan, InvalidRequest):
         return
     assert made.total <= made.available
     assert made.kv_tokens >= made.context

@@ -99,7 +99,7 @@ def test_an_unseeded_request_gets_a_seed_that_reproduces_it():
 def test_bias_moves_and_bans():
     logits = np.zeros(5, dtype=np.float32)
     assert sampler(5, temperature=0, logit_bias={3: 1.0}).draw(logits, 0).token_id == 3
-    banned = sampler(5, logit_bias={i: -math.inf for i in (0, 1, 2, 4)})
+    banned = sampler(5, logit_bias=dict.fromkeys((0, 1, 2, 4), -math.inf))
     assert banned.draw(logits, 0).token_id == 3
 
 

@@ -333,7 +333,7 @@ def test_named_templates_are_chosen_by_name_and_for_tools(build: Make) -> None:
 def test_a_missing_template_is_explained(gemma3_tokenizer: Tokenizer) -> None:
     with pytest.raises(TemplateError, match="no chat template") as caught:
         gemma3_tokenizer.apply_chat([{"role": "user", "content": "hi"}])
-    assert "--no-template" in str(caught.value.hint)
+    assert "--raw" in str(caught.value.hint)
 
 
 def test_generation_blocks_tell_which_text_is_the_models(build: Make) -> None:
