@@ -69,9 +69,8 @@ class SamplingParams:
         _whole("min_tokens", self.min_tokens, 0, self.max_tokens)
         if self.logprobs is not None:
             _whole("logprobs", self.logprobs, 0, MAX_LOGPROBS)
-        for name in ("ignore_eos",):
-            if not isinstance(getattr(self, name), bool):
-                raise InvalidRequest(f"{name} must be true or false, not {getattr(self, name)!r}")
+        if not isinstance(self.ignore_eos, bool):
+            raise InvalidRequest(f"ignore_eos must be true or false, not {self.ignore_eos!r}")
         self._freeze_stops()
         self._freeze_logit_bias()
 
