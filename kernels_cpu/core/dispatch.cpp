@@ -9,6 +9,7 @@ namespace localllm {
 extern const Kernels kScalarKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512VnniKernels;
 #elif defined(__aarch64__)
 extern const Kernels kNeonKernels;
 #endif
@@ -26,6 +27,8 @@ const std::vector<Candidate>& candidates() {
       {&kScalarKernels, {}},
 #if defined(__x86_64__)
       {&kAvx2Kernels, {"avx2", "fma", "f16c"}},
+      {&kAvx512VnniKernels,
+       {"avx2", "fma", "f16c", "avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512_vnni"}},
 #elif defined(__aarch64__)
       {&kNeonKernels, {"neon", "dotprod"}},
 #endif

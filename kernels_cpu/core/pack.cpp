@@ -53,18 +53,22 @@ void put_code(uint8_t* block, int l, int k, int code) {
     block[256 + v / 4 * 64 + byte] |= static_cast<uint8_t>((code >> 4) << (2 * (v % 4)));
 }
 
+size_t block_bytes(const Matrix& w) { return static_cast<size_t>(stored_bits(w.kind)) * 64; }
+size_t block_at(const Matrix& w, int b);
+
 // One row's codes into the blocks of its panel.
 template <int BITS>
-void pack_row(const uint32_t* stream, int cols, int l, uint8_t* blocks) {
+void pack_row(const uint32_t* stream, const Matrix& w, int l, uint8_t* panel) {
   constexpr int stored = BITS < 4 ? 4 : BITS;
-  for (int first = 0; first < cols; first += kGroup, blocks += stored * 64) {
-    const int n = cols - first < kGroup ? cols - first : kGroup;
+  for (int first = 0; first < w.cols; first += kGroup) {
+    uint8_t* block = panel + block_at(w, first / kGroup);
+    const int n = w.cols - first < kGroup ? w.cols - first : kGroup;
     for (int k = 0; k < n; ++k)
-      put_code<stored>(blocks, l, k, code_in_stream<BITS>(stream, first + k));
+      put_code<stored>(block, l, k, code_in_stream<BITS>(stream, first + k));
   }
 }
 
-using PackRow = void (*)(const uint32_t*, int, int, uint8_t*);
+using PackRow = void (*)(const uint32_t*, const Matrix&, int, uint8_t*);
 PackRow row_packer(int bits) {
   switch (bits) {
     case 2: return pack_row<2>;
@@ -85,31 +89,91 @@ int get_code(const uint8_t* block, int bits, int l, int k) {
   return code;
 }
 
-size_t place_table(const GroupSource& s, size_t at, GroupTable* t) {
+void place_table(const GroupSource& s, GroupTable* t) {
   t->present = s.values != nullptr;
-  if (!t->present) return at;
+  if (!t->present) return;
   t->half = s.half;
   t->multiplier = s.multipliers == nullptr ? 0 : s.signed_multipliers ? -1 : 1;
   t->groups_per_value = s.groups_per_row / s.values_per_row;
-  t->values_at = at;
-  at += align64(static_cast<size_t>(s.values_per_row) * kLanes * (s.half ? 2 : 4));
-  t->multipliers_at = at;
-  if (t->multiplier) at += align64(static_cast<size_t>(s.groups_per_row) * kLanes);
-  return at;
 }
 
-void pack_table(const GroupSource& s, const GroupTable& t, int row, int l, uint8_t* panel) {
+size_t value_bytes(const GroupTable& t, int groups) {
+  return static_cast<size_t>(groups / t.groups_per_value) * kLanes * (t.half ? 2 : 4);
+}
+
+// Lays out a record of so many blocks.
+void place_record(Matrix* w, int blocks) {
+  const int groups = w->groups_in(blocks);
+  size_t at = 0;
+  for (GroupTable* t : {&w->scales, &w->biases}) {
+    if (!t->present) continue;
+    t->values_at = at;
+    at += value_bytes(*t, groups);
+    t->multipliers_at = at;
+    if (t->multiplier) at += static_cast<size_t>(groups) * kLanes;
+  }
+  w->record_blocks = blocks;
+  w->codes_at = align64(at);
+  w->record_bytes = w->codes_at + block_bytes(*w) * static_cast<size_t>(blocks);
+}
+
+// The fewest blocks that hold whole groups and values, doubled while padding costs over 2 %.
+void choose_record(Matrix* w) {
+  const auto whole = [&](int blocks) {
+    const int groups = w->groups_in(blocks);
+    return blocks * kGroup % w->group == 0 && groups % w->scales.groups_per_value == 0 &&
+           groups % w->biases.groups_per_value == 0;
+  };
+  int blocks = 1;
+  while (!whole(blocks)) ++blocks;
+  place_record(w, blocks);
+  const auto padding = [&] {
+    const GroupTable& last = w->biases.present ? w->biases : w->scales;
+    const int groups = w->groups_in(w->record_blocks);
+    const size_t used =
+        last.multiplier ? last.multipliers_at + static_cast<size_t>(groups) * kLanes
+                        : last.values_at + value_bytes(last, groups);
+    return w->codes_at - used;
+  };
+  for (; 50 * padding() > w->record_bytes && blocks < 8; place_record(w, blocks)) blocks *= 2;
+}
+
+size_t panel_bytes_of(const Matrix& w) {
+  const int records = (w.blocks() + w.record_blocks - 1) / w.record_blocks;
+  const int tail = w.blocks() - (records - 1) * w.record_blocks;
+  return static_cast<size_t>(records - 1) * w.record_bytes + w.codes_at +
+         static_cast<size_t>(tail) * block_bytes(w);
+}
+
+// Where group g and block b of a panel lie.
+size_t record_of_group(const Matrix& w, int g) {
+  return static_cast<size_t>(g / w.groups_in(w.record_blocks)) * w.record_bytes;
+}
+size_t block_at(const Matrix& w, int b) {
+  return static_cast<size_t>(b / w.record_blocks) * w.record_bytes + w.codes_at +
+         static_cast<size_t>(b % w.record_blocks) * block_bytes(w);
+}
+
+void pack_table(const GroupSource& s, const GroupTable& t, const Matrix& w, int row,
+                uint8_t* panel) {
   if (!t.present) return;
-  const size_t width = s.half ? 2 : 4;
+  const size_t width = s.half ? 2 : 4, l = static_cast<size_t>(row % kLanes);
+  const int in_record = w.groups_in(w.record_blocks);
   const auto* values = static_cast<const uint8_t*>(s.values);
-  for (int i = 0; i < s.values_per_row; ++i)
-    std::memcpy(panel + t.values_at + (static_cast<size_t>(i) * kLanes + l) * width,
-                values + (static_cast<size_t>(row) * s.values_per_row + i) * width, width);
-  if (!t.multiplier) return;
   const auto* multipliers = static_cast<const uint8_t*>(s.multipliers);
-  for (int g = 0; g < s.groups_per_row; ++g)
-    panel[t.multipliers_at + static_cast<size_t>(g) * kLanes + l] =
-        multipliers[static_cast<size_t>(row) * s.groups_per_row + g];
+  for (int g = 0; g < s.groups_per_row; ++g) {
+    uint8_t* record = panel + record_of_group(w, g);
+    const int inside = g % in_record;
+    const auto value = static_cast<size_t>(inside / t.groups_per_value);
+    if (inside % t.groups_per_value == 0)
+      std::memcpy(record + t.values_at + (value * kLanes + l) * width,
+                  values + (static_cast<size_t>(row) * s.values_per_row + g / t.groups_per_value) *
+                               width,
+                  width);
+    if (t.multiplier)
+      record[t.multipliers_at + static_cast<size_t>(inside) * kLanes + l] =
+          multipliers[static_cast<size_t>(row) * s.groups_per_row + g];
+  }
 }
 
 float half_to_float(uint16_t h) {
@@ -135,18 +199,20 @@ float bfloat_to_float(uint16_t b) {
   return f;
 }
 
-float table_value(const GroupTable& t, const uint8_t* panel, int g, int l) {
-  const size_t at = static_cast<size_t>(g / t.groups_per_value) * kLanes + l;
+float table_value(const Matrix& w, const GroupTable& t, const uint8_t* panel, int g, int l) {
+  const uint8_t* record = panel + record_of_group(w, g);
+  const int inside = g % w.groups_in(w.record_blocks);
+  const size_t at = static_cast<size_t>(inside / t.groups_per_value) * kLanes + l;
   float value;
   if (t.half) {
     uint16_t half;
-    std::memcpy(&half, panel + t.values_at + at * 2, 2);
+    std::memcpy(&half, record + t.values_at + at * 2, 2);
     value = half_to_float(half);
   } else {
-    std::memcpy(&value, panel + t.values_at + at * 4, 4);
+    std::memcpy(&value, record + t.values_at + at * 4, 4);
   }
   if (!t.multiplier) return value;
-  const uint8_t m = panel[t.multipliers_at + static_cast<size_t>(g) * kLanes + l];
+  const uint8_t m = record[t.multipliers_at + static_cast<size_t>(inside) * kLanes + l];
   return value *
          (t.multiplier > 0 ? static_cast<float>(m) : static_cast<float>(static_cast<int8_t>(m)));
 }
@@ -182,11 +248,11 @@ Matrix pack_affine(const AffineSource& source, Arena& arena) {
   w.cols = s.cols;
   w.kind = kind_for(s.bits);
   w.group = s.group;
-  const int bits = stored_bits(w.kind);
-  w.offset = (bits == 8 ? 128 : 0) - s.zero_point;
-  w.codes_at = place_table(s.biases, place_table(s.scales, 0, &w.scales), &w.biases);
-  const size_t block_bytes = static_cast<size_t>(bits) * 64;
-  w.panel_bytes = w.codes_at + block_bytes * static_cast<size_t>(w.blocks());
+  w.offset = (w.kind == WeightKind::kQ8 ? 128 : 0) - s.zero_point;
+  place_table(s.scales, &w.scales);
+  place_table(s.biases, &w.biases);
+  choose_record(&w);
+  w.panel_bytes = panel_bytes_of(w);
   uint8_t* data = arena.allocate(w.panel_bytes * static_cast<size_t>(w.panels()));
   w.data = data;
 
@@ -195,9 +261,9 @@ Matrix pack_affine(const AffineSource& source, Arena& arena) {
   for (int row = 0; row < s.rows; ++row) {
     uint8_t* panel = data + static_cast<size_t>(row / kLanes) * w.panel_bytes;
     const int l = row % kLanes;
-    pack_table(s.scales, w.scales, row, l, panel);
-    pack_table(s.biases, w.biases, row, l, panel);
-    pack_row(s.codes + static_cast<size_t>(row) * words, s.cols, l, panel + w.codes_at);
+    pack_table(s.scales, w.scales, w, row, panel);
+    pack_table(s.biases, w.biases, w, row, panel);
+    pack_row(s.codes + static_cast<size_t>(row) * words, w, l, panel);
   }
   return w;
 }
@@ -208,17 +274,22 @@ size_t panel_bytes_needed(const Matrix& w) {
   if (!w.quantized()) return cols * kLanes * (w.kind == WeightKind::kFloat32 ? 4 : 2);
   if (w.group != 16 && (w.group <= 0 || w.group % kGroup)) return never;
   if (w.cols % w.group) return never;
-  const size_t groups = cols / static_cast<size_t>(w.group);
-  size_t needed =
-      w.codes_at + static_cast<size_t>(stored_bits(w.kind)) * 64 * static_cast<size_t>(w.blocks());
+  if (w.record_blocks <= 0 || w.record_blocks > 2 * w.blocks() + 16) return never;
+  if (w.codes_at > w.panel_bytes) return never;
+  const int groups = w.groups_in(w.record_blocks);
+  if (groups <= 0 || w.record_blocks * kGroup % w.group || !w.scales.present) return never;
   for (const GroupTable* t : {&w.scales, &w.biases}) {
     if (!t->present) continue;
-    if (t->groups_per_value <= 0 || groups % static_cast<size_t>(t->groups_per_value)) return never;
-    const size_t values = groups / static_cast<size_t>(t->groups_per_value);
-    needed = std::max(needed, t->values_at + values * kLanes * (t->half ? 2 : 4));
-    if (t->multiplier) needed = std::max(needed, t->multipliers_at + groups * kLanes);
+    if (t->groups_per_value <= 0 || groups % t->groups_per_value) return never;
+    const auto inside = [&](size_t at, size_t bytes) {
+      return bytes <= w.codes_at && at <= w.codes_at - bytes;
+    };
+    if (!inside(t->values_at, value_bytes(*t, groups))) return never;
+    if (t->multiplier && !inside(t->multipliers_at, static_cast<size_t>(groups) * kLanes))
+      return never;
   }
-  return w.scales.present ? needed : never;
+  const size_t record = w.codes_at + block_bytes(w) * static_cast<size_t>(w.record_blocks);
+  return w.record_bytes == record ? panel_bytes_of(w) : never;
 }
 
 Matrix pack_dense(const void* values, WeightKind kind, int rows, int cols, Arena& arena) {
@@ -261,10 +332,10 @@ void read_row(const Matrix& w, int row, float* out) {
   }
   const int bits = stored_bits(w.kind);
   for (int g = 0; g * w.group < w.cols; ++g) {
-    const float scale = table_value(w.scales, panel, g, l);
-    const float bias = w.biases.present ? table_value(w.biases, panel, g, l) : 0.0f;
+    const float scale = table_value(w, w.scales, panel, g, l);
+    const float bias = w.biases.present ? table_value(w, w.biases, panel, g, l) : 0.0f;
     for (int c = g * w.group; c < (g + 1) * w.group; ++c) {
-      const uint8_t* block = panel + w.codes_at + static_cast<size_t>(c / kGroup) * bits * 64;
+      const uint8_t* block = panel + block_at(w, c / kGroup);
       const int code = get_code(block, bits, l, c % kGroup) + w.offset;
       const float value = scale * static_cast<float>(code);
       out[c] = w.biases.present ? value + bias : value;

@@ -15,7 +15,7 @@ namespace localllm {
 namespace {
 
 constexpr char kMagic[8] = {'l', 'o', 'c', 'l', 'p', 'a', 'c', 'k'};
-constexpr uint64_t kLayout = 1;
+constexpr uint64_t kLayout = 2;
 
 struct Header {
   char magic[8];

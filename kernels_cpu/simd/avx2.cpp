@@ -5,10 +5,12 @@
 namespace localllm::avx2 {
 namespace {
 
+constexpr int kStreamRows = 4;
 constexpr int kTileRows = 4;
-constexpr int kPackedRows = 8;  // up to here unpacking a panel first does not pay
+constexpr int kBiasRows = 1;
 constexpr int kDenseRows = 6;
 constexpr int kAttentionRows = 3;
+constexpr int kByteShift = 0;
 
 inline __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline __m256i broadcast4(const int8_t* x) {

@@ -24,14 +24,15 @@ struct GroupTable {
   bool half = false;         // values are float16, else float32
   int multiplier = 0;        // 0 none, 1 uint8, -1 int8
   int groups_per_value = 1;  // > 1 only with a multiplier
-  size_t values_at = 0;      // offsets inside a panel
+  size_t values_at = 0;      // offsets inside a record
   size_t multipliers_at = 0;
 };
 
-// A packed matrix [rows, cols]: panels of 16 rows. A quantized panel holds its group tables and
-// then code blocks of 32 inputs; a dense one holds [cols][16] values. In a block the codes of
-// inputs 4v..4v+3 of row l stand in dword l of vector v (see pack.cpp), so that a byte dot
-// product against four broadcast activations needs no horizontal sum.
+// A packed matrix [rows, cols]: panels of 16 rows, each read from first byte to last. A dense
+// panel holds [cols][16] values. A quantized one holds records: the group tables of some inputs,
+// then their code blocks, 32 inputs each. In a block the codes of inputs 4v..4v+3 of row l stand in
+// dword l of vector v (see pack.cpp), so that a byte dot product against four broadcast
+// activations needs no horizontal sum.
 //   weight = scale * (code + offset) + bias
 struct Matrix {
   int rows = 0, cols = 0;
@@ -39,13 +40,18 @@ struct Matrix {
   int group = 0;   // inputs sharing a scale: 16, or a multiple of 32
   int offset = 0;  // added to every stored code
   GroupTable scales, biases;
-  size_t codes_at = 0;  // offset of the codes inside a panel
+  int record_blocks = 0;    // code blocks in a record; the last record of a panel may have fewer
+  size_t codes_at = 0;      // offset of the codes inside a record
+  size_t record_bytes = 0;  // from one record to the next
   size_t panel_bytes = 0;
   const uint8_t* data = nullptr;
 
   bool quantized() const { return kind >= WeightKind::kQ4; }
   int panels() const { return (rows + kLanes - 1) / kLanes; }
   int blocks() const { return (cols + kGroup - 1) / kGroup; }
+  const uint8_t* panel(int i) const { return data + static_cast<size_t>(i) * panel_bytes; }
+  // Entries of a group table for so many blocks.
+  int groups_in(int blocks) const { return blocks * kGroup / group; }
 };
 
 // What a matmul needs to know of 32 quantized activations x = scale * q.
@@ -150,8 +156,9 @@ struct Kernels {
 
 // Bytes of scratch one thread needs for a matmul with w.
 inline size_t matmul_scratch(const Matrix& w) {
-  const size_t blocks = static_cast<size_t>(w.blocks());
-  const size_t tables = blocks * 2 * 2 * kLanes * sizeof(float);
+  const auto blocks = static_cast<size_t>(w.blocks());
+  const size_t entries = 2 * (blocks + static_cast<size_t>(w.record_blocks));  // of group tables
+  const size_t tables = 2 * entries * kLanes * sizeof(float);
   const size_t panel = blocks * kGroup * kLanes * sizeof(float);  // float32 when dequantized
   return tables + panel + 256;
 }

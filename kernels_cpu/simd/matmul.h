@@ -3,6 +3,7 @@
 //   unpack<BITS>(block, out)                     one code block -> 512 bytes
 //   dot_packed<BITS, FIRST, LAST, ROWS>(...)     vectors FIRST..LAST-1 of a packed block
 //   dot_panel<BITS, FIRST, LAST, ROWS>(...)      the same of an unpacked block
+//   kByteShift                                   what the two add to each 8-bit code
 //
 // For output r of row m, over groups g in order, two float32 chains, each from 0:
 //   dots = fma(float(D), scale[r,g] * d[m,g], dots)    D = sum q * (code + offset), exact
@@ -52,40 +53,87 @@ inline float* expand_two_level(const T* values, const GroupTable& t, const uint8
   return out;
 }
 
-// A group table of one panel as float32 [count][16]; past the last group zeros.
-inline void expand(const GroupTable& t, const uint8_t* panel, int groups, int repeat, int count,
-                   float* out) {
-  const float* end = out + static_cast<ptrdiff_t>(count) * kLanes;
+// A group table of one record as float32, one entry per 32 inputs (per 16 for group 16).
+inline void expand(const Matrix& w, const GroupTable& t, const uint8_t* record, float* out) {
+  const int groups = w.groups_in(w.record_blocks);
+  const int repeat = w.group <= kGroup ? 1 : w.group / kGroup;
   const auto fill = [&](const auto* values) {
-    return t.multiplier == 0
-               ? expand_plain(values, groups, repeat, out)
-               : expand_two_level(values, t, panel + t.multipliers_at, groups, repeat, out);
+    if (t.multiplier == 0)
+      expand_plain(values, groups, repeat, out);
+    else
+      expand_two_level(values, t, record + t.multipliers_at, groups, repeat, out);
   };
-  out = t.half ? fill(reinterpret_cast<const uint16_t*>(panel + t.values_at))
-               : fill(reinterpret_cast<const float*>(panel + t.values_at));
-  for (; out < end; out += kLanes) store(out, zero());
+  if (t.half)
+    fill(reinterpret_cast<const uint16_t*>(record + t.values_at));
+  else
+    fill(reinterpret_cast<const float*>(record + t.values_at));
 }
 
-// A panel made ready: group tables in float32, one entry per 32 inputs (per 16 for group 16).
-struct Panel {
-  const uint8_t* codes;
-  const float* scales;
-  const float* biases;  // or null
-  float* free;          // scratch after the tables
+// Where a tile finds the scales and biases of some blocks: expanded to float32 in scratch, or
+// float16 where they lie.
+struct Expanded {
+  const float *scales, *biases;
+  Vec scale(int i) const { return load(scales + static_cast<ptrdiff_t>(i) * kLanes); }
+  Vec bias(int i) const { return load(biases + static_cast<ptrdiff_t>(i) * kLanes); }
+};
+struct InPlace {
+  const uint16_t *scales, *biases;
+  int shift;  // log2 of the blocks that share a group
+  Vec scale(int i) const { return load(scales + static_cast<ptrdiff_t>(i >> shift) * kLanes); }
+  Vec bias(int i) const { return load(biases + static_cast<ptrdiff_t>(i >> shift) * kLanes); }
 };
 
-inline Panel open_panel(const Matrix& w, int panel, void* scratch) {
-  const uint8_t* base = w.data + static_cast<size_t>(panel) * w.panel_bytes;
-  const bool halves = w.group == 16;
-  const int groups = (w.cols + w.group - 1) / w.group;
-  const int count = w.blocks() * (halves ? 2 : 1);
-  const int repeat = halves ? 1 : w.group / kGroup;
+// log2 of the blocks a group spans, or -1 if its values cannot be read where they lie.
+inline int in_place_shift(const Matrix& w) {
+  const auto plain = [](const GroupTable& t) { return !t.present || (t.half && !t.multiplier); };
+  if (!plain(w.scales) || !plain(w.biases)) return -1;
+  if (w.group == 16) return 0;
+  for (int shift = 0; shift < 4; ++shift)
+    if (w.group == kGroup << shift) return shift;
+  return -1;
+}
+
+inline InPlace view_record(const Matrix& w, const uint8_t* record, int shift) {
+  return {reinterpret_cast<const uint16_t*>(record + w.scales.values_at),
+          reinterpret_cast<const uint16_t*>(record + w.biases.values_at), shift};
+}
+
+inline Expanded expand_record(const Matrix& w, const uint8_t* record, float* scales,
+                              float* biases) {
+  expand(w, w.scales, record, scales);
+  if (w.biases.present) expand(w, w.biases, record, biases);
+  return {scales, biases};
+}
+
+// Scratch of a panel: its expanded tables, and behind them room for its codes or weights. Tables
+// cover whole records, which may reach past the last block.
+struct PanelScratch {
+  float *scales, *biases, *rest;
+};
+inline PanelScratch panel_scratch(const Matrix& w, void* scratch) {
+  const int records = (w.blocks() + w.record_blocks - 1) / w.record_blocks;
+  const ptrdiff_t entries = records * w.record_blocks * (w.group == 16 ? 2 : 1);
   float* scales = align64(scratch);
-  float* biases = scales + static_cast<ptrdiff_t>(count) * kLanes;
-  expand(w.scales, base, groups, repeat, count, scales);
-  if (w.biases.present) expand(w.biases, base, groups, repeat, count, biases);
-  return {base + w.codes_at, scales, w.biases.present ? biases : nullptr,
-          biases + static_cast<ptrdiff_t>(count) * kLanes};
+  float* biases = scales + entries * kLanes;
+  return {scales, biases, biases + entries * kLanes};
+}
+
+// f(record, its first block, its blocks) for each record of a panel.
+template <class F>
+inline void each_record(const Matrix& w, const uint8_t* panel, F&& f) {
+  const int blocks = w.blocks();
+  for (int first = 0; first < blocks; first += w.record_blocks, panel += w.record_bytes)
+    f(panel, first, blocks - first < w.record_blocks ? blocks - first : w.record_blocks);
+}
+
+// All group tables of a panel, expanded.
+inline Expanded expand_panel(const Matrix& w, const uint8_t* panel, const PanelScratch& scratch) {
+  const ptrdiff_t per_block = (w.group == 16 ? 2 : 1) * kLanes;
+  each_record(w, panel, [&](const uint8_t* record, int first, int) {
+    expand_record(w, record, scratch.scales + first * per_block,
+                  scratch.biases + first * per_block);
+  });
+  return {scratch.scales, scratch.biases};
 }
 
 inline void store_row(float* out, const Vec& y, int valid_rows) {
@@ -95,106 +143,188 @@ inline void store_row(float* out, const Vec& y, int valid_rows) {
     store(out, y, valid_rows);
 }
 
-template <int ROWS>
-inline void add_group(const IVec (&dot)[ROWS], int offset, const int32_t (&sum_q)[ROWS],
-                      const float (&d)[ROWS], const float* scales, Vec (&dots)[ROWS]) {
-  const Vec s = load(scales);
-  for (int m = 0; m < ROWS; ++m) {
-    const IVec shifted = offset ? add(dot[m], set1(int32_t{offset * sum_q[m]})) : dot[m];
-    dots[m] = fma(to_float(shifted), mul(s, set1(d[m])), dots[m]);
-  }
-}
-
-// The bias chain of ROWS rows; zero where the format has none.
-template <bool HALVES, int ROWS>
-inline void bias_chain(const Panel& p, int blocks, const GroupInfo* info, ptrdiff_t stride,
-                       Vec (&bias)[ROWS]) {
-  for (int m = 0; m < ROWS; ++m) bias[m] = zero();
-  const float* b = p.biases;
-  for (int g = 0; g < blocks; ++g) {
-    for (int h = 0; h < (HALVES ? 2 : 1); ++h, b += kLanes) {
-      const Vec value = load(b);
-      for (int m = 0; m < ROWS; ++m) {
-        const GroupInfo& i = info[m * stride + g];
-        bias[m] = fma(value, set1(HALVES ? i.half_sum_x[h] : i.sum_x), bias[m]);
-      }
-    }
-  }
-}
-
 template <int BITS, bool PACKED, int FIRST, int LAST, int ROWS>
-inline void dots_of(const uint8_t* codes, const int8_t* q, ptrdiff_t stride, IVec (&dot)[ROWS]) {
+inline __attribute__((always_inline)) void dots_of(const uint8_t* codes, const int8_t* q,
+                                                   ptrdiff_t stride, IVec (&dot)[ROWS]) {
   if constexpr (PACKED)
     dot_packed<BITS, FIRST, LAST, ROWS>(codes, q, stride, dot);
   else
     dot_panel<BITS, FIRST, LAST, ROWS>(codes, q, stride, dot);
 }
 
-// ROWS rows against a panel, its codes packed as in memory or unpacked to bytes.
-template <int BITS, bool HALVES, bool PACKED, int ROWS>
-void tile(const Panel& p, const uint8_t* codes, int blocks, int offset, const int8_t* q,
-          ptrdiff_t q_stride, const GroupInfo* info, ptrdiff_t info_stride, float* out,
-          ptrdiff_t stride, int valid_rows) {
-  Vec bias[ROWS] = {}, dots[ROWS] = {};
-  if (p.biases) bias_chain<HALVES, ROWS>(p, blocks, info, info_stride, bias);
+// ROWS rows and the sums of one group: `half` is 0 or 1 within a block of two groups, else -1.
+template <int ROWS>
+struct Group {
+  const GroupInfo* info;
+  ptrdiff_t stride;
+  int half;
+  const GroupInfo& of(int m) const { return info[m * stride]; }
+  int32_t sum_q(int m) const { return half < 0 ? of(m).sum_q : of(m).half_sum_q[half]; }
+  float sum_x(int m) const { return half < 0 ? of(m).sum_x : of(m).half_sum_x[half]; }
+};
 
-  const float* s = p.scales;
-  for (int g = 0; g < blocks;
-       ++g, codes += PACKED ? block_bytes<BITS>() : kPanelBlock, q += kGroup, ++info) {
-    float d[ROWS];
-    for (int m = 0; m < ROWS; ++m) d[m] = info[m * info_stride].scale;
-    int32_t sum[ROWS];
-    IVec dot[ROWS];
-    if constexpr (HALVES) {
-      dots_of<BITS, PACKED, 0, 4, ROWS>(codes, q, q_stride, dot);
-      for (int m = 0; m < ROWS; ++m) sum[m] = info[m * info_stride].half_sum_q[0];
-      add_group<ROWS>(dot, offset, sum, d, s, dots);
-      dots_of<BITS, PACKED, 4, 8, ROWS>(codes, q, q_stride, dot);
-      for (int m = 0; m < ROWS; ++m) sum[m] = info[m * info_stride].half_sum_q[1];
-      add_group<ROWS>(dot, offset, sum, d, s + kLanes, dots);
-      s += 2 * kLanes;
-    } else {
-      dots_of<BITS, PACKED, 0, 8, ROWS>(codes, q, q_stride, dot);
-      for (int m = 0; m < ROWS; ++m) sum[m] = info[m * info_stride].sum_q;
-      add_group<ROWS>(dot, offset, sum, d, s, dots);
-      s += kLanes;
-    }
+template <int ROWS>
+inline __attribute__((always_inline)) void add_dots(const IVec (&dot)[ROWS], int offset,
+                                                    const Group<ROWS>& g, const Vec& scale,
+                                                    Vec (&dots)[ROWS]) {
+#pragma GCC unroll 16
+  for (int m = 0; m < ROWS; ++m) {
+    const IVec shifted = offset ? add(dot[m], set1(int32_t{offset * g.sum_q(m)})) : dot[m];
+    dots[m] = fma(to_float(shifted), mul(scale, set1(g.of(m).scale)), dots[m]);
   }
+}
+
+template <int ROWS>
+inline __attribute__((always_inline)) void add_bias(const Group<ROWS>& g, const Vec& value,
+                                                    Vec (&bias)[ROWS]) {
+#pragma GCC unroll 16
+  for (int m = 0; m < ROWS; ++m) bias[m] = fma(value, set1(g.sum_x(m)), bias[m]);
+}
+
+template <int ROWS>
+inline __attribute__((always_inline)) void clear(Vec (&v)[ROWS]) {
+#pragma GCC unroll 16
+  for (int m = 0; m < ROWS; ++m) v[m] = zero();
+}
+
+// Rows of activations as a tile walks along them.
+struct Rows {
+  const int8_t* q;
+  ptrdiff_t q_stride;
+  const GroupInfo* info;
+  ptrdiff_t info_stride;
+  void step() {
+    q += kGroup;
+    ++info;
+  }
+};
+
+// The chains of ROWS rows over some blocks; `codes` packed as in memory or unpacked to bytes.
+template <int BITS, bool HALVES, bool PACKED, bool BIAS, int ROWS, class Source>
+inline __attribute__((always_inline)) void chain(const Source& groups, const uint8_t* codes,
+                                                 int blocks, int offset, Rows& x,
+                                                 Vec (&dots)[ROWS], Vec (&bias)[ROWS]) {
+  for (int b = 0; b < blocks; ++b) {
+    IVec dot[ROWS];
+    const auto finish = [&](int entry, const Group<ROWS>& group) {
+      add_dots<ROWS>(dot, offset, group, groups.scale(entry), dots);
+      if constexpr (BIAS) add_bias<ROWS>(group, groups.bias(entry), bias);
+    };
+    if constexpr (HALVES) {
+      dots_of<BITS, PACKED, 0, 4, ROWS>(codes, x.q, x.q_stride, dot);
+      finish(2 * b, {x.info, x.info_stride, 0});
+      dots_of<BITS, PACKED, 4, 8, ROWS>(codes, x.q, x.q_stride, dot);
+      finish(2 * b + 1, {x.info, x.info_stride, 1});
+    } else {
+      dots_of<BITS, PACKED, 0, 8, ROWS>(codes, x.q, x.q_stride, dot);
+      finish(b, {x.info, x.info_stride, -1});
+    }
+    codes += PACKED ? block_bytes<BITS>() : kPanelBlock;
+    x.step();
+  }
+}
+
+template <bool BIAS, int ROWS>
+inline void store_tile(const Vec (&dots)[ROWS], const Vec (&bias)[ROWS], float* out,
+                       ptrdiff_t stride, int valid_rows) {
+#pragma GCC unroll 16
   for (int m = 0; m < ROWS; ++m)
-    store_row(out + m * stride, p.biases ? add(dots[m], bias[m]) : dots[m], valid_rows);
+    store_row(out + m * stride, BIAS ? add(dots[m], bias[m]) : dots[m], valid_rows);
 }
 
-// All rows of `in` against one panel, in tiles of kTileRows.
-template <int BITS, bool HALVES, bool PACKED>
-void panel_rows(const Panel& p, const uint8_t* codes, const Matrix& w, const Input& in, float* out,
-                ptrdiff_t stride, int row) {
+// A panel read once from memory, record by record: for few rows.
+template <int BITS, bool HALVES, bool BIAS, int ROWS>
+void stream_tile(const Matrix& w, const uint8_t* panel, int shift, int offset, Rows x,
+                 const PanelScratch& scratch, float* out, ptrdiff_t stride, int valid_rows) {
+  Vec dots[ROWS], bias[ROWS];
+  clear(dots);
+  clear(bias);
+  each_record(w, panel, [&](const uint8_t* record, int, int blocks) {
+    const uint8_t* codes = record + w.codes_at;
+    if (shift >= 0)
+      chain<BITS, HALVES, true, BIAS>(view_record(w, record, shift), codes, blocks, offset, x, dots,
+                                      bias);
+    else
+      chain<BITS, HALVES, true, BIAS>(expand_record(w, record, scratch.scales, scratch.biases),
+                                      codes, blocks, offset, x, dots, bias);
+  });
+  store_tile<BIAS>(dots, bias, out, stride, valid_rows);
+}
+
+// A panel made ready in scratch: for many rows.
+template <int BITS, bool HALVES, bool BIAS, int ROWS>
+void ready_tile(const Expanded& groups, const uint8_t* codes, int blocks, int offset, Rows x,
+                float* out, ptrdiff_t stride, int valid_rows) {
+  // Where registers are few the bias chains run first and wait in memory.
+  constexpr bool kApart = BIAS && ROWS > kBiasRows;
+  Vec dots[ROWS], bias[ROWS];
+  float waiting[kApart ? ROWS : 1][kLanes];
+  clear(bias);
+  if constexpr (kApart) {
+    constexpr int kGroups = HALVES ? 2 : 1;
+    for (int b = 0; b < blocks; ++b)
+      for (int h = 0; h < kGroups; ++h)
+        add_bias<ROWS>({x.info + b, x.info_stride, HALVES ? h : -1}, groups.bias(kGroups * b + h),
+                       bias);
+#pragma GCC unroll 16
+    for (int m = 0; m < ROWS; ++m) store(waiting[m], bias[m]);
+  }
+  clear(dots);
+  chain<BITS, HALVES, false, BIAS && !kApart>(groups, codes, blocks, offset, x, dots, bias);
+  if constexpr (kApart) {
+#pragma GCC unroll 16
+    for (int m = 0; m < ROWS; ++m) bias[m] = load(waiting[m]);
+  }
+  store_tile<BIAS>(dots, bias, out, stride, valid_rows);
+}
+
+// f(Count<rows>) over all rows in tiles of at most MOST; f gets the tile's first row too.
+template <int MOST, class F>
+inline void each_tile(int rows, F&& f) {
   int m = 0;
-  const auto run = [&](auto tile_rows) {
-    tile<BITS, HALVES, PACKED, decltype(tile_rows)::value>(
-        p, codes, w.blocks(), w.offset, in.q + m * in.q_stride, in.q_stride,
-        in.info + m * in.info_stride, in.info_stride, out + m * stride + row, stride, w.rows - row);
-    m += decltype(tile_rows)::value;
-  };
-  while (m + kTileRows <= in.rows) run(Count<kTileRows>{});
-  while (m + 2 <= in.rows) run(Count<2>{});
-  if (m < in.rows) run(Count<1>{});
+  for (; m + MOST <= rows; m += MOST) f(m, Count<MOST>{});
+  if constexpr (MOST > 1) each_tile<MOST / 2>(rows - m, [&](int at, auto n) { f(m + at, n); });
 }
 
-template <int BITS, bool HALVES>
+// The same with tiles of every size: few rows are bound by memory, which one tile reads once.
+template <int MOST, class F>
+inline void few_rows(int rows, F&& f) {
+  if (rows == MOST) return f(0, Count<MOST>{});
+  if constexpr (MOST > 1) few_rows<MOST - 1>(rows, f);
+}
+
+template <int BITS, bool HALVES, bool BIAS>
 void matmul_quantized(const Matrix& w, const Input& in, float* out, ptrdiff_t stride, int first,
-                      int last, void* scratch) {
-  for (int panel = first; panel < last; ++panel) {
-    const Panel p = open_panel(w, panel, scratch);
-    const int row = panel * kLanes;
-    if (in.rows <= kPackedRows) {
-      panel_rows<BITS, HALVES, true>(p, p.codes, w, in, out, stride, row);
+                      int last, void* scratch_memory) {
+  const int shift = in_place_shift(w);
+  const int offset = BITS == 8 ? w.offset - kByteShift : w.offset;
+  const PanelScratch scratch = panel_scratch(w, scratch_memory);
+  const auto rows = [&](int m) {
+    return Rows{in.q + m * in.q_stride, in.q_stride, in.info + m * in.info_stride,
+                in.info_stride};
+  };
+  for (int i = first; i < last; ++i) {
+    const uint8_t* panel = w.panel(i);
+    float* to = out + i * kLanes;
+    const int valid = w.rows - i * kLanes;
+    if (in.rows <= kStreamRows) {
+      few_rows<kStreamRows>(in.rows, [&](int m, auto n) {
+        stream_tile<BITS, HALVES, BIAS, decltype(n)::value>(w, panel, shift, offset, rows(m),
+                                                            scratch, to + m * stride, stride, valid);
+      });
       continue;
     }
-    auto* codes = reinterpret_cast<uint8_t*>(p.free);
-    for (int g = 0; g < w.blocks(); ++g)
-      unpack<BITS>(p.codes + static_cast<size_t>(g) * block_bytes<BITS>(),
-                   codes + static_cast<size_t>(g) * kPanelBlock);
-    panel_rows<BITS, HALVES, false>(p, codes, w, in, out, stride, row);
+    auto* codes = reinterpret_cast<uint8_t*>(scratch.rest);
+    each_record(w, panel, [&](const uint8_t* record, int block, int blocks) {
+      for (int b = 0; b < blocks; ++b)
+        unpack<BITS>(record + w.codes_at + b * block_bytes<BITS>(),
+                     codes + static_cast<size_t>(block + b) * kPanelBlock);
+    });
+    const Expanded groups = expand_panel(w, panel, scratch);
+    each_tile<kTileRows>(in.rows, [&](int m, auto n) {
+      ready_tile<BITS, HALVES, BIAS, decltype(n)::value>(groups, codes, w.blocks(), offset, rows(m),
+                                                         to + m * stride, stride, valid);
+    });
   }
 }
 
@@ -253,7 +383,7 @@ void matmul_dense(const Matrix& w, const Input& in, float* out, ptrdiff_t stride
                   int last) {
   using T = typename Format::type;
   const auto at = [&](int panel) {
-    return reinterpret_cast<const T*>(w.data + static_cast<size_t>(panel) * w.panel_bytes);
+    return reinterpret_cast<const T*>(w.panel(panel));
   };
   int panel = first;
   // A single row has one chain a panel: several panels at once hide its latency.
@@ -269,35 +399,41 @@ void matmul_dense(const Matrix& w, const Input& in, float* out, ptrdiff_t stride
 
 // Codes back to float32 [blocks * 32][16]: round(round(scale * (code + offset)) + bias).
 template <int BITS>
-void dequantize(const Panel& p, int blocks, bool halves, int offset, float* values) {
+void dequantize(const Matrix& w, const uint8_t* panel, const PanelScratch& scratch) {
   alignas(64) uint8_t block[kPanelBlock];
-  const IVec shift = set1(int32_t{offset});
-  for (int g = 0; g < blocks; ++g) {
-    unpack<BITS>(p.codes + static_cast<size_t>(g) * block_bytes<BITS>(), block);
+  const bool halves = w.group == 16;
+  const IVec shift = set1(int32_t{w.offset});
+  const Expanded groups = expand_panel(w, panel, scratch);
+  const auto one = [&](const uint8_t* packed, int g) {
+    unpack<BITS>(packed, block);
     for (int v = 0; v < 8; ++v) {
       const int entry = halves ? 2 * g + v / 4 : g;
-      const Vec s = load(p.scales + entry * kLanes);
+      const Vec s = groups.scale(entry);
       const IVec four = load(reinterpret_cast<const int32_t*>(block + v * 64));
       const auto put = [&](const IVec& code, int j) {
         Vec value = mul(s, to_float(add(code, shift)));
-        if (p.biases) value = add(value, load(p.biases + entry * kLanes));
-        store(values + (g * kGroup + 4 * v + j) * kLanes, value);
+        if (w.biases.present) value = add(value, groups.bias(entry));
+        store(scratch.rest + (g * kGroup + 4 * v + j) * kLanes, value);
       };
       put(shift_right<24>(shift_left<24>(four)), 0);
       put(shift_right<24>(shift_left<16>(four)), 1);
       put(shift_right<24>(shift_left<8>(four)), 2);
       put(shift_right<24>(four), 3);
     }
-  }
+  };
+  each_record(w, panel, [&](const uint8_t* record, int first, int blocks) {
+    for (int b = 0; b < blocks; ++b)
+      one(record + w.codes_at + b * block_bytes<BITS>(), first + b);
+  });
 }
 
 template <int BITS>
 void matmul_dequantized(const Matrix& w, const Input& in, float* out, ptrdiff_t stride, int first,
-                        int last, void* scratch) {
-  for (int panel = first; panel < last; ++panel) {
-    const Panel p = open_panel(w, panel, scratch);
-    dequantize<BITS>(p, w.blocks(), w.group == 16, w.offset, p.free);
-    dense_panel<Dense<float>>(p.free, w.cols, in, out, stride, panel * kLanes, w.rows);
+                        int last, void* scratch_memory) {
+  const PanelScratch scratch = panel_scratch(w, scratch_memory);
+  for (int i = first; i < last; ++i) {
+    dequantize<BITS>(w, w.panel(i), scratch);
+    dense_panel<Dense<float>>(scratch.rest, w.cols, in, out, stride, i * kLanes, w.rows);
   }
 }
 
@@ -305,8 +441,12 @@ template <int BITS>
 void matmul_bits(const Matrix& w, const Input& in, float* out, ptrdiff_t stride, int first,
                  int last, void* scratch) {
   if (!in.q) return matmul_dequantized<BITS>(w, in, out, stride, first, last, scratch);
-  if (w.group == 16) return matmul_quantized<BITS, true>(w, in, out, stride, first, last, scratch);
-  matmul_quantized<BITS, false>(w, in, out, stride, first, last, scratch);
+  const bool halves = w.group == 16;
+  const auto run = w.biases.present ? (halves ? matmul_quantized<BITS, true, true>
+                                              : matmul_quantized<BITS, false, true>)
+                                    : (halves ? matmul_quantized<BITS, true, false>
+                                              : matmul_quantized<BITS, false, false>);
+  run(w, in, out, stride, first, last, scratch);
 }
 
 void matmul(const Matrix& w, const Input& in, float* out, ptrdiff_t stride, int first, int last,

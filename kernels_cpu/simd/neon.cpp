@@ -4,10 +4,12 @@
 namespace localllm::neon {
 namespace {
 
+constexpr int kStreamRows = 4;
 constexpr int kTileRows = 4;
-constexpr int kPackedRows = 4;
+constexpr int kBiasRows = 1;
 constexpr int kDenseRows = 4;
 constexpr int kAttentionRows = 3;
+constexpr int kByteShift = 0;
 
 // Quarter (0-3: rows 4q .. 4q+3) of vector v of a packed block. Codes below 64 are also signed.
 template <int BITS>

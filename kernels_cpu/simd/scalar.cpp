@@ -4,10 +4,12 @@
 namespace localllm::scalar {
 namespace {
 
+constexpr int kStreamRows = 2;
 constexpr int kTileRows = 2;
-constexpr int kPackedRows = 1;
+constexpr int kBiasRows = 1;
 constexpr int kDenseRows = 2;
 constexpr int kAttentionRows = 3;
+constexpr int kByteShift = 0;
 
 // Code block layout, see pack.cpp: low nibbles, then the high bits of 5- and 6-bit codes.
 template <int BITS>
