@@ -27,13 +27,15 @@ class MatmulRows {
   void reserve(int rows, int width) {
     x_.reserve(rows, width);
     groups_ = (width + kGroup - 1) / kGroup;
-    const auto count = static_cast<size_t>(rows) * static_cast<size_t>(groups_);
+    // Rows a multiple of 1 KiB apart would fall into the same few sets of a cache.
+    stride_ = groups_ + (groups_ % 32 == 0 ? 2 : 0);
+    const auto count = static_cast<size_t>(rows) * static_cast<size_t>(stride_);
     q_.reserve(count * kGroup);
     info_.reserve(count);
   }
   float* row(int i) const { return x_.row(i); }
-  int8_t* q(int i) const { return q_.data() + static_cast<ptrdiff_t>(i) * groups_ * kGroup; }
-  GroupInfo* info(int i) const { return info_.data() + static_cast<ptrdiff_t>(i) * groups_; }
+  int8_t* q(int i) const { return q_.data() + static_cast<ptrdiff_t>(i) * stride_ * kGroup; }
+  GroupInfo* info(int i) const { return info_.data() + static_cast<ptrdiff_t>(i) * stride_; }
   int groups() const { return groups_; }
 
   // Rows [first, first + rows) as they enter a matmul.
@@ -44,9 +46,9 @@ class MatmulRows {
     in.x_stride = x_.stride();
     if (quantized) {
       in.q = q(first);
-      in.q_stride = static_cast<ptrdiff_t>(groups_) * kGroup;
+      in.q_stride = static_cast<ptrdiff_t>(stride_) * kGroup;
       in.info = info(first);
-      in.info_stride = groups_;
+      in.info_stride = stride_;
     }
     return in;
   }
@@ -55,7 +57,7 @@ class MatmulRows {
   FloatRows x_;
   Scratch<int8_t> q_;
   Scratch<GroupInfo> info_;
-  int groups_ = 0;
+  int groups_ = 0, stride_ = 0;  // of a row, in groups of 32
 };
 
 }  // namespace localllm

@@ -154,13 +154,17 @@ struct Kernels {
   void (*finish_state)(const float* state, int head_dim, float* out);
 };
 
+constexpr size_t kTileScratch = size_t{32} << 10;  // what AMX keeps beside its panels
+
 // Bytes of scratch one thread needs for a matmul with w.
 inline size_t matmul_scratch(const Matrix& w) {
   const auto blocks = static_cast<size_t>(w.blocks());
-  const size_t entries = 2 * (blocks + static_cast<size_t>(w.record_blocks));  // of group tables
-  const size_t tables = 2 * entries * kLanes * sizeof(float);
-  const size_t panel = blocks * kGroup * kLanes * sizeof(float);  // float32 when dequantized
-  return tables + panel + 256;
+  // Group tables of two panels, each with scales and biases.
+  const size_t entries = 2 * (blocks + static_cast<size_t>(w.record_blocks));
+  const size_t tables = 2 * 2 * entries * kLanes * sizeof(float);
+  // One panel in float32, or the codes of two.
+  const size_t panel = blocks * kGroup * kLanes * sizeof(float);
+  return tables + panel + kTileScratch + 512;
 }
 
 }  // namespace localllm

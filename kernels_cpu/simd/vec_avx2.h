@@ -6,9 +6,11 @@
 #include <cstddef>
 #include <cstdint>
 
+#ifndef LOCALLLM_ISA
 #define LOCALLLM_ISA avx2
+#endif
 
-namespace localllm::avx2 {
+namespace localllm::LOCALLLM_ISA {
 namespace {
 
 struct Vec {
@@ -145,4 +147,4 @@ inline int32_t reduce_max(IVec a) {
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 }  // namespace
-}  // namespace localllm::avx2
+}  // namespace localllm::LOCALLLM_ISA

@@ -39,6 +39,14 @@ def test_every_instruction_set_chunking_batch_and_thread_count_gives_the_same_bi
 
 @pytest.mark.slow
 @NEEDS_COMPILER
+@pytest.mark.skipif("avx512_vnni" not in _native.usable_kernels(), reason="needs AVX512-VNNI")
+def test_avx_vnni_and_amx_sources_give_the_same_bits_when_emulated(tmp_path):
+    """The kernels as they are, over emulated tiles and AVX-512's form of the VNNI instruction."""
+    run(build(tmp_path / "fingerprint", "g++", "-O2 -DLOCALLLM_EMULATE"))
+
+
+@pytest.mark.slow
+@NEEDS_COMPILER
 @pytest.mark.skipif(
     shutil.which("aarch64-linux-gnu-g++") is None or shutil.which("qemu-aarch64") is None,
     reason="needs aarch64-linux-gnu-g++ and qemu-aarch64",
