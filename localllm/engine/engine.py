@@ -16,6 +16,9 @@ from localllm.engine.sequence import FinishReason, Request, Sequence
 from localllm.errors import InvalidRequest, PromptTooLong
 from localllm.sampling import Draw, Sampler, check_token_ids
 
+# Logits a step of `Engine.logits` yields at most: 32 MiB beside the result they are copied to.
+_STEP_LOGITS = 1 << 23
+
 
 @dataclass(frozen=True)
 class Token:
@@ -41,12 +44,19 @@ Event = Token | Finished
 class Engine:
     """Runs requests together over one backend and its KV pool. Not thread-safe; `LLM` is.
 
-    context: positions a sequence may fill. step_rows: rows computed in one step at most.
+    context: positions a sequence may fill. step_rows: rows computed in one step at most, None for
+    what suits the backend.
     """
 
     def __init__(
-        self, backend: Backend, *, context: int, max_batch: int = 32, step_rows: int = 128
+        self,
+        backend: Backend,
+        *,
+        context: int,
+        max_batch: int = 32,
+        step_rows: int | None = None,
     ) -> None:
+        step_rows = backend.step_rows if step_rows is None else step_rows
         assert context <= backend.num_blocks * backend.block_size
         self.backend = backend
         self.context = context
@@ -121,8 +131,9 @@ class Engine:
         table = np.array(blocks, dtype=np.int32)
         try:
             logits = np.empty((len(ids), self.backend.spec.vocab_size), dtype=np.float32)
-            for start in range(0, len(ids), self.step_rows):
-                part = ids[start : start + self.step_rows]
+            rows = min(self.step_rows, max(1, _STEP_LOGITS // logits.shape[1]))
+            for start in range(0, len(ids), rows):
+                part = ids[start : start + rows]
                 chunk = Chunk(part, start, table, tuple(range(len(part))), len(ids))
                 logits[start : start + len(part)] = self.backend.forward(Batch((chunk,)))
             return logits

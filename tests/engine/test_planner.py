@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from localllm.engine.planner import OVERHEAD, make_plan
 from localllm.errors import InvalidRequest, OutOfMemoryPlan
-from localllm.spec.memory import kv_bytes_per_token
+from localllm.spec.memory import kv_bytes_per_token, step_bytes
 from tests.engine.toy import toy_spec
 
 SPEC = toy_spec(context=65536)
@@ -16,7 +16,7 @@ PER_TOKEN = kv_bytes_per_token(SPEC)
 
 
 def plan(kv_positions_free: int, **wishes):
-    available = 1000 + OVERHEAD + kv_positions_free * PER_TOKEN
+    available = 1000 + OVERHEAD + step_bytes(SPEC, 128, 32) + kv_positions_free * PER_TOKEN
     return make_plan(SPEC, weight_bytes=1000, kv_value_bytes=4, available=available, **wishes)
 
 
