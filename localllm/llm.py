@@ -32,7 +32,7 @@ class ModelInfo:
     """What was loaded. `path`: the file or folder; `backend`: the one that runs it.
 
     `backend_note`: why a faster backend does not run this model; None if none is passed over.
-    `activations`: as what they enter matmuls. `from_cache`: whether the weights were read as an
+    `activations`: as what they meet quantized weights. `from_cache`: whether the weights were read as an
     earlier start had packed them; `load_note`: why they were not, or could not be kept, if that is
     not as usual.
     """
@@ -60,8 +60,9 @@ class LLM:
     kv_tokens: positions of all sequences together that the KV cache holds; None: one full
         context, at least 16384 positions, or less if memory is short.
     max_batch: sequences computed together at most.
-    activations: "int8" (the cpu backend's default) or "float32", exact and slower; None takes the
-        backend's default. The reference backend knows float32 only.
+    activations: as what they meet quantized weights: "int8" (the cpu backend's default) or
+        "float32", exact and slower; None takes the backend's default. Dense weights always meet
+        float32, and the reference backend knows nothing else.
     chat_template: a Jinja template to use instead of the model's own.
     offline: never reach for the network; None: as LOCALLLM_OFFLINE and HF_HUB_OFFLINE say.
     progress: told how far fetching is; None for silence.

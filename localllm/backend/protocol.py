@@ -48,7 +48,7 @@ class Backend(Protocol):
     block_size: int  # positions in a KV block
     num_blocks: int  # KV blocks in the pool
     step_rows: int  # rows in a step beyond which more gain nothing
-    activations: Activations  # how they enter matmuls
+    activations: Activations  # as what they meet quantized weights
 
     @property
     def from_cache(self) -> bool:

@@ -22,7 +22,7 @@ class BackendStatus:
     """reason: what the backend is if it can run here, else what is missing.
 
     kv_value_bytes: what one number costs in its KV cache. step_rows: rows of a full step.
-    activations: how they may enter matmuls, the default first.
+    activations: as what they may meet quantized weights, the default first.
     """
 
     name: str
