@@ -32,9 +32,9 @@ class ModelInfo:
     """What was loaded. `path`: the file or folder; `backend`: the one that runs it.
 
     `backend_note`: why a faster backend does not run this model; None if none is passed over.
-    `activations`: as what they meet quantized weights. `from_cache`: whether the weights were read as an
-    earlier start had packed them; `load_note`: why they were not, or could not be kept, if that is
-    not as usual.
+    `activations`: as what they meet quantized weights. `from_cache`: whether the weights were read
+    as an earlier start had packed them; `load_note`: why they were not, or could not be kept, if
+    that is not as usual.
     """
 
     name: str

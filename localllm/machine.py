@@ -68,6 +68,16 @@ def cores(root: Path = _ROOT) -> Cores:
     return Cores(installed, allowed, min(_cpu_quotas(root), default=None))
 
 
+def resident_memory(root: Path = _ROOT) -> tuple[int | None, int | None]:
+    """Bytes of this process in memory now, and at its highest; None where the system is silent."""
+    if sys.platform == "linux":
+        fields = re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB", _read(root / "proc/self/status"), re.M)
+        found = {name: int(value) * 1024 for name, value in fields}
+        return found.get("VmRSS"), found.get("VmHWM")
+    now = _run("ps", "-o", "rss=", "-p", str(os.getpid())).strip()
+    return (int(now) * 1024 if now.isdigit() else None), None
+
+
 def cpu_model(root: Path = _ROOT) -> str:
     """The processor's name as its maker gives it, or the architecture where it gives none."""
     if sys.platform == "darwin" and root == _ROOT:
