@@ -77,6 +77,7 @@ def test_a_token_reads_the_weights_once(report):
 def test_memory_and_versions_are_told_and_all_of_it_is_json(report):
     loaded, end, peak = report.resident
     assert report.weight_bytes < loaded <= peak
+    assert report.first_token_seconds > report.load_seconds > 0
     assert end <= peak
     assert report.versions["localllm"]
     told = json.loads(json.dumps(report.to_dict()))

@@ -150,6 +150,20 @@ def test_a_store_that_cannot_be_written_is_named_and_what_it_holds_is_used(
     assert "cannot be written" in info.load_note
 
 
+def test_a_start_holds_little_more_than_the_weights_in_memory(home, smollm2):
+    code = (
+        "from localllm.loading import load; from localllm.machine import resident_memory\n"
+        f"model = load({str(smollm2)!r}, backend='cpu')\n"
+        "print(model.backend.from_cache, *resident_memory())"
+    )
+    limit = 1.25 * smollm2.stat().st_size + 60e6  # the KV cache is not touched yet
+    for cached in ("False", "True"):
+        said = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+        assert said[0] == cached
+        assert int(said[1]) < limit
+        assert said[2] == "None" or int(said[2]) < limit + 40e6  # while loading
+
+
 def test_two_at_once_both_answer(home, model):
     code = (
         "from localllm import LLM, SamplingParams\n"

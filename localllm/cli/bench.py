@@ -99,8 +99,9 @@ def _lines(report: Report) -> Iterator[str]:
     yield f"{report.model} on {', '.join(engine)}"
     yield f"{report.processor}, {report.cores[0]} of {report.cores[1]} cores usable; {versions}"
     yield ""
-    packed = ", weights packed by an earlier start" if report.from_cache else ""
-    yield f"load            {report.load_seconds:.2f} s{packed}"
+    packed = "packed by an earlier start" if report.from_cache else "read from the model's files"
+    yield f"load            {report.load_seconds:.2f} s, weights {packed}"
+    yield f"first token     {report.first_token_seconds:.2f} s after the start of loading"
     yield (
         f"memory          weights {size(report.weight_bytes)}, KV {size(report.kv_bytes)} for "
         f"{report.kv_tokens:,} positions"

@@ -18,9 +18,10 @@ from localllm.measure.jobs import affordable, make_jobs, probe
 from localllm.measure.plan import Plan, Settings, make_plan
 from localllm.measure.report import LeftOut, Report, Row
 from localllm.measure.steps import Steps
-from localllm.measure.timing import take_turns
+from localllm.measure.timing import take_turns, timed
 from localllm.spec.memory import kv_bytes
 
+_FIRST_PROMPT = 8  # tokens
 _UNSTEADY = 1.3  # slowest round against fastest
 _BANDWIDTH_LEAST, _BANDWIDTH_MOST = 64 << 20, 1 << 30  # beyond caches; no more than is needed
 
@@ -71,6 +72,8 @@ def _measure(
     start = time.perf_counter()
     left_out = list(plan.left_out)
     resident_loaded = resident_memory()[0]
+    steps = _steps(loaded, settings, plan)
+    first_step = timed(lambda: steps.prefill(min(_FIRST_PROMPT, plan.longest)))
     token_bytes, weight_bytes, kernels, threads = _native_facts(loaded)
     bandwidth, bandwidth_bytes = None, None
     if token_bytes is None:
@@ -82,9 +85,6 @@ def _measure(
         bandwidth_bytes = min(max(token_bytes, _BANDWIDTH_LEAST), _BANDWIDTH_MOST)
         bandwidth = float(_native.read_bandwidth(bandwidth_bytes, threads))
 
-    others = max(settings.batches, default=1) - 1
-    lengths = [plan.longest] + [plan.batch_context] * others
-    steps = Steps(loaded.backend, lengths)
     end = start + settings.seconds
     speed = probe(steps, plan.prefill)
     left = end - time.perf_counter()
@@ -113,6 +113,7 @@ def _measure(
         cores=(found.usable, found.installed),
         versions=_versions(),
         load_seconds=load_seconds,
+        first_token_seconds=load_seconds + first_step,
         from_cache=loaded.backend.from_cache,
         resident=(resident_loaded, resident_end, resident_peak),
         weight_bytes=weight_bytes,
@@ -125,6 +126,11 @@ def _measure(
         warnings=_warnings(loaded, rows, load_average, threads or 1),
         seconds=time.perf_counter() - start,
     )
+
+
+def _steps(loaded: LoadedModel, settings: Settings, plan: Plan) -> Steps:
+    others = max(settings.batches, default=1) - 1
+    return Steps(loaded.backend, [plan.longest] + [plan.batch_context] * others)
 
 
 def _native_facts(loaded: LoadedModel) -> tuple[int | None, int, str | None, int | None]:

@@ -51,6 +51,8 @@ class LeftOut:
 class Report:
     """Sizes in bytes, times in seconds, bandwidth in bytes per second.
 
+    load_seconds: from a model on disk to one that can answer. first_token_seconds: those, and the
+    first step over a prompt of a few tokens.
     resident: of the whole process once loaded, at the end, and at its highest; None where the
     system does not tell. kv_bytes: reserved for kv_tokens positions, taken when used.
     bandwidth: read by as many threads as compute, from `bandwidth_bytes` of memory.
@@ -65,6 +67,7 @@ class Report:
     cores: tuple[int, int]  # usable, installed
     versions: dict[str, str]
     load_seconds: float
+    first_token_seconds: float
     from_cache: bool
     resident: tuple[int | None, int | None, int | None]
     weight_bytes: int
