@@ -20,7 +20,7 @@ from localllm.errors import CheckpointError, InvalidRequest, UnsupportedModel
 from localllm.hub.environment import is_set
 from localllm.hub.progress import Progress
 from localllm.hub.store import Store
-from localllm.machine import memory
+from localllm.machine import memory, return_freed_memory
 from localllm.models import load_spec, load_weights
 from localllm.sampling import SamplingParams
 from localllm.spec import DecoderSpec
@@ -93,6 +93,7 @@ def load(
         )
     finally:
         checkpoint.close()
+        return_freed_memory()  # tables and vocabularies on their way in
 
 
 @dataclass(frozen=True)

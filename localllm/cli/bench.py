@@ -95,7 +95,7 @@ def _lines(report: Report) -> Iterator[str]:
         engine.append(f"{report.threads} thread{'' if report.threads == 1 else 's'}")
     engine.append(f"{report.activations} activations")
     versions = ", ".join(f"{name} {number}" for name, number in report.versions.items())
-    loaded, end, peak = (None if n is None else size(n) for n in report.resident)
+    loaded, peak, end = (None if n is None else size(n) for n in report.resident)
     yield f"{report.model} on {', '.join(engine)}"
     yield f"{report.processor}, {report.cores[0]} of {report.cores[1]} cores usable; {versions}"
     yield ""
@@ -107,8 +107,8 @@ def _lines(report: Report) -> Iterator[str]:
         f"{report.kv_tokens:,} positions"
     )
     if loaded is not None:
-        highest = f", {peak} at its highest" if peak else ""
-        yield f"process         {loaded} resident once loaded, {end} at the end{highest}"
+        highest = f" ({peak} before)" if peak else ""
+        yield f"process         {loaded} resident once loaded{highest}, {end} at the end"
     if report.bandwidth is not None and report.bandwidth_bytes is not None:
         yield (
             f"read bandwidth  {report.bandwidth / 1e9:.1f} GB/s, best of reading "

@@ -71,7 +71,7 @@ def _measure(
 ) -> Report:
     start = time.perf_counter()
     left_out = list(plan.left_out)
-    resident_loaded = resident_memory()[0]
+    resident_loaded, resident_peak = resident_memory()
     steps = _steps(loaded, settings, plan)
     first_step = timed(lambda: steps.prefill(min(_FIRST_PROMPT, plan.longest)))
     token_bytes, weight_bytes, kernels, threads = _native_facts(loaded)
@@ -102,7 +102,6 @@ def _measure(
     ]
     rows = [_completed(row, rows, loaded, token_bytes, bandwidth) for row in rows]
     found = cores()
-    resident_end, resident_peak = resident_memory()
     return Report(
         model=loaded.name,
         backend=loaded.backend.name,
@@ -115,7 +114,7 @@ def _measure(
         load_seconds=load_seconds,
         first_token_seconds=load_seconds + first_step,
         from_cache=loaded.backend.from_cache,
-        resident=(resident_loaded, resident_end, resident_peak),
+        resident=(resident_loaded, resident_peak, resident_memory()[0]),
         weight_bytes=weight_bytes,
         kv_bytes=loaded.plan.kv_bytes,
         kv_tokens=loaded.plan.kv_tokens,

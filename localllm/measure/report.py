@@ -53,8 +53,8 @@ class Report:
 
     load_seconds: from a model on disk to one that can answer. first_token_seconds: those, and the
     first step over a prompt of a few tokens.
-    resident: of the whole process once loaded, at the end, and at its highest; None where the
-    system does not tell. kv_bytes: reserved for kv_tokens positions, taken when used.
+    resident: of the whole process once loaded, at its highest until then, and at the end; None
+    where the system does not tell. kv_bytes: reserved for kv_tokens positions, taken when used.
     bandwidth: read by as many threads as compute, from `bandwidth_bytes` of memory.
     """
 
