@@ -5,6 +5,7 @@ A cache is only ever a gain: when it cannot be read or written the backend packs
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -32,7 +33,7 @@ class PackedCache:
         """The packed weights: read if they are here, else made by `pack` and kept."""
         self.note, self.hit = None, False
         try:
-            key = self._folder.key(spec, self._files)
+            key = self._folder.key(spec, self._files, _build())
         except OSError as error:
             self.note = f"no cache of packed weights: {error}"
             return pack()
@@ -64,3 +65,8 @@ class PackedCache:
             return f"packed weights could not be kept in {self._folder.path}: {error}"
         self._folder.tidy()
         return None
+
+
+def _build() -> str:
+    """Names the native module by its content: a change to how it packs needs no number raised."""
+    return hashlib.sha256(Path(_native.__file__).read_bytes()).hexdigest()

@@ -55,9 +55,10 @@ class PackedFolder:
     def packed(self, key: str) -> Path:
         return self.path / f"{key}.packed"
 
-    def key(self, spec: DecoderSpec, files: Sequence[Path]) -> str:
+    def key(self, spec: DecoderSpec, files: Sequence[Path], build: str = "") -> str:
         """A name for what `files` pack to, from their content. Raises OSError.
 
+        build: what packs them; another build may pack them otherwise.
         Hashes are remembered for as long as the files' size, times and inode stay.
         """
         from localllm import __version__
@@ -68,14 +69,14 @@ class PackedFolder:
         known = _read_source(source)
         now = time.time()
         found = [_content(file, known) for file in files]
-        digest = hashlib.sha256(f"{FORM} {__version__} {spec!r}".encode())
+        digest = hashlib.sha256(f"{FORM} {__version__} {build} {spec!r}".encode())
         for entry in found:
             digest.update(entry.sha256.encode())
         key = digest.hexdigest()[:40]
         entries = {entry.path: entry for entry in found}
         # A file that changed just now may change again within the same time stamp.
         settled = all(now - entry.seen[2] / 1e9 > _SETTLED for entry in found)
-        if entries != known:
+        if entries != known or key != _source_key(source):
             self._remember(source, key, found if settled else [e.unsure() for e in found])
         return key
 

@@ -45,11 +45,23 @@ def test_the_key_is_that_of_the_content_wherever_it_lies(folder, tmp_path):
     assert folder.key(SPEC, [one]) != folder.key(llama(layers=3), [one])
 
 
-def test_another_version_of_localllm_packs_anew(folder, tmp_path, monkeypatch):
+def test_another_version_or_build_of_localllm_packs_anew(folder, tmp_path, monkeypatch):
     file = weights(tmp_path / "a.gguf")
     before = folder.key(SPEC, [file])
+    assert folder.key(SPEC, [file], "another build") != before
     monkeypatch.setattr("localllm.__version__", "99")
     assert folder.key(SPEC, [file]) != before
+
+
+def test_what_a_new_version_packed_is_the_models_own(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(packed_folder, "_SETTLED", -1.0)
+    file = weights(tmp_path / "a.gguf")
+    old = keep(folder, file)
+    monkeypatch.setattr("localllm.__version__", "99")
+    new = keep(folder, file, b"12345678")
+    assert folder.size_of(file) == 8
+    folder.forget_removed()
+    assert (old.exists(), new.exists()) == (False, True)
 
 
 def test_a_settled_file_is_hashed_once(folder, tmp_path, monkeypatch):
