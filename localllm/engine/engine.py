@@ -13,7 +13,8 @@ from localllm.engine.block_pool import BlockPool
 from localllm.engine.receipt import Receipt
 from localllm.engine.scheduler import Scheduled, Scheduler
 from localllm.engine.sequence import FinishReason, Request, Sequence
-from localllm.errors import InvalidRequest, PromptTooLong
+from localllm.errors import InvalidRequest, OutOfMemoryPlan, PromptTooLong
+from localllm.machine import memory
 from localllm.sampling import Draw, Sampler, check_token_ids
 
 # Logits a step of `Engine.logits` yields at most: 32 MiB beside the result they are copied to.
@@ -118,8 +119,19 @@ class Engine:
         return events
 
     def logits(self, token_ids: Seq[int]) -> np.ndarray:
-        """float32 [T, V]: the logits after every token of one sequence, outside any batch."""
+        """float32 [T, V]: the logits after every token of one sequence, outside any batch.
+
+        Raises InvalidRequest, PromptTooLong, and OutOfMemoryPlan for more than memory can hold.
+        """
         self._check_prompt(token_ids, room=0)
+        vocab = self.backend.spec.vocab_size
+        size, free = len(token_ids) * vocab * 4, memory().available
+        if size > free:
+            raise OutOfMemoryPlan(
+                f"logits of {len(token_ids)} tokens over a vocabulary of {vocab} take "
+                f"{size >> 20} MiB, and {free >> 20} are free",
+                hint="ask for those of fewer tokens",
+            )
         ids = np.array(token_ids, dtype=np.int32)
         needed = self.pool.blocks_for(len(ids))
         if needed > self.pool.free:
