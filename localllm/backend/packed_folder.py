@@ -83,11 +83,16 @@ class PackedFolder:
     @contextmanager
     def writing(self, key: str) -> Iterator[Path]:
         """A file to write to; at the end it becomes the packed model of `key`. Raises OSError."""
+        with self._replacing(self.packed(key)) as part:
+            yield part
+
+    @contextmanager
+    def _replacing(self, target: Path) -> Iterator[Path]:
         self.path.mkdir(parents=True, exist_ok=True)
         handle, part = _locked_part(self.path)
         try:
             yield part
-            part.replace(self.packed(key))
+            part.replace(target)
         except BaseException:
             with contextlib.suppress(OSError):
                 part.unlink()
@@ -158,11 +163,8 @@ class PackedFolder:
 
     def _remember(self, source: Path, key: str, found: Sequence[_Content]) -> None:
         record = {"key": key, "files": [[e.path, e.seen, e.sha256] for e in found]}
-        part = source.with_suffix(f".{os.getpid()}.part")
-        with contextlib.suppress(OSError):
-            self.path.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError), self._replacing(source) as part:
             part.write_text(json.dumps(record))
-            part.replace(source)
 
 
 @dataclass(frozen=True)
