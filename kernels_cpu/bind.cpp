@@ -14,6 +14,7 @@
 #include <stdexcept>
 
 #include "bind_kernels.h"
+#include "core/bandwidth.h"
 #include "core/cpu_features.h"
 #include "core/decoder.h"
 #include "core/dispatch.h"
@@ -211,6 +212,16 @@ NB_MODULE(_native, m) {
   m.def("usable_kernels", &usable_kernels, "Kernel tables that run here, slowest first.");
   m.def("default_threads", &default_threads,
         "Processors this process may use: affinity, cgroup quota, one per physical core.");
+  m.def(
+      "read_bandwidth",
+      [](size_t bytes, int threads) {
+        check(bytes > 0 && bytes <= size_t{1} << 40, "bytes must be from 1 to 2**40");
+        check(threads > 0 && threads <= 1024, "threads must be from 1 to 1024");
+        const nb::gil_scoped_release release;
+        return read_bandwidth(bytes, threads);
+      },
+      nb::arg("bytes"), nb::arg("threads"),
+      "Bytes per second that so many threads read from a buffer of so many bytes.");
 
   bind_kernels(m);
 
@@ -230,6 +241,7 @@ NB_MODULE(_native, m) {
       .def_static("open", &WeightStore::open,
                   "Opens what `save` wrote; RuntimeError when it cannot.")
       .def("__contains__", &WeightStore::has)
+      .def("bytes_of", &WeightStore::bytes_of, nb::arg("name"), "Packed bytes of one weight.")
       .def_prop_ro("nbytes", &WeightStore::bytes);
 
   nb::class_<NormConfig>(m, "NormConfig")

@@ -12,7 +12,7 @@ from localllm.checkpoint.base import Checkpoint, Format
 from localllm.engine.planner import BLOCK_SIZE, DEFAULT_CONTEXT, OVERHEAD
 from localllm.models import load_spec
 from localllm.spec import AttentionSpec, DecoderSpec, MoESpec
-from localllm.spec.memory import active_parameters, kv_block_bytes, parameters
+from localllm.spec.memory import active_parameters, kv_block_bytes, parameters, step_bytes
 from localllm.tokenizer import load_tokenizer
 
 
@@ -77,7 +77,10 @@ def describe(path: Path) -> Description:
         weight_bytes=weight_bytes,
         kv_bytes_per_token=block_bytes // BLOCK_SIZE,
         planned_context=context,
-        memory_bytes=weight_bytes + blocks * block_bytes + OVERHEAD,
+        memory_bytes=weight_bytes
+        + blocks * block_bytes
+        + step_bytes(spec, backend.step_rows, logit_rows=1)
+        + OVERHEAD,
     )
 
 

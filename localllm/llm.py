@@ -10,6 +10,7 @@ from typing import Any, overload
 import numpy as np
 
 from localllm.answer import Answer
+from localllm.backend.protocol import Activations
 from localllm.engine import Request
 from localllm.errors import InvalidRequest
 from localllm.hub.progress import Progress
@@ -31,6 +32,9 @@ class ModelInfo:
     """What was loaded. `path`: the file or folder; `backend`: the one that runs it.
 
     `backend_note`: why a faster backend does not run this model; None if none is passed over.
+    `activations`: as what they meet quantized weights. `from_cache`: whether the weights were read
+    as an earlier start had packed them; `load_note`: why they were not, or could not be kept, if
+    that is not as usual.
     """
 
     name: str
@@ -39,6 +43,9 @@ class ModelInfo:
     backend: str
     backend_note: str | None
     context: int
+    activations: Activations
+    from_cache: bool
+    load_note: str | None
 
 
 class LLM:
@@ -53,6 +60,9 @@ class LLM:
     kv_tokens: positions of all sequences together that the KV cache holds; None: one full
         context, at least 16384 positions, or less if memory is short.
     max_batch: sequences computed together at most.
+    activations: as what they meet quantized weights: "int8" (the cpu backend's default) or
+        "float32", exact and slower; None takes the backend's default. Dense weights always meet
+        float32, and the reference backend knows nothing else.
     chat_template: a Jinja template to use instead of the model's own.
     offline: never reach for the network; None: as LOCALLLM_OFFLINE and HF_HUB_OFFLINE say.
     progress: told how far fetching is; None for silence.
@@ -71,6 +81,7 @@ class LLM:
         context: int | None = None,
         kv_tokens: int | None = None,
         max_batch: int = 32,
+        activations: Activations | None = None,
         chat_template: str | None = None,
         offline: bool | None = None,
         progress: Progress | None = None,
@@ -82,6 +93,7 @@ class LLM:
             context=context,
             kv_tokens=kv_tokens,
             max_batch=max_batch,
+            activations=activations,
             chat_template=chat_template,
             offline=offline,
             progress=progress,
@@ -107,6 +119,9 @@ class LLM:
             backend=model.backend.name,
             backend_note=model.backend_note,
             context=model.engine.context,
+            activations=model.backend.activations,
+            from_cache=model.backend.from_cache,
+            load_note=model.backend.load_note,
         )
 
     @property

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from localllm import hub
-from localllm.backend.protocol import Backend
-from localllm.backend.select import BackendStatus, candidates, open_backend
+from localllm.backend.packed_folder import PackedPlace
+from localllm.backend.protocol import Activations, Backend
+from localllm.backend.select import BackendStatus, candidates, check_activations, open_backend
 from localllm.checkpoint import open_checkpoint
 from localllm.checkpoint.base import Checkpoint
 from localllm.engine import Engine
 from localllm.engine.planner import Plan, make_plan
 from localllm.errors import CheckpointError, InvalidRequest, UnsupportedModel
+from localllm.hub.environment import is_set
 from localllm.hub.progress import Progress
-from localllm.machine import memory
+from localllm.hub.store import Store
+from localllm.machine import memory, return_freed_memory
 from localllm.models import load_spec, load_weights
 from localllm.sampling import SamplingParams
 from localllm.spec import DecoderSpec
@@ -54,6 +57,7 @@ def load(
     context: int | None = None,
     kv_tokens: int | None = None,
     max_batch: int = 32,
+    activations: Activations | None = None,
     chat_template: str | None = None,
     offline: bool | None = None,
     progress: Progress | None = None,
@@ -63,6 +67,7 @@ def load(
         raise InvalidRequest(f"max_batch must be at least 1, not {max_batch}")
     stored = hub.resolve(name, progress=progress, offline=offline)
     usable = candidates(backend)
+    check_activations(usable[0], activations)
     checkpoint = open_checkpoint(stored.path)
     try:
         spec = load_spec(checkpoint)
@@ -72,7 +77,8 @@ def load(
                 raise InvalidRequest("a chat template needs a tokenizer, and this model has none")
             tokenizer.chat_template = chat_template
         settings = _generation_config(stored.path)
-        opened, plan, note = _open(usable, spec, checkpoint, threads, context, kv_tokens)
+        wishes = _Wishes(threads, context, kv_tokens, max_batch, activations)
+        opened, plan, note = _open(usable, spec, checkpoint, wishes)
         return LoadedModel(
             name=name,
             path=stored.path,
@@ -87,27 +93,35 @@ def load(
         )
     finally:
         checkpoint.close()
+        return_freed_memory()  # tables and vocabularies on their way in
+
+
+@dataclass(frozen=True)
+class _Wishes:
+    threads: int | None
+    context: int | None
+    kv_tokens: int | None
+    max_batch: int
+    activations: Activations | None
 
 
 def _open(
-    usable: list[BackendStatus],
-    spec: DecoderSpec,
-    checkpoint: Checkpoint,
-    threads: int | None,
-    context: int | None,
-    kv_tokens: int | None,
+    usable: list[BackendStatus], spec: DecoderSpec, checkpoint: Checkpoint, wishes: _Wishes
 ) -> tuple[Backend, Plan, str | None]:
     """The first of these backends that runs the model, its plan, and why better ones did not."""
-    reasons = []
+    reasons: list[str] = []
     weight_bytes = sum(checkpoint.nbytes(tensor) for tensor in checkpoint.names())
     for status in usable:
+        _check_fallback(status, wishes.activations, reasons)
         plan = make_plan(
             spec,
             weight_bytes=weight_bytes,
             kv_value_bytes=status.kv_value_bytes,
             available=memory().available,
-            context=context,
-            kv_tokens=kv_tokens,
+            step_rows=status.step_rows,
+            max_batch=wishes.max_batch,
+            context=wishes.context,
+            kv_tokens=wishes.kv_tokens,
         )
         try:
             opened = open_backend(
@@ -115,7 +129,9 @@ def _open(
                 spec,
                 load_weights(checkpoint, spec),
                 num_blocks=plan.num_blocks,
-                threads=threads,
+                threads=wishes.threads,
+                activations=wishes.activations,
+                packed=_packed_place(checkpoint),
             )
         except UnsupportedModel as error:
             if status is usable[-1]:
@@ -124,6 +140,22 @@ def _open(
         else:
             return opened, plan, "; ".join(reasons) or None
     raise AssertionError("a usable backend either opens or raises")
+
+
+def _check_fallback(
+    status: BackendStatus, activations: Activations | None, reasons: list[str]
+) -> None:
+    try:
+        check_activations(status, activations)
+    except InvalidRequest as error:
+        raise InvalidRequest("; ".join([*reasons, str(error)]), hint=error.hint) from error
+
+
+def _packed_place(checkpoint: Checkpoint) -> PackedPlace | None:
+    """Where packed weights are kept; None where the user wants none kept."""
+    if is_set("LOCALLLM_NO_PACKED_CACHE"):
+        return None
+    return PackedPlace(Store().packed, checkpoint.files())
 
 
 def _generation_config(path: Path) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ control groups (v1 and v2) and from each of their parents, and the tightest one 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -66,6 +67,24 @@ def cores(root: Path = _ROOT) -> Cores:
     installed = os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else installed
     return Cores(installed, allowed, min(_cpu_quotas(root), default=None))
+
+
+def resident_memory(root: Path = _ROOT) -> tuple[int | None, int | None]:
+    """Bytes of this process in memory now, and at its highest; None where the system is silent."""
+    if sys.platform == "linux":
+        fields = re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB", _read(root / "proc/self/status"), re.M)
+        found = {name: int(value) * 1024 for name, value in fields}
+        return found.get("VmRSS"), found.get("VmHWM")
+    now = _run("ps", "-o", "rss=", "-p", str(os.getpid())).strip()
+    return (int(now) * 1024 if now.isdigit() else None), None
+
+
+def return_freed_memory() -> None:
+    """Gives what was freed back to the system; glibc would keep it for allocations to come."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:  # other C libraries have none
+            trim(0)
 
 
 def cpu_model(root: Path = _ROOT) -> str:

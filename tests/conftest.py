@@ -19,6 +19,14 @@ settings.register_profile("ci", parent=settings.get_profile("default"), derandom
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_packed_weights_of_tests_in_the_store():
+    """Tiny models would push the user's own out of it. Tests of the cache have stores of theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCALLLM_NO_PACKED_CACHE", "1")
+        yield
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """SmolLM2 135M Instruct as GGUF: Llama architecture, BPE. Fetched once, kept in the store."""

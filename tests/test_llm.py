@@ -101,6 +101,30 @@ def test_logprobs_are_those_of_the_logits(llm):
         assert [i for i, _ in entry.top] == np.argsort(-row, kind="stable")[:3].tolist()
 
 
+def test_float32_activations_come_nearer_to_the_exact_logits(smollm2):
+    ids = [504, 3575, 282, 4649, 314]
+    with LLM(str(smollm2), backend="reference") as model:
+        exact = model.logits(ids)
+    errors = {}
+    for activations in (None, "int8", "float32"):
+        with LLM(str(smollm2), backend="cpu", activations=activations) as model:
+            assert model.info.activations == (activations or "int8")
+            errors[activations] = np.abs(model.logits(ids) - exact).max()
+    assert errors["float32"] < errors["int8"] / 5
+    assert errors[None] == errors["int8"]
+
+
+def test_activations_that_the_only_backend_left_lacks_are_refused(folder, monkeypatch):
+    def refuse(*_, **__):
+        raise UnsupportedModel("layer 0 is too odd")
+
+    monkeypatch.setattr("localllm.backend.cpu.CpuBackend.__init__", refuse)
+    with pytest.raises(InvalidRequest, match=r"not on cpu: layer 0 is too odd; the reference"):
+        LLM(str(folder), activations="int8")
+    with LLM(str(folder), activations="float32") as model:
+        assert model.info.backend == "reference"
+
+
 def test_the_same_seed_gives_the_same_answer_alone_or_in_a_batch(llm):
     params = SamplingParams(temperature=1.2, seed=99, max_tokens=12, ignore_eos=True)
     alone = llm.generate("seed", params)

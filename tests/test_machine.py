@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -172,3 +174,16 @@ def test_this_machine_has_memory_and_cores() -> None:
     here, processors = memory(), cores()
     assert 0 < here.available <= here.total
     assert 1 <= processors.usable <= processors.allowed <= processors.installed
+
+
+def test_freed_memory_goes_back_to_the_system() -> None:
+    code = (
+        "from localllm.machine import resident_memory, return_freed_memory\n"
+        "pieces = [bytearray(50_000) for _ in range(2000)]\n"
+        "last = pieces[-1]; del pieces  # the last one keeps the rest from going by itself\n"
+        "before = resident_memory()[0]; return_freed_memory()\n"
+        "print(before - resident_memory()[0])"
+    )
+    freed = int(subprocess.check_output([sys.executable, "-c", code], text=True))
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        assert freed > 50_000_000

@@ -28,6 +28,13 @@ bool WeightStore::has(const std::string& name) const {
   return matrices_.count(name) || vectors_.count(name);
 }
 
+size_t WeightStore::bytes_of(const std::string& name) const {
+  if (const auto m = matrices_.find(name); m != matrices_.end())
+    return m->second.panel_bytes * static_cast<size_t>(m->second.panels());
+  const auto v = vectors_.find(name);
+  return v == vectors_.end() ? 0 : static_cast<size_t>(v->second.size) * sizeof(float);
+}
+
 const Matrix& WeightStore::matrix(const std::string& name, int rows, int cols) const {
   const auto found = matrices_.find(name);
   if (found == matrices_.end()) throw std::invalid_argument("weight missing: " + name);

@@ -29,6 +29,8 @@ class WeightStore {
   const float* optional_vector(const std::string& name, int n) const;
 
   size_t bytes() const { return bytes_; }
+  // Of one weight; 0 when there is none of that name.
+  size_t bytes_of(const std::string& name) const;
 
   // The packed form as a file, to be opened by `open`. Throws std::runtime_error with the system's
   // reason when it cannot be written.

@@ -10,8 +10,8 @@ import numpy as np
 from localllm.backend.cpu_cache import PackedCache
 from localllm.backend.cpu_config import layer_configs, model_config, ropes_of
 from localllm.backend.cpu_rope import RopeTable
-from localllm.backend.cpu_weights import pack
-from localllm.backend.protocol import Batch
+from localllm.backend.cpu_weights import bytes_per_token, pack
+from localllm.backend.protocol import Activations, Batch
 from localllm.checkpoint.tensor import Tensor
 from localllm.errors import BackendUnavailable, InvalidRequest, LocalLLMError, OutOfMemoryPlan
 from localllm.kernels_cpu import _native
@@ -35,12 +35,15 @@ class CpuBackend:
         environment's LOCALLLM_CPU names.
     cache: where packed weights are kept. If they are there, `weights` is not read.
 
+    weight_bytes: of the packed weights. token_bytes: how many of them one token's step reads.
+
     A row's result does not depend on batch, chunks, threads or instruction set, bit for bit.
     Raises UnsupportedModel for what the engine lacks, CheckpointError for weights that do not
     fit the spec, BackendUnavailable for kernels that cannot run here, OutOfMemoryPlan.
     """
 
     name = "cpu"
+    step_rows = 512  # every row of weights is unpacked once for all of them
 
     def __init__(
         self,
@@ -63,11 +66,15 @@ class CpuBackend:
         chosen = choose_kernels(kernels)
         layers = layer_configs(spec)
         self.spec = spec
+        self._cache = cache
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.activations: Activations = "float32" if float_activations else "int8"
         self._ropes = [RopeTable(rope) for rope in ropes_of(spec)]
         try:
             store = cache.store(spec, lambda: pack(spec, weights)) if cache else pack(spec, weights)
+            self.weight_bytes = int(store.nbytes)
+            self.token_bytes = bytes_per_token(spec, store)
             self._decoder: _native.Decoder | None = _native.Decoder(
                 store,
                 model_config(spec, float_activations=float_activations),
@@ -83,6 +90,16 @@ class CpuBackend:
                 f"no memory for the weights and {num_blocks} KV blocks of {block_size} positions",
                 hint="take fewer KV blocks (a shorter context) or a smaller model",
             ) from error
+
+    @property
+    def from_cache(self) -> bool:
+        """Whether the weights came packed from the cache."""
+        return self._cache is not None and self._cache.hit
+
+    @property
+    def load_note(self) -> str | None:
+        """Why the cache was not used, or could not keep the weights."""
+        return None if self._cache is None else self._cache.note
 
     @property
     def kernels(self) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from localllm.checkpoint.tensor import Affine, Dense, GroupValues, Tensor
 from localllm.errors import CheckpointError
 from localllm.kernels_cpu import _native
-from localllm.spec import AttentionSpec, DecoderSpec, NormSpec
+from localllm.spec import AttentionSpec, DecoderSpec, MoESpec, NormSpec
 from localllm.spec.weights import weight_shapes
 
 _BITS = (2, 3, 4, 5, 6, 8)
@@ -53,6 +53,22 @@ def pack(spec: DecoderSpec, weights: Iterable[tuple[str, Tensor]]) -> _native.We
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise CheckpointError(f"weights are missing: {missing[0]}{others}")
     return store
+
+
+def bytes_per_token(spec: DecoderSpec, store: _native.WeightStore) -> int:
+    """Packed bytes that one token's step reads: of tables a row, of experts the chosen ones."""
+    total = 0
+    for name, shape in weight_shapes(spec).items():
+        if len(shape) == 3:
+            ffn = spec.layers[int(name.split(".")[1])].ffn
+            assert isinstance(ffn, MoESpec)
+            experts = sum(store.bytes_of(f"{name}.{expert}") for expert in range(shape[0]))
+            total += experts * ffn.top_k // ffn.experts
+        elif name == "pos_embed.weight" or (name == "embed.weight" and not spec.tied_head):
+            total += store.bytes_of(name) // shape[0]
+        else:
+            total += store.bytes_of(name)
+    return total
 
 
 def add_matrix(store: _native.WeightStore, name: str, tensor: Tensor) -> None:

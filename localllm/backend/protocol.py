@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 from localllm.spec import DecoderSpec
+
+Activations = Literal["int8", "float32"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,18 @@ class Backend(Protocol):
     spec: DecoderSpec
     block_size: int  # positions in a KV block
     num_blocks: int  # KV blocks in the pool
+    step_rows: int  # rows in a step beyond which more gain nothing
+    activations: Activations  # as what they meet quantized weights
+
+    @property
+    def from_cache(self) -> bool:
+        """Whether the weights were read as an earlier start had prepared them."""
+        ...
+
+    @property
+    def load_note(self) -> str | None:
+        """Why loading took longer than it could, or will next time; None if neither."""
+        ...
 
     def forward(self, batch: Batch) -> np.ndarray:
         """float32 [sum of len(logit_rows), vocab_size], in the order of chunks and rows."""

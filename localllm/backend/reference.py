@@ -8,7 +8,7 @@ from itertools import accumulate
 import mlx.core as mx
 import numpy as np
 
-from localllm.backend.protocol import Batch, Chunk
+from localllm.backend.protocol import Activations, Batch, Chunk
 from localllm.backend.reference_attention import attention
 from localllm.backend.reference_decoder import Decoder, Weight
 from localllm.backend.reference_kv import KVPool
@@ -33,6 +33,10 @@ class ReferenceBackend:
     """
 
     name = "reference"
+    step_rows = 128
+    activations: Activations = "float32"
+    from_cache = False
+    load_note: str | None = None
 
     def __init__(
         self,

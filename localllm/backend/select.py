@@ -6,8 +6,10 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import get_args
 
-from localllm.backend.protocol import Backend
+from localllm.backend.packed_folder import PackedPlace
+from localllm.backend.protocol import Activations, Backend
 from localllm.checkpoint.tensor import Tensor
 from localllm.errors import BackendUnavailable, InvalidRequest
 from localllm.spec import DecoderSpec
@@ -19,7 +21,8 @@ Weights = Iterable[tuple[str, Tensor]]
 class BackendStatus:
     """reason: what the backend is if it can run here, else what is missing.
 
-    kv_value_bytes: what one number costs in its KV cache.
+    kv_value_bytes: what one number costs in its KV cache. step_rows: rows of a full step.
+    activations: as what they may meet quantized weights, the default first.
     """
 
     name: str
@@ -27,6 +30,8 @@ class BackendStatus:
     reason: str
     hint: str | None = None
     kv_value_bytes: float = 4.0
+    step_rows: int = 128
+    activations: tuple[Activations, ...] = ("float32",)
 
 
 def available_backends() -> list[BackendStatus]:
@@ -79,25 +84,50 @@ def open_backend(
     *,
     num_blocks: int,
     threads: int | None = None,
+    activations: Activations | None = None,
+    packed: PackedPlace | None = None,
 ) -> Backend:
     """Loads `spec` and `weights` into the named backend, or the best one of this machine.
 
     num_blocks: KV blocks in the pool. threads: at most so many compute threads, None for the
-    backend's choice. Raises BackendUnavailable, InvalidRequest for a thread limit that cannot be
-    kept, and what loading raises (CheckpointError, OutOfMemoryPlan).
+    backend's choice. activations: None for the backend's default. packed: where a backend that
+    prepares weights may keep them; None: nowhere. Raises BackendUnavailable, InvalidRequest for a
+    thread limit or activations that cannot be had, and what loading raises (CheckpointError,
+    OutOfMemoryPlan).
     """
     if threads is not None and threads < 1:
         raise InvalidRequest(f"threads must be at least 1, not {threads}")
-    chosen = choose_backend(name).name
-    entry = next(entry for entry in _BACKENDS if entry.name == chosen)
-    return entry.open(spec, weights, num_blocks, threads)
+    chosen = choose_backend(name)
+    check_activations(chosen, activations)
+    entry = next(entry for entry in _BACKENDS if entry.name == chosen.name)
+    return entry.open(spec, weights, num_blocks, _Wishes(threads, activations, packed))
+
+
+def check_activations(backend: BackendStatus, wish: Activations | None) -> None:
+    """InvalidRequest, with the reason, unless `backend` computes with such activations."""
+    known = get_args(Activations)
+    if wish is not None and wish not in known:
+        raise InvalidRequest(f"activations must be one of {', '.join(known)}, not {wish!r}")
+    if wish is not None and wish not in backend.activations:
+        only = " or ".join(backend.activations)
+        raise InvalidRequest(
+            f"the {backend.name} backend computes with {only} activations, not {wish}",
+            hint=f"leave `activations` out or ask for {only}, or choose another backend",
+        )
+
+
+@dataclass(frozen=True)
+class _Wishes:
+    threads: int | None
+    activations: Activations | None
+    packed: PackedPlace | None
 
 
 @dataclass(frozen=True)
 class _Entry:
     name: str
     probe: Callable[[], BackendStatus]
-    open: Callable[[DecoderSpec, Weights, int, int | None], Backend]
+    open: Callable[[DecoderSpec, Weights, int, _Wishes], Backend]
 
 
 def _probe_reference() -> BackendStatus:
@@ -112,11 +142,11 @@ def _probe_reference() -> BackendStatus:
 
 
 def _open_reference(
-    spec: DecoderSpec, weights: Weights, num_blocks: int, threads: int | None
+    spec: DecoderSpec, weights: Weights, num_blocks: int, wishes: _Wishes
 ) -> Backend:
     # MLX computes on one thread on Linux, so any limit is kept. On macOS its matrix products
     # belong to Accelerate, which picks its threads itself and cannot be told once loaded.
-    if threads is not None and sys.platform == "darwin":
+    if wishes.threads is not None and sys.platform == "darwin":
         raise InvalidRequest(
             "the reference backend cannot limit its threads on macOS",
             hint="leave `threads` out, or set VECLIB_MAXIMUM_THREADS before starting",
@@ -140,19 +170,33 @@ def _probe_cpu() -> BackendStatus:
             hint="install localllm again with a C++17 compiler at hand",
         )
     return BackendStatus(
-        "cpu", True, "the native engine: the whole decoder in C++", kv_value_bytes=2.0
+        "cpu",
+        True,
+        "the native engine: the whole decoder in C++",
+        kv_value_bytes=2.0,
+        step_rows=512,
+        activations=("int8", "float32"),
     )
 
 
-def _open_cpu(spec: DecoderSpec, weights: Weights, num_blocks: int, threads: int | None) -> Backend:
+def _open_cpu(spec: DecoderSpec, weights: Weights, num_blocks: int, wishes: _Wishes) -> Backend:
     try:
         from localllm.backend.cpu import CpuBackend
+        from localllm.backend.cpu_cache import PackedCache
     except ImportError as error:
         raise BackendUnavailable(
             f"the cpu backend cannot run here: its native module does not load ({error})",
             hint="install localllm again with a C++17 compiler at hand",
         ) from error
-    return CpuBackend(spec, weights, num_blocks=num_blocks, threads=threads)
+    packed = wishes.packed
+    return CpuBackend(
+        spec,
+        weights,
+        num_blocks=num_blocks,
+        threads=wishes.threads,
+        float_activations=wishes.activations == "float32",
+        cache=None if packed is None else PackedCache(packed.folder, packed.files),
+    )
 
 
 # Best first.

@@ -23,6 +23,10 @@ class Checkpoint(Protocol):
     format: Format
     config: Mapping[str, Any]
 
+    def files(self) -> tuple[Path, ...]:
+        """Every file whose content decides what the tensors are."""
+        ...
+
     def names(self) -> Iterator[str]: ...
 
     def __contains__(self, name: str) -> bool: ...

@@ -56,6 +56,10 @@ class FolderCheckpoint:
                 )
             self._where[name] = file
 
+    def files(self) -> tuple[Path, ...]:
+        """The shards, and config.json: it says how packed weights are to be read."""
+        return (self.path / "config.json", *(file.path for file in self._files))
+
     def names(self) -> Iterator[str]:
         return (name for name in self._where if name not in self._hidden)
 

@@ -55,6 +55,9 @@ class GGUFCheckpoint:
         _check_part(path, header.metadata)
         return header
 
+    def files(self) -> tuple[Path, ...]:
+        return tuple(file.path for file in self._files)
+
     def names(self) -> Iterator[str]:
         return iter(self._tensors)
 

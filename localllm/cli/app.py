@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from localllm.cli.bench import bench
 from localllm.cli.chat import chat
 from localllm.cli.doctor import doctor
 from localllm.cli.list_models import list_models
@@ -32,6 +33,7 @@ app.command(name="list")(list_models)
 app.command()(show)
 app.command()(rm)
 app.command()(doctor)
+app.command()(bench)
 
 
 @app.callback(invoke_without_command=True)

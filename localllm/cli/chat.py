@@ -42,6 +42,7 @@ def chat(
     backend: options.Backend = None,
     threads: options.Threads = None,
     context: options.Context = None,
+    activations: options.Activations = None,
     offline: options.Offline = False,
 ) -> None:
     """Talk to a model, line by line. /help lists what can be typed."""
@@ -54,6 +55,7 @@ def chat(
         backend=backend,
         threads=threads,
         context=context,
+        activations=activations,
         chat_template=template,
         offline=offline or None,
     )

@@ -162,7 +162,9 @@ def _store() -> Section:
     import os
     import shutil
 
+    from localllm.backend.packed_folder import PackedFolder
     from localllm.errors import LocalLLMError
+    from localllm.hub.environment import is_set
     from localllm.hub.progress import human_bytes
     from localllm.hub.store import Store
 
@@ -183,6 +185,13 @@ def _store() -> Section:
         str(store.home),
         f"{count} model{'' if count == 1 else 's'}, {human_bytes(free)} free on the disk",
     ]
+    folder = PackedFolder(store.packed)
+    used = folder.usage()
+    off = "LOCALLLM_NO_PACKED_CACHE is set" if is_set("LOCALLLM_NO_PACKED_CACHE") else None
+    not_kept = off or folder.obstacle()
+    line = f"packed weights of {used.models} model{'' if used.models == 1 else 's'}, "
+    line += human_bytes(used.nbytes)
+    lines.append(line + (f"; no others are kept: {not_kept}" if not_kept else ""))
     lines += [f"damaged: {model.folder.name} ({model.problem})" for model in damaged]
     problems = []
     if not writable:
@@ -196,6 +205,7 @@ def _store() -> Section:
         "path": str(store.home),
         "models": count,
         "damaged": [model.folder.name for model in damaged],
+        "packed": {"models": used.models, "bytes": used.nbytes, "not_kept": not_kept},
         "free": free,
         "writable": writable,
     }

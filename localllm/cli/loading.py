@@ -17,4 +17,6 @@ def load_with_progress(name: str, **settings: Any) -> LLM:
         llm = LLM(name, progress=progress, **settings)
         if llm.info.backend_note:
             progress.say(f"runs on {llm.info.backend}, {llm.info.backend_note}")
+        if llm.info.load_note:
+            progress.say(llm.info.load_note)
         return llm

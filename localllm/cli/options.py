@@ -15,6 +15,10 @@ Model = Annotated[
 ]
 Backend = Annotated[str | None, typer.Option(help="Which backend runs the model.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
+Activations = Annotated[
+    str | None,
+    typer.Option(help="int8, or float32: exact and slower. Unless told, the backend's own."),
+]
 Context = Annotated[
     int | None, typer.Option(min=1, help="Positions to hold, prompt and answer together.")
 ]

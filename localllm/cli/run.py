@@ -41,6 +41,7 @@ def run(
     backend: options.Backend = None,
     threads: options.Threads = None,
     context: options.Context = None,
+    activations: options.Activations = None,
     offline: options.Offline = False,
 ) -> None:
     """Answer one prompt and exit. The answer streams to stdout, everything else to stderr."""
@@ -61,6 +62,7 @@ def run(
         backend=backend,
         threads=threads,
         context=context,
+        activations=activations,
         chat_template=template,
         offline=offline or None,
     )

@@ -36,7 +36,9 @@ def show(
 
 
 def _lines(stored: StoredModel, d: Description) -> list[tuple[str, str]]:
+    from localllm.backend.packed_folder import PackedFolder
     from localllm.hub.progress import human_bytes as size
+    from localllm.hub.store import Store
 
     parameters = f"{d.parameters / 1e6:,.1f} M"
     if d.active_parameters != d.parameters:
@@ -60,6 +62,8 @@ def _lines(stored: StoredModel, d: Description) -> list[tuple[str, str]]:
             f"for {d.planned_context:,} positions ({size(d.kv_bytes_per_token)} each) and the rest",
         ),
     ]
+    packed = PackedFolder(Store().packed).size_of(stored.path)
+    lines.append(("packed", f"{size(packed)} on disk, for quick starts" if packed else "not yet"))
     if stored.manifest is not None:
         lines.insert(2, ("source", stored.manifest.source))
         lines.append(("licence", stored.manifest.licence or "not stated"))

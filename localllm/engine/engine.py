@@ -13,8 +13,12 @@ from localllm.engine.block_pool import BlockPool
 from localllm.engine.receipt import Receipt
 from localllm.engine.scheduler import Scheduled, Scheduler
 from localllm.engine.sequence import FinishReason, Request, Sequence
-from localllm.errors import InvalidRequest, PromptTooLong
+from localllm.errors import InvalidRequest, OutOfMemoryPlan, PromptTooLong
+from localllm.machine import memory
 from localllm.sampling import Draw, Sampler, check_token_ids
+
+# Logits a step of `Engine.logits` yields at most: 32 MiB beside the result they are copied to.
+_STEP_LOGITS = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,19 @@ Event = Token | Finished
 class Engine:
     """Runs requests together over one backend and its KV pool. Not thread-safe; `LLM` is.
 
-    context: positions a sequence may fill. step_rows: rows computed in one step at most.
+    context: positions a sequence may fill. step_rows: rows computed in one step at most, None for
+    what suits the backend.
     """
 
     def __init__(
-        self, backend: Backend, *, context: int, max_batch: int = 32, step_rows: int = 128
+        self,
+        backend: Backend,
+        *,
+        context: int,
+        max_batch: int = 32,
+        step_rows: int | None = None,
     ) -> None:
+        step_rows = backend.step_rows if step_rows is None else step_rows
         assert context <= backend.num_blocks * backend.block_size
         self.backend = backend
         self.context = context
@@ -108,8 +119,19 @@ class Engine:
         return events
 
     def logits(self, token_ids: Seq[int]) -> np.ndarray:
-        """float32 [T, V]: the logits after every token of one sequence, outside any batch."""
+        """float32 [T, V]: the logits after every token of one sequence, outside any batch.
+
+        Raises InvalidRequest, PromptTooLong, and OutOfMemoryPlan for more than memory can hold.
+        """
         self._check_prompt(token_ids, room=0)
+        vocab = self.backend.spec.vocab_size
+        size, free = len(token_ids) * vocab * 4, memory().available
+        if size > free:
+            raise OutOfMemoryPlan(
+                f"logits of {len(token_ids)} tokens over a vocabulary of {vocab} take "
+                f"{size >> 20} MiB, and {free >> 20} are free",
+                hint="ask for those of fewer tokens",
+            )
         ids = np.array(token_ids, dtype=np.int32)
         needed = self.pool.blocks_for(len(ids))
         if needed > self.pool.free:
@@ -121,8 +143,9 @@ class Engine:
         table = np.array(blocks, dtype=np.int32)
         try:
             logits = np.empty((len(ids), self.backend.spec.vocab_size), dtype=np.float32)
-            for start in range(0, len(ids), self.step_rows):
-                part = ids[start : start + self.step_rows]
+            rows = min(self.step_rows, max(1, _STEP_LOGITS // logits.shape[1]))
+            for start in range(0, len(ids), rows):
+                part = ids[start : start + rows]
                 chunk = Chunk(part, start, table, tuple(range(len(part))), len(ids))
                 logits[start : start + len(part)] = self.backend.forward(Batch((chunk,)))
             return logits

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from localllm.errors import InvalidRequest, OutOfMemoryPlan
 from localllm.spec import DecoderSpec
-from localllm.spec.memory import kv_block_bytes
+from localllm.spec.memory import kv_block_bytes, step_bytes
 
 DEFAULT_CONTEXT = 8192
 DEFAULT_KV_TOKENS = 16384
 BLOCK_SIZE = 32
-OVERHEAD = 256 << 20  # Python, MLX and one step's activations
+OVERHEAD = 256 << 20  # Python and its libraries
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Plan:
     block_size: int
     weight_bytes: int
     kv_bytes: int
+    step_bytes: int  # activations and logits of the largest step
     available: int
 
     @property
@@ -31,7 +32,7 @@ class Plan:
 
     @property
     def total(self) -> int:
-        return self.weight_bytes + self.kv_bytes + OVERHEAD
+        return self.weight_bytes + self.kv_bytes + self.step_bytes + OVERHEAD
 
 
 def make_plan(
@@ -40,10 +41,12 @@ def make_plan(
     weight_bytes: int,
     kv_value_bytes: float,
     available: int,
+    step_rows: int = 128,
+    max_batch: int = 32,
     context: int | None = None,
     kv_tokens: int | None = None,
 ) -> Plan:
-    """Fits weights and KV pool into `available` bytes.
+    """Fits weights, KV pool and the largest step into `available` bytes.
 
     context: None takes what the model supports, `DEFAULT_CONTEXT` at most. kv_tokens: None takes
     `DEFAULT_KV_TOKENS`, or as many as memory allows, but a full context at least.
@@ -62,11 +65,14 @@ def make_plan(
             hint="raise kv_tokens or lower the context",
         )
     block_bytes = kv_block_bytes(spec, BLOCK_SIZE, kv_value_bytes)
-    for_kv = available - weight_bytes - OVERHEAD
+    rows = max(step_rows, max_batch)
+    step = step_bytes(spec, rows, max_batch)
+    for_kv = available - weight_bytes - step - OVERHEAD
     wanted = _blocks(kv_tokens or max(chosen, DEFAULT_KV_TOKENS))
     fitting = max(0, for_kv // block_bytes)
     num_blocks = wanted if kv_tokens is not None else max(_blocks(chosen), min(wanted, fitting))
-    plan = Plan(chosen, num_blocks, BLOCK_SIZE, weight_bytes, num_blocks * block_bytes, available)
+    kv_bytes = num_blocks * block_bytes
+    plan = Plan(chosen, num_blocks, BLOCK_SIZE, weight_bytes, kv_bytes, step, available)
     if plan.total > available:
         raise OutOfMemoryPlan(
             f"the model needs {_mib(plan.total)} (weights {_mib(weight_bytes)}, KV cache "

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from localllm.engine.block_pool import BlockPool
 from localllm.engine.sequence import Sequence
 
+# Rows of a step in which some sequence decodes: its next token waits for all of them.
+_SHARED_ROWS = 128
+
 
 @dataclass(frozen=True)
 class Scheduled:
@@ -43,9 +46,11 @@ class Scheduler:
 
     def schedule(self) -> list[Scheduled]:
         self._admit()
-        budget = self.step_rows
         chosen: list[Scheduled] = []
         decoding = [s for s in self.running if s.pending == 1]
+        budget = self.step_rows
+        if decoding:
+            budget = min(budget, max(_SHARED_ROWS, self.max_batch))
         prefilling = [s for s in self.running if s.pending > 1]
         for sequence in (*decoding, *prefilling):
             rows = min(sequence.pending, budget)

@@ -5,6 +5,7 @@ LOCALLLM_HOME/
   partial/KEY/     a pull under way, or what a dead one left behind to resume from
   locks/KEY.lock   held by the process that pulls or removes the model
   trash/           removed models on their way out
+  packed/          weights as the cpu backend lays them out; see backend/packed_folder.py
 """
 
 from __future__ import annotations
@@ -80,6 +81,10 @@ class Store:
 
     def folder(self, name: str) -> Path:
         return self.home / "models" / store_key(name)
+
+    @property
+    def packed(self) -> Path:
+        return self.home / "packed"
 
     def partial(self, name: str) -> Path:
         return self.home / "partial" / store_key(name)

@@ -40,6 +40,21 @@ def kv_block_bytes(spec: DecoderSpec, block_size: int, bytes_per_value: float = 
     return block_size * kv_bytes_per_token(spec, bytes_per_value)
 
 
+def step_bytes(spec: DecoderSpec, rows: int, logit_rows: int) -> int:
+    """Bytes that a step of `rows` rows takes beside weights and KV: activations in float32 and, as
+    they enter matmuls, in 8 bits, a quarter of room to grow, and logits of `logit_rows` rows."""
+    widest = 0
+    for layer in spec.layers:
+        attn, ffn = layer.mixer, layer.ffn
+        q, kv = attn.heads * attn.head_dim, attn.kv_heads * attn.head_dim
+        # A row goes to top_k experts, each with its own input and output.
+        times = ffn.top_k if isinstance(ffn, MoESpec) else 1
+        inner = times * (3 * ffn.hidden + (2 * spec.hidden if times > 1 else 0))
+        widest = max(widest, 2 * q + 2 * kv + inner)
+    values = rows * (4 * spec.hidden + widest)
+    return values * 4 * 5 // 4 * 5 // 4 + logit_rows * spec.vocab_size * 4
+
+
 def _kv_values(spec: DecoderSpec, tokens: int) -> int:
     values = 0
     for layer in spec.layers:

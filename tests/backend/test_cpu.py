@@ -312,7 +312,7 @@ class TestPackedCache:
         usage = shutil.disk_usage(tmp_path)
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
         backend, cache = self.backend(tmp_path / "cache", file, tensors, spec)
-        assert "1 MiB free" in cache.note
+        assert "1 MiB are free" in cache.note
         assert not list((tmp_path / "cache").glob("*.part"))
         assert np.isfinite(logits(backend)).all()
 

@@ -62,6 +62,23 @@ def test_on_macos_a_thread_limit_that_cannot_be_kept_is_refused(monkeypatch: pyt
         opened("reference", threads=2)
 
 
+def test_what_is_said_of_a_backend_before_it_opens_is_true_of_it():
+    for status in available_backends():
+        backend = opened(status.name)
+        assert backend.step_rows == status.step_rows
+        assert backend.activations == status.activations[0]
+
+
+def test_activations_are_as_asked_or_refused_with_the_reason():
+    assert opened("cpu", activations="float32").activations == "float32"
+    assert opened("cpu", activations="int8").activations == "int8"
+    assert opened("reference", activations="float32").activations == "float32"
+    with pytest.raises(InvalidRequest, match=r"reference backend computes with float32.*not int8"):
+        opened("reference", activations="int8")
+    with pytest.raises(InvalidRequest, match="int8, float32, not 'fp8'"):
+        opened("cpu", activations="fp8")
+
+
 def test_looking_for_backends_does_not_import_mlx():
     code = (
         "import sys; from localllm.backend.select import available_backends, choose_backend;"

@@ -21,6 +21,7 @@ from localllm.machine import Cores, Memory
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "store"
     monkeypatch.setenv("LOCALLLM_HOME", str(home))
+    monkeypatch.delenv("LOCALLLM_NO_PACKED_CACHE", raising=False)
     return home
 
 
@@ -48,6 +49,7 @@ def test_a_sound_machine_has_no_problems(capsys: pytest.CaptureFixture[str], sto
         "path": str(store),
         "models": 0,
         "damaged": [],
+        "packed": {"models": 0, "bytes": 0, "not_kept": None},
         "free": found["store"]["free"],
         "writable": True,
     }
@@ -134,6 +136,19 @@ def test_a_damaged_model_is_listed_and_not_counted(
     (store / "models" / "half-a-model").mkdir(parents=True)
     found = report(capsys)["store"]
     assert (found["models"], found["damaged"]) == (0, ["half-a-model"])
+
+
+def test_packed_weights_are_counted_and_what_keeps_more_from_coming_is_told(
+    capsys: pytest.CaptureFixture[str], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (store / "packed").mkdir(parents=True)
+    (store / "packed" / "some.packed").write_bytes(bytes(3_000_000))
+    doctor()
+    assert "packed weights of 1 model, 3.0 MB\n" in capsys.readouterr().out
+    monkeypatch.setenv("LOCALLLM_NO_PACKED_CACHE", "1")
+    doctor()
+    text = capsys.readouterr().out
+    assert "3.0 MB; no others are kept: LOCALLLM_NO_PACKED_CACHE is set" in text
 
 
 def test_missing_packages_of_an_extra_are_named_but_no_problem(

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from localllm.backend.packed_folder import PackedFolder
+from tests.backend.random_models import llama
 from tests.cli.conftest import COMMAND
 from tests.hub.hub_server import HubServer, Repository
 from tests.hub.wheels import gguf, sha256
@@ -189,6 +191,22 @@ def test_rm_frees_and_states_bytes(run: Run, tmp_path: Path) -> None:
     again = run("rm", "hf:o/tiny")
     assert again.returncode == 1
     assert "not in the store" in again.stderr
+
+
+def test_rm_takes_the_packed_weights_along_and_leaves_those_of_others(
+    run: Run, tmp_path: Path
+) -> None:
+    model = Path(run("pull", "hf:o/tiny").stdout.split()[-1])
+    (tmp_path / "other.gguf").write_bytes(b"other")
+    folder = PackedFolder(tmp_path / "home" / "packed")
+    kept = {}
+    for file in (model, tmp_path / "other.gguf"):
+        key = folder.key(llama(), [file])
+        with folder.writing(key) as part:
+            part.write_bytes(bytes(100_000_000))
+        kept[file] = folder.packed(key)
+    assert run("rm", "hf:o/tiny").stdout.startswith("removed hf:o/tiny, 100.1 MB")
+    assert [path.exists() for path in kept.values()] == [False, True]
 
 
 def test_rm_takes_the_folders_name_of_a_model_too_damaged_to_tell_its_own(run: Run) -> None:

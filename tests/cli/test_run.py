@@ -65,6 +65,19 @@ def test_a_system_message_and_a_template_file_reach_the_prompt(localllm, tiny, t
     assert len(json.loads(done.stdout)["prompt_token_ids"]) == len("[sbe][uhi]")
 
 
+def test_activations_reach_the_backend(localllm, smollm2):
+    params = SamplingParams(temperature=0, max_tokens=6, logprobs=0, ignore_eos=True)
+    told = []
+    for activations in ("int8", "float32"):
+        with LLM(str(smollm2), activations=activations) as llm:
+            wanted = [entry.logprob for entry in llm.generate("hi", params).logprobs]
+        options = ("--raw", "--activations", activations, "--json", "--logprobs", 0)
+        done = localllm("run", smollm2, "hi", *options, *GREEDY)
+        told.append([entry["logprob"] for entry in json.loads(done.stdout)["logprobs"]])
+        assert told[-1] == wanted
+    assert told[0] != told[1]
+
+
 def test_the_seed_decides_the_answer(localllm, tiny):
     def say(seed: int) -> str:
         return localllm("run", tiny, "hi", "--seed", seed, "--max-tokens", 20).stdout
@@ -83,6 +96,12 @@ def test_the_seed_decides_the_answer(localllm, tiny):
         (("TINY", "hi", "--top-p", "7"), 1, ["top_p", "at most 1"]),
         (("TINY", "hi", "--backend", "warp"), 1, ["warp", "reference"]),
         (("TINY", "hi", "--context", "200000"), 1, ["200000", "100000"]),
+        (("TINY", "hi", "--activations", "int7"), 1, ["int7", "float32"]),
+        (
+            ("TINY", "hi", "--backend", "reference", "--activations", "int8"),
+            1,
+            ["reference", "float32"],
+        ),
         (("TINY", "hi", "--raw", "--system", "x"), 2, ["--raw"]),
         (("TINY", "hi", "--logprobs", "2"), 2, ["--json"]),
         (("TINY", "hi", "--chat-template", "/none"), 2, ["/none"]),

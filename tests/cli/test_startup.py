@@ -53,7 +53,14 @@ def test_importing_localllm_loads_nothing_heavy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["run", "--help"], ["chat", "--help"], ["doctor", "--help"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["run", "--help"],
+        ["chat", "--help"],
+        ["doctor", "--help"],
+        ["bench", "--help"],
+    ],
     ids=" ".join,
 )
 def test_asking_the_command_for_help_loads_nothing_heavy(

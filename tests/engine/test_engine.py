@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localllm.engine import Engine, Finished, Request, Token
-from localllm.errors import InvalidRequest, PromptTooLong
+from localllm.errors import InvalidRequest, OutOfMemoryPlan, PromptTooLong
+from localllm.machine import Memory
 from localllm.sampling import Sampler, SamplingParams
 from tests.engine.toy import VOCAB, ToyBackend, next_logits
 
@@ -89,6 +90,38 @@ def test_a_long_prefill_does_not_hold_up_a_running_answer():
     engine.add(Request(tuple([5] * 60), SamplingParams(max_tokens=1, temperature=0)))
     for _ in range(6):
         assert any(isinstance(e, Token) and e.request_id == first for e in engine.step())
+
+
+def test_a_step_takes_the_rows_that_suit_the_backend_and_fewer_beside_a_running_answer():
+    backend = ToyBackend(num_blocks=400)
+    backend.step_rows = 512
+    engine = engine_of(backend)
+    engine.add(Request(tuple([5] * 600), SamplingParams(max_tokens=30, temperature=0)))
+    engine.step()
+    engine.step()
+    assert backend.steps == [[512], [88]]
+    engine.add(Request(tuple([6] * 600), SamplingParams(max_tokens=1, temperature=0)))
+    engine.step()
+    assert backend.steps[-1] == [1, 127]
+
+
+def test_logits_of_a_large_vocabulary_are_asked_for_in_smaller_steps(monkeypatch):
+    monkeypatch.setattr("localllm.engine.engine._STEP_LOGITS", 10 * VOCAB)
+    backend = ToyBackend()
+    engine = engine_of(backend)
+    logits = engine.logits([1] * 25)
+    assert backend.steps == [[10], [10], [5]]
+    assert np.array_equal(logits[24], next_logits(np.array([1] * 25)))
+
+
+def test_logits_that_memory_cannot_hold_are_refused_before_any_step(monkeypatch):
+    monkeypatch.setattr("localllm.engine.engine.memory", lambda: Memory(4000, 25 * VOCAB * 4))
+    engine = engine_of(ToyBackend())
+    assert engine.logits([1] * 25).shape == (25, VOCAB)
+    steps = len(engine.backend.steps)
+    with pytest.raises(OutOfMemoryPlan, match="logits of 26 tokens"):
+        engine.logits([1] * 26)
+    assert len(engine.backend.steps) == steps
 
 
 def test_requests_wait_when_the_pool_is_promised_and_come_in_order():

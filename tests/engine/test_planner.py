@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from localllm.engine.planner import OVERHEAD, make_plan
 from localllm.errors import InvalidRequest, OutOfMemoryPlan
-from localllm.spec.memory import kv_bytes_per_token
+from localllm.spec.memory import kv_bytes_per_token, step_bytes
 from tests.engine.toy import toy_spec
 
 SPEC = toy_spec(context=65536)
@@ -16,7 +18,7 @@ PER_TOKEN = kv_bytes_per_token(SPEC)
 
 
 def plan(kv_positions_free: int, **wishes):
-    available = 1000 + OVERHEAD + kv_positions_free * PER_TOKEN
+    available = 1000 + OVERHEAD + step_bytes(SPEC, 128, 32) + kv_positions_free * PER_TOKEN
     return make_plan(SPEC, weight_bytes=1000, kv_value_bytes=4, available=available, **wishes)
 
 
@@ -48,6 +50,17 @@ def test_short_memory_shrinks_the_pool_before_it_refuses():
     assert "--context" in refused.value.hint
     assert "8000" in refused.value.hint
     assert plan(8000, context=8000).context == 8000
+
+
+def test_a_larger_step_or_batch_takes_its_memory_from_the_pool():
+    wide = replace(SPEC, vocab_size=50_000)
+    sizes = [
+        make_plan(wide, weight_bytes=0, kv_value_bytes=4, available=OVERHEAD + (8 << 20), **step)
+        for step in ({"max_batch": 1}, {"max_batch": 32}, {"max_batch": 32, "step_rows": 4096})
+    ]
+    assert sizes[0].step_bytes < 1 << 20 < sizes[1].step_bytes < sizes[2].step_bytes
+    assert sizes[1].step_bytes >= 32 * 50_000 * 4
+    assert all(plan.total <= plan.available for plan in sizes)
 
 
 def test_weights_that_do_not_fit_name_another_model_as_the_way_out():

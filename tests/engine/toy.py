@@ -33,6 +33,10 @@ def next_logits(prefix: np.ndarray) -> np.ndarray:
 
 class ToyBackend:
     name = "toy"
+    step_rows = 128
+    activations = "float32"
+    from_cache = False
+    load_note = None
 
     def __init__(self, num_blocks: int = 16, block_size: int = 4) -> None:
         self.spec = toy_spec()

@@ -275,6 +275,9 @@ class Counting:
         self.path, self.format, self.config = checkpoint.path, checkpoint.format, checkpoint.config
         self.read: list[str] = []
 
+    def files(self) -> tuple[Path, ...]:
+        return self._checkpoint.files()
+
     def names(self) -> Iterator[str]:
         return self._checkpoint.names()
 

@@ -1,0 +1,12 @@
+// How fast this machine reads memory: the roof over every decode step.
+#pragma once
+
+#include <cstddef>
+
+namespace localllm {
+
+// Bytes per second that `threads` threads together read from a buffer of `bytes` in huge pages;
+// the best of several passes. Throws std::bad_alloc.
+double read_bandwidth(size_t bytes, int threads);
+
+}  // namespace localllm

@@ -1,0 +1,258 @@
+"""The folder of packed weights: what lies in it, whose it is, and how it stays bounded.
+
+KEY.packed      one model's weights as the native engine lays them out
+PLACE.source    the weight files it was made of, and what their content hashed to
+*.part          being written, locked by its writer; without a lock what a killed one left
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from localllm.spec import DecoderSpec
+
+FORM = 1  # raise it when the same files are packed to other weights than before
+KEPT_MODELS = 4  # the least recently used go first
+KEPT_BYTES = 64 << 30
+RESERVE = 1 << 30  # bytes of disk that stay free
+_KEPT_SOURCES = 256
+_SETTLED = 2.0  # seconds; file systems date changes no finer than this
+
+
+@dataclass(frozen=True)
+class PackedPlace:
+    """Where one model's packed weights are kept: the folder, and the weight files they are of."""
+
+    folder: Path
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """models: packed ones; nbytes: of everything in the folder, unfinished files included."""
+
+    models: int
+    nbytes: int
+
+
+class PackedFolder:
+    """No method but `writing` raises for a folder that is missing or cannot be written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def packed(self, key: str) -> Path:
+        return self.path / f"{key}.packed"
+
+    def key(self, spec: DecoderSpec, files: Sequence[Path], build: str = "") -> str:
+        """A name for what `files` pack to, from their content. Raises OSError.
+
+        build: what packs them; another build may pack them otherwise.
+        Hashes are remembered for as long as the files' size, times and inode stay.
+        """
+        from localllm import __version__
+
+        files = [file.resolve() for file in files]
+        place = hashlib.sha256(b"\0".join(map(os.fsencode, files))).hexdigest()[:40]
+        source = self.path / f"{place}.source"
+        known = _read_source(source)
+        now = time.time()
+        found = [_content(file, known) for file in files]
+        digest = hashlib.sha256(f"{FORM} {__version__} {build} {spec!r}".encode())
+        for entry in found:
+            digest.update(entry.sha256.encode())
+        key = digest.hexdigest()[:40]
+        entries = {entry.path: entry for entry in found}
+        # A file that changed just now may change again within the same time stamp.
+        settled = all(now - entry.seen[2] / 1e9 > _SETTLED for entry in found)
+        if entries != known or key != _source_key(source):
+            self._remember(source, key, found if settled else [e.unsure() for e in found])
+        return key
+
+    @contextmanager
+    def writing(self, key: str) -> Iterator[Path]:
+        """A file to write to; at the end it becomes the packed model of `key`. Raises OSError."""
+        with self._replacing(self.packed(key)) as part:
+            yield part
+
+    @contextmanager
+    def _replacing(self, target: Path) -> Iterator[Path]:
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle, part = _locked_part(self.path)
+        try:
+            yield part
+            part.replace(target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise
+        finally:
+            os.close(handle)
+
+    def used(self, key: str) -> None:
+        """Marks a packed model as the most recently used."""
+        with contextlib.suppress(OSError):
+            os.utime(self.packed(key))
+
+    def tidy(self) -> None:
+        """Removes what killed writers left, and the oldest beyond what is kept."""
+        for part in _listed(self.path, "*.part"):
+            _remove_abandoned(part)
+        newest = _newest_first(_listed(self.path, "*.packed"))
+        total = 0
+        for number, path in enumerate(newest):
+            total += _size(path)
+            if number and (number >= KEPT_MODELS or total > KEPT_BYTES):
+                _unlink(path)
+        for path in _newest_first(_listed(self.path, "*.source"))[_KEPT_SOURCES:]:
+            _unlink(path)
+
+    def forget_removed(self) -> int:
+        """Drops the packed form of models whose files are gone; returns the bytes freed."""
+        freed, wanted = 0, set()
+        for source in _listed(self.path, "*.source"):
+            entries = _read_source(source)
+            if entries and all(os.path.exists(path) for path in entries):
+                wanted.add(_source_key(source))
+            else:
+                freed += _unlink(source)
+        for path in _listed(self.path, "*.packed"):
+            if path.stem not in wanted:
+                freed += _unlink(path)
+        self.tidy()
+        return freed
+
+    def size_of(self, model: Path) -> int:
+        """Bytes of the packed forms of the model that is this file, or lies in this folder."""
+        own = Path(os.path.realpath(model))
+        keys = {
+            _source_key(source)
+            for source in _listed(self.path, "*.source")
+            if any(own in (path, *path.parents) for path in map(Path, _read_source(source)))
+        }
+        return sum(_size(self.packed(key)) for key in keys if key)
+
+    def obstacle(self, needed: int = 0) -> str | None:
+        """Why another `needed` bytes could not be kept here; None if they could."""
+        try:
+            place = next(path for path in (self.path, *self.path.parents) if path.exists())
+            if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+                return f"{place} cannot be written"
+            free = shutil.disk_usage(place).free
+        except OSError as error:
+            return str(error)
+        if free < needed + RESERVE:
+            return f"{free >> 20} MiB are free on its disk, and {RESERVE >> 20} are to stay so"
+        return None
+
+    def usage(self) -> Usage:
+        return Usage(
+            len(_listed(self.path, "*.packed")), sum(_size(p) for p in _listed(self.path, "*"))
+        )
+
+    def _remember(self, source: Path, key: str, found: Sequence[_Content]) -> None:
+        record = {"key": key, "files": [[e.path, e.seen, e.sha256] for e in found]}
+        with contextlib.suppress(OSError), self._replacing(source) as part:
+            part.write_text(json.dumps(record))
+
+
+@dataclass(frozen=True)
+class _Content:
+    path: str
+    seen: list[int]  # size, mtime, ctime, inode
+    sha256: str
+
+    def unsure(self) -> _Content:
+        """As remembered when the next look has to hash again."""
+        return _Content(self.path, [], self.sha256)
+
+
+def _content(file: Path, known: dict[str, _Content]) -> _Content:
+    status = file.stat()
+    seen = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    before = known.get(str(file))
+    if before is not None and before.seen == seen:
+        return before
+    with file.open("rb") as stream:
+        return _Content(str(file), seen, hashlib.file_digest(stream, "sha256").hexdigest())
+
+
+def _read_source(source: Path) -> dict[str, _Content]:
+    try:
+        files = json.loads(source.read_text())["files"]
+        return {path: _Content(path, seen, sha256) for path, seen, sha256 in files}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _source_key(source: Path) -> str:
+    try:
+        return str(json.loads(source.read_text())["key"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _locked_part(folder: Path) -> tuple[int, Path]:
+    while True:
+        part = folder / f"{uuid.uuid4().hex}.part"
+        handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if os.fstat(handle).st_nlink:
+                return handle, part
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # taken for abandoned in the moment before it was locked
+
+
+def _remove_abandoned(part: Path) -> None:
+    with contextlib.suppress(OSError):
+        handle = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
+        finally:
+            os.close(handle)
+
+
+def _listed(folder: Path, pattern: str) -> list[Path]:
+    with contextlib.suppress(OSError):
+        return list(folder.glob(pattern))
+    return []
+
+
+def _newest_first(paths: Sequence[Path]) -> list[Path]:
+    ages = {}
+    for path in paths:
+        with contextlib.suppress(OSError):
+            ages[path] = path.stat().st_mtime_ns
+    return sorted(ages, key=lambda path: ages[path], reverse=True)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _unlink(path: Path) -> int:
+    """Bytes freed; 0 if it cannot be removed or is gone already."""
+    size = _size(path)
+    try:
+        path.unlink()
+    except OSError:
+        return 0
+    return size
