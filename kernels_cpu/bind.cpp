@@ -10,6 +10,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <chrono>
 #include <optional>
 #include <stdexcept>
 
@@ -135,6 +136,22 @@ std::unique_ptr<Decoder> make_decoder(std::shared_ptr<WeightStore> store, const 
 
 using RopeInput = std::pair<Array<float, 2>, Array<int32_t, 1>>;
 
+// Lets Python's signal handlers run during a long step. A step that stops for one of their
+// exceptions leaves it set.
+class SignalWatch {
+ public:
+  bool operator()() {
+    const auto now = std::chrono::steady_clock::now();
+    if (now - last_ < std::chrono::milliseconds(50)) return false;
+    last_ = now;
+    const nb::gil_scoped_acquire acquire;
+    return PyErr_CheckSignals() != 0;
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
 // Returns false when cancelled.
 bool forward(Decoder& decoder, Array<int32_t, 1> tokens, Array<int32_t, 1> starts,
              Array<int32_t, 1> counts, Array<int32_t, 1> tables, Array<int32_t, 1> table_sizes,
@@ -199,8 +216,13 @@ bool forward(Decoder& decoder, Array<int32_t, 1> tokens, Array<int32_t, 1> start
         "the logits array has the wrong shape");
   step.out = out.data();
 
-  const nb::gil_scoped_release release;
-  return decoder.forward(step);
+  bool done = false;
+  {
+    const nb::gil_scoped_release release;
+    done = decoder.forward(step, SignalWatch());
+  }
+  if (PyErr_Occurred()) throw nb::python_error();
+  return done;
 }
 
 }  // namespace

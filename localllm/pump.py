@@ -47,11 +47,18 @@ class Pump:
                 for event in self._engine.step():
                     self._route(event)
 
+    def cancel(self, answers: list[Answer]) -> None:
+        """From any thread or a signal handler: these end before the next step, and soon."""
+        going_on = [answer for answer in answers if not answer.done]
+        for answer in going_on:
+            answer.cancel_requested = True
+        if going_on:
+            self._engine.cancel_step()
+
     def end(self, answers: list[Answer]) -> None:
         """Ends these now; what they have is kept as their results."""
+        self.cancel(answers)
         with self._lock:
-            for answer in answers:
-                answer.cancel_requested = True
             self._end_cancelled()
 
     def alone(self, work: Callable[[Engine], T]) -> T:
@@ -61,7 +68,8 @@ class Pump:
             return work(self._engine)
 
     def close(self) -> None:
-        """Ends every request and refuses new ones. Waits for a running step."""
+        """Ends every request and refuses new ones. Waits until a running step has stopped."""
+        self.cancel(list(self._answers.values()))
         with self._lock:
             for answer in self._answers.values():
                 answer.cancel_requested = True
@@ -94,8 +102,8 @@ class Pump:
 class Stream:
     """An iterator over the deltas of one or several answers, in order of arrival.
 
-    `cancel()` may be called from any thread or a signal handler: the answers end before the next
-    step, and the deltas that finish them (with what was said so far) still come. Leaving the
+    `cancel()` may be called from any thread or a signal handler: the step under way stops within a
+    layer of the model, the answers end, and the deltas that finish them (with what was said so far) still come. Leaving the
     iterator early (`close()`, `with`, garbage collection) ends the requests too.
     """
 
@@ -117,8 +125,7 @@ class Stream:
         self.close()
 
     def cancel(self) -> None:
-        for answer in self._answers:
-            answer.cancel_requested = True
+        self._pump.cancel(self._answers)
 
     def close(self) -> None:
         self._deltas.close()

@@ -24,16 +24,17 @@ Decoder::Decoder(std::shared_ptr<const WeightStore> store, const ModelConfig& co
   thread_scratch_.resize(static_cast<size_t>(pool_.size()));
 }
 
-bool Decoder::forward(const Step& step) {
+bool Decoder::forward(const Step& step, const std::function<bool()>& stop) {
   const std::lock_guard<std::mutex> lock(mutex_);
   const FlushDenormals flush;
   cancelled_ = false;
+  const auto stopped = [&] { return cancelled_ || (stop && stop()); };
   reserve(step);
   embed(step);
   for (size_t i = 0; i < program_.layers.size(); ++i) {
-    if (cancelled_) return false;
+    if (stopped()) return false;
     attention(step, static_cast<int>(i));
-    if (cancelled_) return false;
+    if (stopped()) return false;
     const Layer& layer = program_.layers[i];
     if (layer.config.experts > 0)
       mixture(step, layer);

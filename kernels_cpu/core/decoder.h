@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -47,9 +48,9 @@ class Decoder {
           const std::vector<LayerConfig>& layers, KvKind kv, int block, int blocks, int threads,
           const Kernels& kernels);
 
-  // The caller has checked every size. False when cancelled; the cache then holds the step's
-  // rows only in part.
-  bool forward(const Step& step);
+  // The caller has checked every size. False when cancelled, or when `stop`, asked twice a layer
+  // on the calling thread, says so; the cache then holds the step's rows only in part.
+  bool forward(const Step& step, const std::function<bool()>& stop = {});
   // From any thread: the step under way stops within a layer.
   void cancel() { cancelled_ = true; }
 

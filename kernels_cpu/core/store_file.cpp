@@ -16,7 +16,7 @@ namespace localllm {
 namespace {
 
 constexpr char kMagic[8] = {'l', 'o', 'c', 'l', 'p', 'a', 'c', 'k'};
-constexpr uint64_t kLayout = 2;
+constexpr uint64_t kLayout = 3;
 
 struct Header {
   char magic[8];

@@ -11,15 +11,11 @@ from localllm.backend.cpu_cache import PackedCache
 from localllm.backend.cpu_config import layer_configs, model_config, ropes_of
 from localllm.backend.cpu_rope import RopeTable
 from localllm.backend.cpu_weights import bytes_per_token, pack
-from localllm.backend.protocol import Activations, Batch
+from localllm.backend.protocol import Activations, Batch, StepCancelled
 from localllm.checkpoint.tensor import Tensor
-from localllm.errors import BackendUnavailable, InvalidRequest, LocalLLMError, OutOfMemoryPlan
+from localllm.errors import BackendUnavailable, InvalidRequest, OutOfMemoryPlan
 from localllm.kernels_cpu import _native
 from localllm.spec import DecoderSpec
-
-
-class StepCancelled(LocalLLMError):
-    """A step was stopped by `cancel`; the cache holds its rows only in part."""
 
 
 class CpuBackend:
@@ -151,7 +147,7 @@ class CpuBackend:
         return out
 
     def cancel(self) -> None:
-        """From any thread: the step under way stops within one layer."""
+        """See `Backend.cancel`."""
         self._engine.cancel()
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from localllm.errors import LocalLLMError
 from localllm.spec import DecoderSpec
 
 Activations = Literal["int8", "float32"]
@@ -40,6 +41,13 @@ class Batch:
     chunks: tuple[Chunk, ...]
 
 
+class StepCancelled(LocalLLMError):
+    """A step was stopped by `cancel`; the cache holds its rows only in part.
+
+    They may be computed again.
+    """
+
+
 class Backend(Protocol):
     """`forward` writes the K and V of every row into the pool and returns the logits asked for."""
 
@@ -62,6 +70,11 @@ class Backend(Protocol):
 
     def forward(self, batch: Batch) -> np.ndarray:
         """float32 [sum of len(logit_rows), vocab_size], in the order of chunks and rows."""
+        ...
+
+    def cancel(self) -> None:
+        """From any thread or a signal handler: the step under way, if there is one, raises
+        StepCancelled within a layer."""
         ...
 
     def close(self) -> None: ...

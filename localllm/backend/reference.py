@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import accumulate
+from threading import Event
 
 import mlx.core as mx
 import numpy as np
 
-from localllm.backend.protocol import Activations, Batch, Chunk
+from localllm.backend.protocol import Activations, Batch, Chunk, StepCancelled
 from localllm.backend.reference_attention import attention
 from localllm.backend.reference_decoder import Decoder, Weight
 from localllm.backend.reference_kv import KVPool
@@ -51,6 +52,7 @@ class ReferenceBackend:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._pool: KVPool | None = KVPool(spec, num_blocks, block_size)
+        self._cancelled = Event()
         with mx.stream(mx.cpu):
             self._decoder: Decoder | None = Decoder(spec, _load(spec, weights))
 
@@ -61,13 +63,18 @@ class ReferenceBackend:
             self._check(chunk)
         if not batch.chunks:
             return np.zeros((0, self.spec.vocab_size), np.float32)
-        step = _Step(self.spec, self._pool, batch.chunks)
+        self._cancelled.clear()
+        step = _Step(self.spec, self._pool, batch.chunks, self._cancelled)
         with mx.stream(mx.cpu):
             hidden = self._decoder(step.tokens, step.positions, step.lengths, step.attend)
             if not len(step.logit_rows):
                 mx.eval(hidden)
                 return np.zeros((0, self.spec.vocab_size), np.float32)
             return np.array(self._decoder.logits(hidden[mx.array(step.logit_rows)]))
+
+    def cancel(self) -> None:
+        """See `Backend.cancel`."""
+        self._cancelled.set()
 
     def close(self) -> None:
         """Frees weights and pool; the backend answers no more."""
@@ -106,8 +113,11 @@ class ReferenceBackend:
 class _Step:
     """One forward: the rows of all chunks laid end to end, and how they attend."""
 
-    def __init__(self, spec: DecoderSpec, pool: KVPool, chunks: tuple[Chunk, ...]) -> None:
+    def __init__(
+        self, spec: DecoderSpec, pool: KVPool, chunks: tuple[Chunk, ...], cancelled: Event
+    ) -> None:
         self._spec = spec
+        self._cancelled = cancelled
         self._pool = pool
         self._chunks = chunks
         positions = [c.start + np.arange(len(c.token_ids)) for c in chunks]
@@ -126,6 +136,8 @@ class _Step:
 
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         """Writes K and V of all rows first, so chunks of one sequence may share a batch."""
+        if self._cancelled.is_set():
+            raise StepCancelled("the step was cancelled")
         mx.eval(q, k, v)
         self._pool.write(layer, self._slots, np.array(k, copy=False), np.array(v, copy=False))
         parts = []

@@ -8,7 +8,7 @@ from itertools import count
 
 import numpy as np
 
-from localllm.backend.protocol import Backend, Batch, Chunk
+from localllm.backend.protocol import Backend, Batch, Chunk, StepCancelled
 from localllm.engine.block_pool import BlockPool
 from localllm.engine.receipt import Receipt
 from localllm.engine.scheduler import Scheduled, Scheduler
@@ -97,13 +97,19 @@ class Engine:
         sequence = self._sequences.get(request_id)
         return None if sequence is None else self._finish(sequence, reason, by)
 
+    def cancel_step(self) -> None:
+        """From any thread: a step under way ends soon, and its rows are left for the next one."""
+        self.backend.cancel()
+
     def step(self) -> list[Event]:
-        """Advances every scheduled sequence by one forward pass."""
+        """Advances every scheduled sequence by one forward pass; none if it is cancelled."""
         scheduled = self.scheduler.schedule()
         if not scheduled:
             return []
         try:
             logits = self.backend.forward(Batch(tuple(map(_chunk, scheduled))))
+        except StepCancelled:
+            return []
         except Exception as error:
             # The pool's contents are in doubt for exactly the sequences of this step.
             return [self._fail(item.sequence, error) for item in scheduled]
@@ -147,10 +153,18 @@ class Engine:
             for start in range(0, len(ids), rows):
                 part = ids[start : start + rows]
                 chunk = Chunk(part, start, table, tuple(range(len(part))), len(ids))
-                logits[start : start + len(part)] = self.backend.forward(Batch((chunk,)))
+                logits[start : start + len(part)] = self._forward(Batch((chunk,)))
             return logits
         finally:
             self.pool.release(blocks)
+
+    def _forward(self, batch: Batch) -> np.ndarray:
+        """Runs a batch that no request may cancel."""
+        while True:
+            try:
+                return self.backend.forward(batch)
+            except StepCancelled:
+                continue
 
     def _advance(self, sequence: Sequence, logits: np.ndarray) -> list[Event]:
         try:

@@ -6,13 +6,14 @@ class TestReference(BackendConformance):
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Event, Thread
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from localllm.backend.protocol import Backend, Batch, Chunk
+from localllm.backend.protocol import Backend, Batch, Chunk, StepCancelled
 from localllm.checkpoint.tensor import Tensor
 from localllm.spec import DecoderSpec
 from tests.backend import oracle
@@ -227,6 +228,31 @@ class BackendConformance:
             draft.done = 6
             run(backend, draft.next(4))
             self.assert_same(run(backend, sequence.next(6)), wanted)
+
+    def test_a_cancelled_step_can_be_run_again(self):
+        chunk = Sequence(np.arange(40) % 96, np.arange(16)).next(40)
+        with self.llama() as backend:
+            wanted = run(backend, chunk)
+            over = Event()
+
+            def cancel() -> None:
+                while not over.wait(0.0002):
+                    backend.cancel()
+
+            canceller = Thread(target=cancel)
+            canceller.start()
+            cancelled = 0
+            try:
+                for _ in range(1000):
+                    try:
+                        assert np.array_equal(run(backend, chunk), wanted)
+                    except StepCancelled:
+                        cancelled += 1
+            finally:
+                over.set()
+                canceller.join()
+            assert cancelled > 0
+            assert np.array_equal(run(backend, chunk), wanted)
 
     def test_the_same_step_twice_gives_the_same_bits(self):
         tokens = np.arange(12)

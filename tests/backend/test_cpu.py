@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -10,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localllm.backend.cpu import CpuBackend, StepCancelled
+from localllm.backend.cpu import CpuBackend
 from localllm.backend.cpu_cache import PackedCache
+from localllm.backend.protocol import StepCancelled
 from localllm.errors import BackendUnavailable, CheckpointError, InvalidRequest, OutOfMemoryPlan
 from localllm.kernels_cpu import _native
 from tests.backend.conformance import BackendConformance, Sequence, assert_close, run
@@ -223,6 +225,26 @@ class TestSteps:
         with pytest.raises(StepCancelled):
             run(backend, Sequence(tokens, np.arange(64)).next(1500, rows=()))
         timer.join()
+        assert np.isfinite(run(backend, Sequence(tokens, np.arange(64)).next(3))).all()
+
+    def test_signal_handlers_run_during_a_step(self):
+        """So that Ctrl-C need not wait for a long prompt."""
+        spec = llama(hidden=512, layers=24)
+        backend = small(spec, num_blocks=64, block_size=32, threads=2)
+        tokens = np.arange(1500) % 96
+        whole = timed(lambda: run(backend, Sequence(tokens, np.arange(64)).next(1500, rows=())))
+        before = signal.signal(signal.SIGALRM, lambda *_: backend.cancel())
+        try:
+            signal.setitimer(signal.ITIMER_REAL, whole / 8)
+            with pytest.raises(StepCancelled):
+                run(backend, Sequence(tokens, np.arange(64)).next(1500, rows=()))
+            signal.signal(signal.SIGALRM, signal.default_int_handler)
+            signal.setitimer(signal.ITIMER_REAL, whole / 8)
+            with pytest.raises(KeyboardInterrupt):
+                run(backend, Sequence(tokens, np.arange(64)).next(1500, rows=()))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
         assert np.isfinite(run(backend, Sequence(tokens, np.arange(64)).next(3))).all()
 
     def test_the_interpreter_runs_on_during_a_step(self):

@@ -189,6 +189,22 @@ def test_one_failing_step_fails_its_requests_and_the_next_ones_run():
     assert engine.pool.free == backend.num_blocks
 
 
+@given(cancelled=st.sets(st.integers(0, 12), max_size=6))
+def test_a_cancelled_step_changes_no_answer(cancelled):
+    requests = [
+        Request((1, 2, 4, 5, 6), SamplingParams(max_tokens=6, temperature=0)),
+        Request((7, 1), SamplingParams(max_tokens=8, seed=5)),
+    ]
+    backend = ToyBackend(num_blocks=32)
+    wanted = run_all(engine_of(backend, step_rows=4), requests)
+    backend = ToyBackend(num_blocks=32)
+    backend.cancel_steps = cancelled
+    got = run_all(engine_of(backend, step_rows=4), requests)
+    assert [got[i][0] for i in range(2)] == [wanted[i][0] for i in range(2)]
+    backend.cancel_steps = {len(backend.steps)}
+    assert len(engine_of(backend).logits([1, 2, 3])) == 3
+
+
 def test_ending_a_request_frees_its_blocks_at_once_and_leaves_the_others_alone():
     engine = engine_of(ToyBackend(num_blocks=32))
     stay = Request((1, 2), SamplingParams(max_tokens=8, temperature=0))

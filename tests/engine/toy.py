@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from localllm.backend.protocol import Batch
+from localllm.backend.protocol import Batch, StepCancelled
 from localllm.spec import AttentionSpec, DecoderSpec, FeedForwardSpec, LayerSpec, NormSpec
 
 VOCAB = 31
@@ -45,6 +45,7 @@ class ToyBackend:
         self.cells = np.full((num_blocks, block_size), -1, dtype=np.int64)
         self.steps: list[list[int]] = []  # rows of each chunk, step by step
         self.fail_on: int | None = None  # raise when a chunk holds this token
+        self.cancel_steps: set[int] = set()  # cancelled after the cache was written
         self.closed = False
 
     def forward(self, batch: Batch) -> np.ndarray:
@@ -60,12 +61,17 @@ class ToyBackend:
                 self.cells[chunk.block_table[block], slot] = token
         if any(self.fail_on in chunk.token_ids.tolist() for chunk in batch.chunks):
             raise RuntimeError("the toy broke")
+        if len(self.steps) - 1 in self.cancel_steps:
+            raise StepCancelled("cancelled")
         rows = []
         for chunk in batch.chunks:
             for row in chunk.logit_rows:
                 length = chunk.start + row + 1
                 rows.append(next_logits(self.cells[chunk.block_table].reshape(-1)[:length]))
         return np.array(rows, dtype=np.float32).reshape(-1, VOCAB)
+
+    def cancel(self) -> None:
+        self.cancel_steps.add(len(self.steps))
 
     def close(self) -> None:
         self.closed = True
