@@ -43,12 +43,20 @@ class Sampler:
         self._vocab_size = vocab_size
         self._stop_ids = np.array(sorted(i for i in stop_ids if i < vocab_size), dtype=np.int64)
         self._prompt_ids = np.unique(np.asarray(prompt, dtype=np.int64))
+        self._unchanged = not (
+            params.logit_bias
+            or params.repetition_penalty != 1.0
+            or params.presence_penalty
+            or params.frequency_penalty
+            or params.min_tokens
+        )
         self._counts: Counter[int] = Counter()
         self._drawn = 0
 
     def draw(self, logits: np.ndarray, position: int) -> Draw:
         """`logits`: float32 [V] for the token that will stand at `position`; left unchanged."""
-        changed = self._processed(logits)
+        plain = self.params.greedy and self._unchanged
+        changed = logits if plain else self._processed(logits)
         if not np.isfinite(changed.max()):
             raise LocalLLMError(
                 f"no token can be drawn at position {position}: "
