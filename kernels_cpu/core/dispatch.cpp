@@ -11,6 +11,7 @@ extern const Kernels kScalarKernels;
 extern const Kernels kAvx2Kernels;
 #elif defined(__aarch64__)
 extern const Kernels kNeonKernels;
+extern const Kernels kNeonI8mmKernels;
 #endif
 
 namespace {
@@ -28,6 +29,7 @@ const std::vector<Candidate>& candidates() {
       {&kAvx2Kernels, {"avx2", "fma", "f16c"}},
 #elif defined(__aarch64__)
       {&kNeonKernels, {"neon", "dotprod"}},
+      {&kNeonI8mmKernels, {"neon", "dotprod", "i8mm"}},
 #endif
   };
   return all;

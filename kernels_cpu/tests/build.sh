@@ -5,11 +5,18 @@ out=$1 compiler=$2 flags=$3 test=$4
 root=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-case $($compiler -dumpmachine) in
-  x86_64*) isa=avx2 isa_flags="-mavx2 -mfma -mf16c" ;;
-  aarch64* | arm64*) isa=neon isa_flags="-march=armv8.2-a+dotprod" ;;
-esac
 common="-std=c++17 -ffp-contract=off -Wall -Wextra -I$root $flags"
-[ -z "$isa" ] || $compiler $common $isa_flags -c "$root/simd/$isa.cpp" -o "$work/$isa.o"
-set -- "$work"/*.o
-$compiler $common "$test" "$root"/core/*.cpp "$root/simd/scalar.cpp" "$@" -o "$out" -lpthread
+# shellcheck disable=SC2086  # flags are words
+isa() { $compiler $common $2 -c "$root/simd/$1.cpp" -o "$work/$1.o"; }
+isa scalar ""
+case $($compiler -dumpmachine) in
+  x86_64*)
+    isa avx2 "-mavx2 -mfma -mf16c"
+    ;;
+  aarch64* | arm64*)
+    isa neon "-march=armv8.2-a+dotprod"
+    isa neon_i8mm "-march=armv8.2-a+dotprod+i8mm"
+    ;;
+esac
+# shellcheck disable=SC2086
+$compiler $common "$test" "$root"/core/*.cpp "$work"/*.o -o "$out" -lpthread
