@@ -7,6 +7,10 @@
 #include <cstddef>
 #include <cstdint>
 
+// For functions in headers that files of several instruction sets share: not even a debug build
+// emits them on their own, so none compiled for one set can be linked into another's file.
+#define LOCALLLM_INLINE inline __attribute__((always_inline))
+
 namespace localllm {
 
 constexpr int kLanes = 16;        // rows in a weight panel, lanes in a virtual vector
@@ -43,9 +47,9 @@ struct Matrix {
   size_t panel_bytes = 0;
   const uint8_t* data = nullptr;
 
-  bool quantized() const { return kind >= WeightKind::kQ4; }
-  int panels() const { return (rows + kLanes - 1) / kLanes; }
-  int blocks() const { return (cols + kGroup - 1) / kGroup; }
+  LOCALLLM_INLINE bool quantized() const { return kind >= WeightKind::kQ4; }
+  LOCALLLM_INLINE int panels() const { return (rows + kLanes - 1) / kLanes; }
+  LOCALLLM_INLINE int blocks() const { return (cols + kGroup - 1) / kGroup; }
 };
 
 // What a matmul needs to know of 32 quantized activations x = scale * q.
@@ -95,13 +99,15 @@ struct KvHead {
   const uint8_t* base;
   size_t block_stride;
   const int32_t* table;
-  const uint8_t* block(int b) const { return base + static_cast<size_t>(table[b]) * block_stride; }
+  LOCALLLM_INLINE const uint8_t* block(int b) const {
+    return base + static_cast<size_t>(table[b]) * block_stride;
+  }
 };
 
 // Softmax state of one row: 16 partial sums, the maximum, the weighted sum of values.
 struct AttentionState {
   static constexpr int kMaxAt = 16, kOutAt = 32;
-  static constexpr int size(int padded_dim) { return kOutAt + padded_dim; }
+  LOCALLLM_INLINE static constexpr int size(int padded_dim) { return kOutAt + padded_dim; }
 };
 
 struct AttentionRow {
@@ -149,7 +155,7 @@ struct Kernels {
 };
 
 // Bytes of scratch one thread needs for a matmul with w.
-inline size_t matmul_scratch(const Matrix& w) {
+LOCALLLM_INLINE size_t matmul_scratch(const Matrix& w) {
   const size_t blocks = static_cast<size_t>(w.blocks());
   const size_t tables = blocks * 2 * 2 * kLanes * sizeof(float);
   const size_t panel = blocks * kGroup * kLanes * sizeof(float);  // float32 when dequantized
