@@ -51,42 +51,48 @@ bool request_amx() {
 #endif
 }
 
+constexpr int kOsxsave = 27, kAvx = 28;  // of leaf 1's ecx
+
 bool bit(unsigned word, int n) { return (word >> n) & 1u; }
 
 }  // namespace
 
-std::vector<std::string> usable_cpu_features() {
+std::vector<std::string> features_of(const X86Cpu& cpu, bool (*request_amx)()) {
   std::vector<std::string> names;
-  const Registers basic = cpuid(1, 0);
-  const bool osxsave = bit(basic.ecx, 27);
-  if (!osxsave || !bit(basic.ecx, 28)) return names;
-
-  const uint64_t xcr0 = read_xcr0();
-  const bool ymm = (xcr0 & 0x6) == 0x6;
-  const bool zmm = (xcr0 & 0xe6) == 0xe6;
-  const bool tiles = (xcr0 & 0x60000) == 0x60000;
-  const Registers seven = cpuid(7, 0);
-  const Registers seven_one = seven.eax >= 1 ? cpuid(7, 1) : Registers{};
-
-  if (!ymm) return names;
+  const bool ymm = (cpu.xcr0 & 0x6) == 0x6;
+  const bool zmm = (cpu.xcr0 & 0xe6) == 0xe6;
+  const bool tiles = (cpu.xcr0 & 0x60000) == 0x60000;
+  if (!ymm || !bit(cpu.basic_ecx, kAvx)) return names;
   names.push_back("avx");
-  if (bit(basic.ecx, 12)) names.push_back("fma");
-  if (bit(basic.ecx, 29)) names.push_back("f16c");
-  if (bit(seven.ebx, 5)) names.push_back("avx2");
-  if (bit(seven_one.eax, 4)) names.push_back("avx_vnni");
+  if (bit(cpu.basic_ecx, 12)) names.push_back("fma");
+  if (bit(cpu.basic_ecx, 29)) names.push_back("f16c");
+  if (bit(cpu.seven_ebx, 5)) names.push_back("avx2");
+  if (bit(cpu.seven_one_eax, 4)) names.push_back("avx_vnni");
   if (zmm) {
-    if (bit(seven.ebx, 16)) names.push_back("avx512f");
-    if (bit(seven.ebx, 17)) names.push_back("avx512dq");
-    if (bit(seven.ebx, 30)) names.push_back("avx512bw");
-    if (bit(seven.ebx, 31)) names.push_back("avx512vl");
-    if (bit(seven.ecx, 11)) names.push_back("avx512_vnni");
-    if (bit(seven_one.eax, 5)) names.push_back("avx512_bf16");
+    if (bit(cpu.seven_ebx, 16)) names.push_back("avx512f");
+    if (bit(cpu.seven_ebx, 17)) names.push_back("avx512dq");
+    if (bit(cpu.seven_ebx, 30)) names.push_back("avx512bw");
+    if (bit(cpu.seven_ebx, 31)) names.push_back("avx512vl");
+    if (bit(cpu.seven_ecx, 11)) names.push_back("avx512_vnni");
+    if (bit(cpu.seven_one_eax, 5)) names.push_back("avx512_bf16");
   }
-  if (tiles && bit(seven.edx, 24) && request_amx()) {
-    if (bit(seven.edx, 25)) names.push_back("amx_int8");
-    if (bit(seven.edx, 22)) names.push_back("amx_bf16");
+  if (tiles && bit(cpu.seven_edx, 24) && request_amx()) {
+    if (bit(cpu.seven_edx, 25)) names.push_back("amx_int8");
+    if (bit(cpu.seven_edx, 22)) names.push_back("amx_bf16");
   }
   return names;
+}
+
+std::vector<std::string> usable_cpu_features() {
+  X86Cpu cpu;
+  cpu.basic_ecx = cpuid(1, 0).ecx;
+  // Without OSXSAVE nothing is saved, and reading XCR0 is an illegal instruction.
+  if (!bit(cpu.basic_ecx, kOsxsave)) return {};
+  cpu.xcr0 = read_xcr0();
+  const Registers seven = cpuid(7, 0);
+  cpu.seven_ebx = seven.ebx, cpu.seven_ecx = seven.ecx, cpu.seven_edx = seven.edx;
+  if (seven.eax >= 1) cpu.seven_one_eax = cpuid(7, 1).eax;
+  return features_of(cpu, request_amx);
 }
 
 #elif defined(__aarch64__)

@@ -18,6 +18,7 @@ extern const decltype(Kernels::matmul) kAmxMatmul;
 #endif
 #elif defined(__aarch64__)
 extern const Kernels kNeonKernels;
+extern const Kernels kNeonI8mmKernels;
 #endif
 
 namespace {
@@ -73,6 +74,7 @@ const std::vector<Candidate>& candidates() {
 #endif
 #elif defined(__aarch64__)
       {&kNeonKernels, {"neon", "dotprod"}},
+      {&kNeonI8mmKernels, {"neon", "dotprod", "i8mm"}},
 #endif
   };
   return all;

@@ -17,6 +17,7 @@ namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kArenaRegion = size_t{64} << 20;
+constexpr size_t kReadAtOnce = size_t{1} << 30;  // macOS refuses reads of 2 GiB and more
 
 struct FileHandle {
   explicit FileHandle(const std::string& path)
@@ -73,7 +74,8 @@ Region Region::from_file(const std::string& path) {
     r = allocate(size);
     r.size_ = size;
     for (size_t at = 0; at < size;) {
-      const ssize_t n = pread(file.descriptor, r.data_ + at, size - at, static_cast<off_t>(at));
+      const size_t want = size - at < kReadAtOnce ? size - at : kReadAtOnce;
+      const ssize_t n = pread(file.descriptor, r.data_ + at, want, static_cast<off_t>(at));
       if (n == 0) throw std::runtime_error(path + " was cut short while being read");
       if (n < 0 && errno != EINTR) throw fail();
       if (n > 0) at += static_cast<size_t>(n);

@@ -130,9 +130,8 @@ void choose_record(Matrix* w) {
   const auto padding = [&] {
     const GroupTable& last = w->biases.present ? w->biases : w->scales;
     const int groups = w->groups_in(w->record_blocks);
-    const size_t used =
-        last.multiplier ? last.multipliers_at + static_cast<size_t>(groups) * kLanes
-                        : last.values_at + value_bytes(last, groups);
+    const size_t used = last.multiplier ? last.multipliers_at + static_cast<size_t>(groups) * kLanes
+                                        : last.values_at + value_bytes(last, groups);
     return w->codes_at - used;
   };
   for (; 50 * padding() > w->record_bytes && blocks < 8; place_record(w, blocks)) blocks *= 2;
@@ -166,10 +165,10 @@ void pack_table(const GroupSource& s, const GroupTable& t, const Matrix& w, int 
     const int inside = g % in_record;
     const auto value = static_cast<size_t>(inside / t.groups_per_value);
     if (inside % t.groups_per_value == 0)
-      std::memcpy(record + t.values_at + (value * kLanes + l) * width,
-                  values + (static_cast<size_t>(row) * s.values_per_row + g / t.groups_per_value) *
-                               width,
-                  width);
+      std::memcpy(
+          record + t.values_at + (value * kLanes + l) * width,
+          values + (static_cast<size_t>(row) * s.values_per_row + g / t.groups_per_value) * width,
+          width);
     if (t.multiplier)
       record[t.multipliers_at + static_cast<size_t>(inside) * kLanes + l] =
           multipliers[static_cast<size_t>(row) * s.groups_per_row + g];

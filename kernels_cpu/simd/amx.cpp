@@ -1,8 +1,8 @@
 // AMX int8 matmul for many rows: exact products in tiles, the float chains on AVX-512 vectors.
 //
-// A pass covers 32 rows and two panels, so four tiles of 16 x 16. It walks along the inputs in units
-// of one weight group, at most 32. A unit's products are stored while the next unit's are under way,
-// and its float work follows three units behind, two units together, between the tile
+// A pass covers 32 rows and two panels, so four tiles of 16 x 16. It walks along the inputs in
+// units of one weight group, at most 32. A unit's products are stored while the next unit's are
+// under way, and its float work follows three units behind, two units together, between the tile
 // instructions: a tile store right behind its product would wait for it.
 #define LOCALLLM_ISA amx
 #include "simd/vnni512.h"
@@ -18,9 +18,9 @@ extern const Kernels kAvx512VnniKernels;
 namespace localllm::amx {
 namespace {
 
-constexpr int kRows = 32;     // of a pass
-constexpr int kFewest = 64;   // rows from which tiles pay
-constexpr int kSlots = 4;     // units whose products are kept
+constexpr int kRows = 32;    // of a pass
+constexpr int kFewest = 64;  // rows from which tiles pay
+constexpr int kSlots = 4;    // units whose products are kept
 constexpr int kTileInts = 256;
 
 struct Buffers {
@@ -111,8 +111,7 @@ inline void beat(const Pass& p, int t, int units) {
   const int count = late < 0 || first >= units ? 0 : units - first < 2 ? 1 : 2;
   const auto quarter = [&](auto tile) {
     constexpr int T = decltype(tile)::value;
-    if (t > 0 && t <= units)
-      tile_store<T>(p.buffers.products[(t - 1) % kSlots][T], 64);
+    if (t > 0 && t <= units) tile_store<T>(p.buffers.products[(t - 1) % kSlots][T], 64);
     if (t < units) start_product<UNIT, T>(p, t);
     if (count) add_units<UNIT>(p, 16 * half + 4 * T, first, count);
   };
@@ -134,7 +133,8 @@ void bias_chains(const Pass& p, int units) {
         const Vec value = p.groups[n].bias(u);
 #pragma GCC unroll 8
         for (int m = 0; m < kTogether; ++m)
-          bias[m] = fma(value, set1(Unit<UNIT>::sum_x(Unit<UNIT>::info(p, row + m, u), u)), bias[m]);
+          bias[m] =
+              fma(value, set1(Unit<UNIT>::sum_x(Unit<UNIT>::info(p, row + m, u), u)), bias[m]);
       }
 #pragma GCC unroll 8
       for (int m = 0; m < kTogether; ++m) store(p.buffers.bias[n][row + m], bias[m]);
@@ -190,14 +190,9 @@ void two_panels(const Matrix& w, const Input& in, float* out, ptrdiff_t stride, 
   const Expanded groups_one = expand_panel(w, w.panel(first), one);
   const Expanded groups_two = expand_panel(w, w.panel(first + 1), two);
   for (int m = 0; m + kRows <= in.rows; m += kRows) {
-    const Pass pass{w,
-                    {codes_one, codes_two},
-                    {groups_one, groups_two},
-                    in.q + m * in.q_stride,
-                    in.q_stride,
-                    in.info + m * in.info_stride,
-                    in.info_stride,
-                    buffers};
+    const Pass pass{
+        w,           {codes_one, codes_two},       {groups_one, groups_two}, in.q + m * in.q_stride,
+        in.q_stride, in.info + m * in.info_stride, in.info_stride,           buffers};
     run_pass<UNIT>(pass, out + m * stride + first * kLanes, stride, w.rows - first * kLanes);
   }
 }

@@ -55,8 +55,8 @@ template <int BITS, int FIRST, int LAST, int ROWS>
 inline __attribute__((always_inline)) void dot_panel(const uint8_t* codes, const int8_t* x,
                                                      ptrdiff_t stride, IVec (&dot)[ROWS]) {
   dot_rows<FIRST, LAST>(
-      [&](int v, int half) { return unsigned_codes<BITS>(load256(codes + v * 64 + half * 32)); },
-      x, stride, dot);
+      [&](int v, int half) { return unsigned_codes<BITS>(load256(codes + v * 64 + half * 32)); }, x,
+      stride, dot);
 }
 
 }  // namespace

@@ -7,6 +7,10 @@
 #include <cstddef>
 #include <cstdint>
 
+// For functions in headers that files of several instruction sets share: not even a debug build
+// emits them on their own, so none compiled for one set can be linked into another's file.
+#define LOCALLLM_INLINE inline __attribute__((always_inline))
+
 namespace localllm {
 
 constexpr int kLanes = 16;        // rows in a weight panel, lanes in a virtual vector
@@ -46,12 +50,14 @@ struct Matrix {
   size_t panel_bytes = 0;
   const uint8_t* data = nullptr;
 
-  bool quantized() const { return kind >= WeightKind::kQ4; }
-  int panels() const { return (rows + kLanes - 1) / kLanes; }
-  int blocks() const { return (cols + kGroup - 1) / kGroup; }
-  const uint8_t* panel(int i) const { return data + static_cast<size_t>(i) * panel_bytes; }
+  LOCALLLM_INLINE bool quantized() const { return kind >= WeightKind::kQ4; }
+  LOCALLLM_INLINE int panels() const { return (rows + kLanes - 1) / kLanes; }
+  LOCALLLM_INLINE int blocks() const { return (cols + kGroup - 1) / kGroup; }
+  LOCALLLM_INLINE const uint8_t* panel(int i) const {
+    return data + static_cast<size_t>(i) * panel_bytes;
+  }
   // Entries of a group table for so many blocks.
-  int groups_in(int blocks) const { return blocks * kGroup / group; }
+  LOCALLLM_INLINE int groups_in(int blocks) const { return blocks * kGroup / group; }
 };
 
 // What a matmul needs to know of 32 quantized activations x = scale * q.
@@ -101,13 +107,15 @@ struct KvHead {
   const uint8_t* base;
   size_t block_stride;
   const int32_t* table;
-  const uint8_t* block(int b) const { return base + static_cast<size_t>(table[b]) * block_stride; }
+  LOCALLLM_INLINE const uint8_t* block(int b) const {
+    return base + static_cast<size_t>(table[b]) * block_stride;
+  }
 };
 
 // Softmax state of one row: 16 partial sums, the maximum, the weighted sum of values.
 struct AttentionState {
   static constexpr int kMaxAt = 16, kOutAt = 32;
-  static constexpr int size(int padded_dim) { return kOutAt + padded_dim; }
+  LOCALLLM_INLINE static constexpr int size(int padded_dim) { return kOutAt + padded_dim; }
 };
 
 struct AttentionRow {
@@ -157,7 +165,7 @@ struct Kernels {
 constexpr size_t kTileScratch = size_t{32} << 10;  // what AMX keeps beside its panels
 
 // Bytes of scratch one thread needs for a matmul with w.
-inline size_t matmul_scratch(const Matrix& w) {
+LOCALLLM_INLINE size_t matmul_scratch(const Matrix& w) {
   const auto blocks = static_cast<size_t>(w.blocks());
   // Group tables of two panels, each with scales and biases.
   const size_t entries = 2 * (blocks + static_cast<size_t>(w.record_blocks));

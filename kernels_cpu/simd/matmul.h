@@ -76,8 +76,8 @@ struct Rows {
 // The chains of ROWS rows over some blocks; `codes` packed as in memory or unpacked to bytes.
 template <int BITS, bool HALVES, bool PACKED, bool BIAS, int ROWS, class Source>
 inline __attribute__((always_inline)) void chain(const Source& groups, const uint8_t* codes,
-                                                 int blocks, int offset, Rows& x,
-                                                 Vec (&dots)[ROWS], Vec (&bias)[ROWS]) {
+                                                 int blocks, int offset, Rows& x, Vec (&dots)[ROWS],
+                                                 Vec (&bias)[ROWS]) {
   for (int b = 0; b < blocks; ++b) {
     IVec dot[ROWS];
     const auto finish = [&](int entry, const Group<ROWS>& group) {
@@ -176,8 +176,7 @@ void matmul_quantized(const Matrix& w, const Input& in, float* out, ptrdiff_t st
   const int offset = BITS == 8 ? w.offset - kByteShift : w.offset;
   const PanelScratch scratch = panel_scratch(w, scratch_memory);
   const auto rows = [&](int m) {
-    return Rows{in.q + m * in.q_stride, in.q_stride, in.info + m * in.info_stride,
-                in.info_stride};
+    return Rows{in.q + m * in.q_stride, in.q_stride, in.info + m * in.info_stride, in.info_stride};
   };
   for (int i = first; i < last; ++i) {
     const uint8_t* panel = w.panel(i);
@@ -260,9 +259,7 @@ template <class Format>
 void matmul_dense(const Matrix& w, const Input& in, float* out, ptrdiff_t stride, int first,
                   int last) {
   using T = typename Format::type;
-  const auto at = [&](int panel) {
-    return reinterpret_cast<const T*>(w.panel(panel));
-  };
+  const auto at = [&](int panel) { return reinterpret_cast<const T*>(w.panel(panel)); };
   int panel = first;
   // A single row has one chain a panel: several panels at once hide its latency.
   constexpr int together = 4;
@@ -300,8 +297,7 @@ void dequantize(const Matrix& w, const uint8_t* panel, const PanelScratch& scrat
     }
   };
   each_record(w, panel, [&](const uint8_t* record, int first, int blocks) {
-    for (int b = 0; b < blocks; ++b)
-      one(record + w.codes_at + b * block_bytes<BITS>(), first + b);
+    for (int b = 0; b < blocks; ++b) one(record + w.codes_at + b * block_bytes<BITS>(), first + b);
   });
 }
 
@@ -320,10 +316,10 @@ void matmul_bits(const Matrix& w, const Input& in, float* out, ptrdiff_t stride,
                  int last, void* scratch) {
   if (!in.q) return matmul_dequantized<BITS>(w, in, out, stride, first, last, scratch);
   const bool halves = w.group == 16;
-  const auto run = w.biases.present ? (halves ? matmul_quantized<BITS, true, true>
-                                              : matmul_quantized<BITS, false, true>)
-                                    : (halves ? matmul_quantized<BITS, true, false>
-                                              : matmul_quantized<BITS, false, false>);
+  const auto run =
+      w.biases.present
+          ? (halves ? matmul_quantized<BITS, true, true> : matmul_quantized<BITS, false, true>)
+          : (halves ? matmul_quantized<BITS, true, false> : matmul_quantized<BITS, false, false>);
   run(w, in, out, stride, first, last, scratch);
 }
 

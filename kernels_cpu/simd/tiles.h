@@ -70,23 +70,21 @@ inline void tile_product() {
 
 #else
 
-inline void configure_tiles(const TileConfig& c) {
-  __asm__ volatile("ldtilecfg %0" ::"m"(c));
-}
+inline void configure_tiles(const TileConfig& c) { __asm__ volatile("ldtilecfg %0" ::"m"(c)); }
 inline void release_tiles() { __asm__ volatile("tilerelease"); }
 
 template <int T>
 struct Tile;
-#define LOCALLLM_TILE(n)                                                                        \
-  template <>                                                                                   \
-  struct Tile<n> {                                                                              \
-    static void load(const void* p, ptrdiff_t stride) {                                         \
-      __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #n ::"r"(p), "r"(stride) : "memory");       \
-    }                                                                                           \
-    static void store(void* p, ptrdiff_t stride) {                                              \
-      __asm__ volatile("tilestored %%tmm" #n ", (%0,%1,1)" ::"r"(p), "r"(stride) : "memory");   \
-    }                                                                                           \
-    static void clear() { __asm__ volatile("tilezero %tmm" #n); }                               \
+#define LOCALLLM_TILE(n)                                                                      \
+  template <>                                                                                 \
+  struct Tile<n> {                                                                            \
+    static void load(const void* p, ptrdiff_t stride) {                                       \
+      __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #n ::"r"(p), "r"(stride) : "memory");     \
+    }                                                                                         \
+    static void store(void* p, ptrdiff_t stride) {                                            \
+      __asm__ volatile("tilestored %%tmm" #n ", (%0,%1,1)" ::"r"(p), "r"(stride) : "memory"); \
+    }                                                                                         \
+    static void clear() { __asm__ volatile("tilezero %tmm" #n); }                             \
   };
 LOCALLLM_TILE(0)
 LOCALLLM_TILE(1)

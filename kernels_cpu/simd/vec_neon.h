@@ -1,4 +1,5 @@
-// Sixteen float lanes as four NEON registers (AArch64).
+// Sixteen float lanes as four NEON registers (AArch64). Included once in each file that is compiled
+// for an ARM instruction set, under the namespace that file names.
 #pragma once
 
 #include <arm_neon.h>
@@ -7,9 +8,11 @@
 #include <cstddef>
 #include <cstdint>
 
+#ifndef LOCALLLM_ISA
 #define LOCALLLM_ISA neon
+#endif
 
-namespace localllm::neon {
+namespace localllm::LOCALLLM_ISA {
 namespace {
 
 struct Vec {
@@ -176,4 +179,4 @@ inline int32_t reduce_max(IVec a) {
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
 }  // namespace
-}  // namespace localllm::neon
+}  // namespace localllm::LOCALLLM_ISA

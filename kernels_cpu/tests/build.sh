@@ -25,6 +25,7 @@ case $($compiler -dumpmachine) in
     ;;
   aarch64* | arm64*)
     isa neon "-march=armv8.2-a+dotprod"
+    isa neon_i8mm "-march=armv8.2-a+dotprod+i8mm"
     ;;
 esac
 # shellcheck disable=SC2086

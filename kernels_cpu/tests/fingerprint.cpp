@@ -1,6 +1,9 @@
 // Runs small decoders by every kernel table of this machine, in many chunkings, batches and thread
 // counts, checks that all agree bit for bit, and prints one line a model: its name and a hash of
 // its logits. The lines of different machines must be equal.
+//   fingerprint [quick] [MODEL ...]    quick: no chunkings; only the named models
+//   fingerprint kernels                lists the tables of this machine
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 
@@ -144,8 +147,15 @@ std::vector<float> check(const Case& c, bool thorough) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const bool thorough = argc < 2 || std::strcmp(argv[1], "quick") != 0;
+  std::vector<std::string> words(argv + 1, argv + argc);
+  if (words.size() == 1 && words[0] == "kernels") {
+    for (const std::string& name : usable_kernels()) std::printf("%s\n", name.c_str());
+    return 0;
+  }
+  const bool thorough = words.empty() || words[0] != "quick";
+  if (!thorough) words.erase(words.begin());
   for (const Case& c : cases()) {
+    if (!words.empty() && std::find(words.begin(), words.end(), c.name) == words.end()) continue;
     const auto logits = check(c, thorough);
     std::printf("%s %016llx\n", c.name, static_cast<unsigned long long>(hash(logits)));
     std::fflush(stdout);

@@ -91,13 +91,15 @@ class Model {
   ModelConfig& config() { return config_; }
   const Shape& shape() const { return shape_; }
 
-  // Runs rows [start, start + n) of each sequence; block tables must cover them.
+  // Runs rows [start, start + n) of each sequence; block tables must cover them. `done` becomes
+  // false when the step was cancelled.
   struct Part {
     const int32_t* tokens;
     int start, n;
     const int32_t* table;
   };
-  std::vector<float> run(Decoder& decoder, const std::vector<Part>& parts) const {
+  std::vector<float> run(Decoder& decoder, const std::vector<Part>& parts,
+                         bool* done = nullptr) const {
     Step step;
     std::vector<int32_t> tokens, positions, rows;
     for (const Part& p : parts) {
@@ -115,7 +117,8 @@ class Model {
     step.logit_rows = rows.data();
     step.ropes = {{rope_.data(), positions.data(), shape_.layer.rope_half}};
     step.out = out.data();
-    decoder.forward(step);
+    const bool whole = decoder.forward(step);
+    if (done) *done = whole;
     return out;
   }
 

@@ -113,7 +113,19 @@ class CpuBackend:
         return int(self._engine.kv_bytes)
 
     def forward(self, batch: Batch) -> np.ndarray:
-        """See `Backend.forward`. Raises StepCancelled when `cancel` was called meanwhile."""
+        """See `Backend.forward`. Raises StepCancelled when `cancel` was called meanwhile, and
+        OutOfMemoryPlan where there is no memory for the step's rows; the next step may be smaller.
+        """
+        try:
+            return self._forward(batch)
+        except MemoryError as error:
+            rows = sum(len(c.token_ids) for c in batch.chunks)
+            raise OutOfMemoryPlan(
+                f"no memory for a step of {rows} rows",
+                hint="take fewer rows in a step (a smaller batch or prefill chunk)",
+            ) from error
+
+    def _forward(self, batch: Batch) -> np.ndarray:
         decoder, chunks = self._engine, batch.chunks
         for chunk in chunks:
             if chunk.adapter is not None:

@@ -1,5 +1,6 @@
 """The native tests: one arithmetic on every instruction set, and the sanitizers."""
 
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,11 +10,28 @@ import pytest
 from localllm.kernels_cpu import _native
 
 TESTS = Path(__file__).parents[2] / "kernels_cpu" / "tests"
-NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+ARM_COMPILER = "aarch64-linux-gnu-g++"
+
+# Files compiled for an instruction set: the flags they get (see kernels_cpu/CMakeLists.txt).
+AVX2 = "-mavx2 -mfma -mf16c"
+AVX512 = f"{AVX2} -mavx512f -mavx512dq -mavx512bw -mavx512vl -mavx512vnni"
+X86 = {"avx2": AVX2, "avxvnni": f"{AVX2} -mavxvnni", "avx512vnni": AVX512, "amx": AVX512}
+ARM = {
+    "neon": "-march=armv8.2-a+dotprod",
+    "neon_i8mm": "-march=armv8.2-a+dotprod+i8mm",
+}
 
 
-def build(out: Path, compiler: str, flags: str) -> Path:
-    command = [str(TESTS / "build.sh"), str(out), compiler, flags, str(TESTS / "fingerprint.cpp")]
+def needs(*programs: str) -> pytest.MarkDecorator:
+    missing = [program for program in programs if shutil.which(program) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}")
+
+
+ON_X86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="needs an x86-64 machine")
+
+
+def build(out: Path, compiler: str, flags: str, test: str = "fingerprint") -> Path:
+    command = [str(TESTS / "build.sh"), str(out), compiler, flags, str(TESTS / f"{test}.cpp")]
     subprocess.run(command, check=True, capture_output=True, text=True)
     return out
 
@@ -26,19 +44,30 @@ def run(*command: str | Path) -> str:
     return done.stdout
 
 
+@pytest.fixture(scope="module")
+def here(tmp_path_factory) -> Path:
+    """The fingerprint program of this machine."""
+    return build(tmp_path_factory.mktemp("here") / "fingerprint", "g++", "-O2")
+
+
+@pytest.fixture(scope="module")
+def arm(tmp_path_factory) -> Path:
+    """The same for AArch64."""
+    return build(tmp_path_factory.mktemp("arm") / "fingerprint", ARM_COMPILER, "-O2 -static")
+
+
 def test_scalar_kernels_are_always_there_and_listed_first():
     assert _native.usable_kernels()[0] == "scalar"
 
 
 @pytest.mark.slow
-@NEEDS_COMPILER
-def test_every_instruction_set_chunking_batch_and_thread_count_gives_the_same_bits(tmp_path):
-    lines = run(build(tmp_path / "fingerprint", "g++", "-O2")).splitlines()
-    assert len(lines) >= 15
+@needs("g++")
+def test_every_instruction_set_chunking_batch_and_thread_count_gives_the_same_bits(here):
+    assert len(run(here).splitlines()) >= 15
 
 
 @pytest.mark.slow
-@NEEDS_COMPILER
+@needs("g++")
 @pytest.mark.skipif("avx512_vnni" not in _native.usable_kernels(), reason="needs AVX512-VNNI")
 def test_avx_vnni_and_amx_sources_give_the_same_bits_when_emulated(tmp_path):
     """The kernels as they are, over emulated tiles and AVX-512's form of the VNNI instruction."""
@@ -46,34 +75,67 @@ def test_avx_vnni_and_amx_sources_give_the_same_bits_when_emulated(tmp_path):
 
 
 @pytest.mark.slow
-@NEEDS_COMPILER
-@pytest.mark.skipif(
-    shutil.which("aarch64-linux-gnu-g++") is None or shutil.which("qemu-aarch64") is None,
-    reason="needs aarch64-linux-gnu-g++ and qemu-aarch64",
+@needs("g++", ARM_COMPILER, "qemu-aarch64")
+@pytest.mark.parametrize(
+    ("processor", "kernels"),
+    [
+        ("max", ["scalar", "neon", "neon_i8mm"]),
+        ("cortex-a76", ["scalar", "neon"]),
+        ("cortex-a53", ["scalar"]),
+    ],
 )
-def test_neon_gives_the_bits_of_this_machine(tmp_path):
-    here = run(build(tmp_path / "here", "g++", "-O2"), "quick")
-    arm = build(tmp_path / "arm", "aarch64-linux-gnu-g++", "-O2 -static")
-    assert run("qemu-aarch64", arm, "quick") == here
+def test_every_arm_processor_gives_the_bits_of_this_machine(here, arm, processor, kernels):
+    on_arm = ["qemu-aarch64", "-cpu", processor, arm]
+    assert run(*on_arm, "kernels").split() == kernels
+    assert run(*on_arm, "quick") == run(here, "quick")
 
 
 @pytest.mark.slow
-@NEEDS_COMPILER
+@ON_X86
+@needs("g++", "qemu-x86_64")
+def test_a_processor_without_avx2_runs_the_scalar_kernels_and_gives_the_same_bits(here):
+    old = ["qemu-x86_64", "-cpu", "Nehalem", here]
+    assert run(*old, "kernels").split() == ["scalar"]
+    some = ["quick", "q4-bias", "q6-group16", "q8", "kv8"]  # all of them take minutes
+    assert run(*old, *some) == run(here, *some)
+
+
+@ON_X86
+@needs("g++")
+def test_no_feature_is_claimed_that_the_system_does_not_save(tmp_path):
+    run(build(tmp_path / "features", "g++", "-O1", "features"))
+
+
+@pytest.mark.slow
+@needs("g++")
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
-def test_sanitizers_find_nothing(tmp_path, sanitizer):
+@pytest.mark.parametrize(("test", "arguments"), [("fingerprint", ["quick"]), ("cancel", [])])
+def test_sanitizers_find_nothing(tmp_path, sanitizer, test, arguments):
     flags = f"-O1 -g -fsanitize={sanitizer} -fno-sanitize-recover=all"
-    run(build(tmp_path / "fingerprint", "g++", flags), "quick")
+    run(build(tmp_path / test, "g++", flags, test), *arguments)
 
 
-@NEEDS_COMPILER
-@pytest.mark.skipif("avx2" not in _native.usable_kernels(), reason="needs an x86-64 with AVX2")
-def test_no_avx2_code_can_be_linked_into_other_files(tmp_path):
+def test_every_instruction_set_is_checked_for_code_that_could_leak():
+    files = {file.stem for file in (TESTS.parent / "simd").glob("*.cpp")}
+    assert files - {"scalar"} == {*X86, *ARM}
+
+
+@pytest.mark.parametrize("name", [*X86, *ARM])
+@pytest.mark.parametrize("level", ["-O0", pytest.param("-O2", marks=pytest.mark.slow)])
+def test_no_code_for_an_instruction_set_can_be_linked_into_other_files(tmp_path, name, level):
     """A shared inline function compiled for AVX2 would be a trap on a machine without it."""
-    root = TESTS.parent
-    out = tmp_path / "avx2.o"
-    flags = ["-std=c++17", "-O1", "-mavx2", "-mfma", "-mf16c", "-ffp-contract=off"]
+    native = "g++" if (platform.machine() == "x86_64") == (name in X86) else None
+    compiler = native or ("x86_64-linux-gnu-g++" if name in X86 else ARM_COMPILER)
+    if shutil.which(compiler) is None:
+        pytest.skip(f"needs {compiler}")
+    source, out = TESTS.parent / "simd" / f"{name}.cpp", tmp_path / f"{name}.o"
+    flags = ["-std=c++17", level, "-ffp-contract=off", *(X86 | ARM)[name].split()]
     subprocess.run(
-        ["g++", *flags, f"-I{root}", "-c", str(root / "simd/avx2.cpp"), "-o", str(out)], check=True
+        [compiler, *flags, f"-I{TESTS.parent}", "-c", str(source), "-o", str(out)], check=True
     )
-    defined = run("nm", "-C", "--defined-only", "--extern-only", out).splitlines()
-    assert [line.split(maxsplit=2)[2] for line in defined] == ["localllm::kAvx2Kernels"]
+    nm = compiler.removesuffix("g++") + "nm"
+    symbols = run(nm, "-C", "--defined-only", "--extern-only", out).splitlines()
+    names = [line.split(maxsplit=2)[2] for line in symbols]
+    (table,) = [n for n in names if n != "DW.ref.__gxx_personality_v0"]  # data of the C++ runtime
+    kind = "matmul" if name == "amx" else "kernels"
+    assert table.lower() == f"localllm::k{name.replace('_', '')}{kind}"
