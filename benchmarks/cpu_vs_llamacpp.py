@@ -8,7 +8,8 @@ step and nothing else: `Decoder.forward` here, `llama_decode` there. 1 thread is
 thread and 2 with 2. llama.cpp is measured with flash attention on and off, and the better median
 counts. It comes prebuilt in node-llama-cpp 3.22.1: `npm install --ignore-scripts --prefix FOLDER
 node-llama-cpp@3.22.1`; FOLDER is .venv/peers, or what LOCALLLM_PEERS names, unless told. Without
-it only this engine is measured, and the output says so. `--kernels avx2` holds both sides to AVX2.
+it only this engine is measured, and the output says so. `--kernels avx2` holds both sides to AVX2;
+what is wanted is said of the best kernels alone.
 """
 
 from __future__ import annotations
@@ -157,12 +158,13 @@ def measure(work: Work, threads: int, kernels: str, rounds: int) -> Row:
         with_flash=rates.get("on"),
         without_flash=rates.get("off"),
         ratio=rates["ours"] / theirs if theirs else None,
-        goal=work.goal.value if work.goal else None,
+        goal=work.goal.value if work.goal and kernels == "best" else None,
         spread=max(timing.spread for timing in timings.values()),
     )
 
 
 def cells(row: Row, work: Work) -> list[str]:
+    goal = None if row.goal is None else work.goal
     flash = "-" if row.theirs is None else "on" if row.theirs == row.with_flash else "off"
     return [
         f"{row.model}, {row.work}",
@@ -171,8 +173,8 @@ def cells(row: Row, work: Work) -> list[str]:
         "-" if row.theirs is None else f"{row.theirs:.1f}",
         flash,
         "-" if row.ratio is None else f"{row.ratio:.2f} x",
-        wanted(work.goal),
-        verdict(row.ratio, work.goal),
+        wanted(goal),
+        verdict(row.ratio, goal),
         f"{row.spread:.2f}",
     ]
 

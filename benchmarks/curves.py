@@ -2,8 +2,8 @@
 
     python -m benchmarks.curves [--peers FOLDER] [--rounds 3] [--model NAME] [--threads N]
 
-Writes docs/speed.png and docs/speed.csv. Needs the extra `bench` (matplotlib). llama.cpp chooses
-flash attention itself; without it the picture shows this engine alone.
+Writes docs/speed.png and docs/speed.csv. Needs the extra `bench` (matplotlib). llama.cpp
+has a line with flash attention and one without; where it is missing, this engine stands alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,13 @@ CONTEXTS = (64, 128, 256, 512, 1024, 2048, 4096)
 BATCHES = (1, 2, 4, 8, 16, 32)
 BATCH_CONTEXT = 128
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-COLOURS = {Ours.name: "#1f6feb", LlamaCpp.name: "#d4731c"}
+PLAIN, FLASH = "llama.cpp", "llama.cpp, flash attention"
+SIDES = (
+    (Ours.name, Ours, {}),
+    (PLAIN, LlamaCpp, {"flash_attention": "off"}),
+    (FLASH, LlamaCpp, {"flash_attention": "on"}),
+)
+COLOURS = {Ours.name: "#1f6feb", PLAIN: "#d4731c", FLASH: "#8a6d3b"}
 
 
 @dataclass(frozen=True)
@@ -50,14 +56,14 @@ def points(path: Path, threads: int, by: str, rounds: int) -> list[Point]:
     found = []
     with ExitStack() as stack:
         sides: dict[str, Side] = {}
-        for factory in (Ours, LlamaCpp):
+        for name, factory, settings in SIDES:
             try:
-                worker = Worker(factory, path, threads=threads, **size)
+                worker = Worker(factory, path, threads=threads, **size, **settings)
             except PeerMissing as error:
-                print(f"llama.cpp: not measured: {error}")
+                print(f"{name}: not measured: {error}")
                 continue
-            sides[factory.name] = stack.enter_context(worker)
-            print(f"{factory.name}: {worker.about()}", flush=True)
+            sides[name] = stack.enter_context(worker)
+            print(f"{name}: {worker.about()}", flush=True)
         for at in BATCHES if batched else CONTEXTS:
 
             def measure(side: Side, at: int = at) -> list[float]:
