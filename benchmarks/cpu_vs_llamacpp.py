@@ -36,6 +36,7 @@ HEADER = (
     *("ratio", "wanted", "reached", "spread"),
 )
 PREFILL = 512
+STARVED, SCALED = 1.3, 1.9  # 2 threads over 1: too little to be true, and about as good as it gets
 BATCH_CONTEXT = 128
 SMOLLM2, GEMMA, LARGE = "SmolLM2-135M Q4_1", "Gemma-3-270M Q4_K_M", "1B shapes Q4_0"
 MODELS: dict[str, Callable[[], Path]] = {
@@ -179,6 +180,23 @@ def cells(row: Row, work: Work) -> list[str]:
     ]
 
 
+def doubt(rows: list[Row]) -> list[str]:
+    """Threads of llama.cpp that brought little: on a machine with other work they starve."""
+    alone = {(row.model, row.work): row for row in rows if row.threads == 1}
+    notes = []
+    for row in rows:
+        one = alone.get((row.model, row.work))
+        if row.threads != 2 or one is None or one.theirs is None or row.theirs is None:
+            continue
+        if row.theirs < STARVED * one.theirs:
+            notes.append(
+                f"NOTE: {row.model}, {row.work}: 2 threads of llama.cpp made {row.theirs:.1f} where "
+                f"1 made {one.theirs:.1f}. Were it {SCALED} x its 1 thread, the ratio would be "
+                f"{row.ours / (SCALED * one.theirs):.2f} x."
+            )
+    return notes
+
+
 def announce(kernels: str) -> None:
     """What each side says of itself, at 1 thread."""
     work = WORKS[0]
@@ -203,6 +221,7 @@ def run(args: argparse.Namespace, kernels: str) -> list[Row]:
             made.append(row)
             shown.append(cells(row, work))
     print("\n" + markdown(HEADER, shown))
+    print("\n".join(doubt(made)))
     return made
 
 
