@@ -190,8 +190,8 @@ def doubt(rows: list[Row]) -> list[str]:
             continue
         if row.theirs < STARVED * one.theirs:
             notes.append(
-                f"NOTE: {row.model}, {row.work}: 2 threads of llama.cpp made {row.theirs:.1f} where "
-                f"1 made {one.theirs:.1f}. Were it {SCALED} x its 1 thread, the ratio would be "
+                f"NOTE: {row.model}, {row.work}: 2 threads of llama.cpp made {row.theirs:.1f}, "
+                f"1 thread {one.theirs:.1f}. Were it {SCALED} x its 1 thread, the ratio would be "
                 f"{row.ours / (SCALED * one.theirs):.2f} x."
             )
     return notes
