@@ -48,7 +48,8 @@ format: $(SETUP) .venv/.stamp-dev ## let ruff and clang-format rewrite the sourc
 	@$(BIN)/clang-format -i $(CXX_FILES)
 
 bench: $(SETUP) .venv/.stamp-bench ## measure; every figure in the README comes from here
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; \
+	  $(BIN)/python -m "benchmarks.$$(basename $$script .py)" || exit 1; done
 
 goldens: $(SETUP) .venv/.stamp-parity ## write the expected values in tests/ again, from the originals
 	@for script in scripts/goldens/[a-z]*.py; do echo "== $$script"; \

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from localllm import LLM
-from scripts.parity.llamacpp_greedy import GOLDEN, MODELS, Comparison, compare
+from scripts.parity.llamacpp_greedy import BACKENDS, GOLDEN, MODELS, Comparison, compare
 
 
 @pytest.fixture(scope="module")
@@ -22,16 +22,18 @@ def hold(comparison: Comparison) -> None:
     )
 
 
-def test_one_answer_of_each_model(smollm2, gemma3, goldens):
+@pytest.mark.parametrize(("backend", "answers"), [("cpu", 10), ("reference", 1)])
+def test_some_answers_of_each_model(backend, answers, smollm2, gemma3, goldens):
     for name, path in zip(MODELS, (smollm2, gemma3), strict=True):
-        with LLM(str(path), backend="reference") as llm:
-            answer = goldens["models"][name][0]
-            hold(compare(llm, {**answer, "ids": answer["ids"][:8]}))
+        with LLM(str(path), backend=backend) as llm:
+            for answer in goldens["models"][name][:answers]:
+                hold(compare(llm, answer, tokens=8))
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", MODELS)
-def test_every_answer(name, goldens):
-    with LLM(name, backend="reference") as llm:
+def test_every_answer(name, backend, goldens):
+    with LLM(name, backend=backend) as llm:
         for answer in goldens["models"][name]:
             hold(compare(llm, answer))

@@ -1,16 +1,15 @@
 """Greedy answers against llama.cpp's on the same files.
 
-Both engines continue the same token ids greedily. llama.cpp quantizes activations to 8 bits, so
-its logits differ from ours by some tenths; where two tokens are closer than that the answers may
-part, and everything after is a different text. A divergence counts as a near-tie when the gap
-between the two tokens is at most twice the largest difference seen between the engines' logits
-on the steps before.
+Both engines continue the same token ids greedily. llama.cpp quantizes activations to 8 bits, and
+so does our cpu backend, each in its own way; the reference backend stays in float32. So logits
+differ by some tenths; where two tokens are closer than that the answers may part, and everything
+after is a different text. A divergence counts as a near-tie when the gap between the two tokens is
+at most twice the largest difference seen between the engines' logits up to there.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,26 +18,22 @@ from typing import Any
 import numpy as np
 
 from localllm import LLM
-from scripts.parity.peers import node_llama_cpp
+from scripts.parity.greedy_prompts import PROMPTS
+from scripts.parity.llamacpp import LlamaCpp
 
 GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden" / "llamacpp_greedy.json"
-TOKENS = 32
-PROMPTS = (
-    "The capital of France is",
-    "def fibonacci(n):\n",
-    "Once upon a time, there was a little girl who",
-    "Water boils at",
-    "1, 2, 3, 4, 5, 6,",
-    "The three primary colours are",
-)
+TOKENS = 24
 TITLE = "Greedy answers against llama.cpp"
 NOTE = (
-    "Tokens agreed before the first difference, the gap between the two tokens in our logits "
-    "there, and the largest difference between the engines' two best logits on the steps before. "
-    "llama.cpp quantizes activations to 8 bits; ours here are float32."
+    f"{len(PROMPTS)} prompts (`scripts/parity/greedy_prompts.py`), {TOKENS} tokens each. For "
+    "every answer that parts: tokens agreed before the first difference, the gap there between "
+    "the two tokens in our logits, and the largest difference up to there between the engines' two "
+    "best logits. llama.cpp quantizes activations to 8 bits; so does `cpu`, while `reference` "
+    "stays in float32. A gap of at most twice the difference is a near-tie."
 )
-HEADER = ("Model", "Prompt", "Agreed", "Gap at the first difference", "Largest logit difference")
+HEADER = ("Model", "Backend", "Prompt", "Agreed", "Gap", "Largest logit difference")
 MODELS = ("smollm2:135m", "gemma3:270m")
+BACKENDS = ("cpu", "reference")
 
 
 @dataclass(frozen=True)
@@ -57,30 +52,17 @@ class Comparison:
         return self.gap is None or self.gap <= 2 * self.noise
 
 
-def run_llamacpp(model: Path, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """llama.cpp's ids and its two largest logits at every step."""
-    folder, advice = node_llama_cpp()
-    if folder is None:
-        raise SystemExit(f"node-llama-cpp is not installed: {advice}")
-    job = {"model": str(model), "prompts": [list(p) for p in prompts], "tokens": TOKENS}
-    script = Path(__file__).with_suffix(".mjs")
-    done = subprocess.run(
-        ["node", str(script)], input=json.dumps(job), cwd=folder, capture_output=True, text=True
-    )
-    if done.returncode:
-        raise SystemExit(f"llama.cpp failed: {done.stderr}")
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
-
-
-def compare(llm: LLM, golden: dict[str, Any]) -> Comparison:
+def compare(llm: LLM, golden: dict[str, Any], tokens: int = TOKENS) -> Comparison:
     """Our logits on llama.cpp's own answer, up to the first token we would not have chosen."""
-    prompt, theirs = golden["prompt_ids"], golden["ids"]
+    assert llm.tokenizer is not None
+    prompt, theirs = llm.tokenizer.encode(golden["prompt"]), golden["ids"][:tokens]
     logits = llm.logits([*prompt, *theirs[:-1]])[len(prompt) - 1 :]
     noise = 0.0
     for step, (row, chosen) in enumerate(zip(logits, theirs, strict=True)):
         ours = int(np.argmax(row))
-        noise = max(noise, *(abs(float(row[i]) - value) for i, value in golden["top"][step]))
+        first, second, second_id = golden["top"][step]
+        for token, hundredths in ((chosen, first), (second_id, second)):
+            noise = max(noise, abs(float(row[token]) - hundredths / 100))
         if ours != chosen:
             gap = float(row[ours] - row[chosen])
             return Comparison(llm.info.name, golden["prompt"], step, len(theirs), noise, gap)
@@ -88,23 +70,38 @@ def compare(llm: LLM, golden: dict[str, Any]) -> Comparison:
 
 
 def rows() -> list[tuple[str, ...]]:
-    """One row for each model and prompt; the table of docs/parity.md."""
+    """For each model and backend one row that counts, then one for each answer that parts."""
     goldens = json.loads(GOLDEN.read_text("utf-8"))
     found = []
     for name, answers in goldens["models"].items():
-        with LLM(name, backend="reference") as llm:
-            found += [_row(compare(llm, answer)) for answer in answers]
+        for backend in BACKENDS:
+            with LLM(name, backend=backend) as llm:
+                compared = [compare(llm, answer) for answer in answers]
+            found.append(_count(name, backend, compared))
+            found += [_row(backend, c) for c in compared if c.gap is not None]
     return found
 
 
-def _row(c: Comparison) -> tuple[str, ...]:
-    gap = "-" if c.gap is None else f"{c.gap:.3f}{'' if c.near_tie else ' (not a near-tie)'}"
+def _count(model: str, backend: str, compared: Sequence[Comparison]) -> tuple[str, ...]:
+    parted = [c for c in compared if c.gap is not None]
+    ties = sum(c.near_tie for c in parted)
+    said = f"{len(compared) - len(parted)} of {len(compared)} answers the same"
+    if parted:
+        said += f"; {ties} of {len(parted)} part at a near-tie"
+    worst = max((c.gap for c in parted if c.gap is not None), default=0.0)
+    noise = max(c.noise for c in compared)
+    return model, backend, f"**{said}**", "", f"{worst:.3f} at most", f"{noise:.3f} at most"
+
+
+def _row(backend: str, c: Comparison) -> tuple[str, ...]:
+    assert c.gap is not None
+    gap = f"{c.gap:.3f}{'' if c.near_tie else ' (not a near-tie)'}"
     prompt = json.dumps(c.prompt, ensure_ascii=False)
-    return c.model, f"`{prompt}`", f"{c.agreed} of {c.total}", gap, f"{c.noise:.3f}"
+    return c.model, backend, f"`{prompt}`", f"{c.agreed} of {c.total}", gap, f"{c.noise:.3f}"
 
 
 def make_golden() -> dict[str, Any]:
-    """Runs llama.cpp on every model and prompt."""
+    """Runs llama.cpp on every model and prompt. Raises PeerMissing."""
     models: dict[str, Any] = {}
     system = ""
     for name in MODELS:
@@ -112,10 +109,25 @@ def make_golden() -> dict[str, Any]:
             assert llm.tokenizer is not None
             prompts = [llm.tokenizer.encode(text) for text in PROMPTS]
             path = Path(llm.info.path)
-        answer = run_llamacpp(path, prompts)
-        system = answer["system"]
-        models[name] = [
-            {"prompt": text, "prompt_ids": ids, **found}
-            for text, ids, found in zip(PROMPTS, prompts, answer["answers"], strict=True)
-        ]
+        with LlamaCpp(path, context=512) as peer:
+            system = f"{peer.kernels}: {peer.system}"
+            models[name] = [
+                {"prompt": text, **answer(peer, ids)}
+                for text, ids in zip(PROMPTS, prompts, strict=True)
+            ]
     return {"peer": "llama.cpp in node-llama-cpp 3.22.1", "system": system, "models": models}
+
+
+def answer(peer: LlamaCpp, prompt: Sequence[int]) -> dict[str, Any]:
+    """Its greedy ids, and for each step [best logit, second best, second's id], in hundredths."""
+    peer.clear()
+    ids: list[int] = []
+    top: list[list[int]] = []
+    logits = peer.decode(prompt, 0)[0]
+    while True:
+        second, first = np.argsort(logits)[-2:].tolist()
+        top.append([round(float(logits[i]) * 100) for i in (first, second)] + [second])
+        ids.append(first)
+        if len(ids) == TOKENS or peer.is_end(first):
+            return {"ids": ids, "top": top}
+        logits = peer.decode([first], len(prompt) + len(ids) - 1)[0]

@@ -1,0 +1,1 @@
+"""What the benchmark scripts share: the two sides, each in its own process, and the timing."""
