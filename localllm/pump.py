@@ -103,8 +103,9 @@ class Stream:
     """An iterator over the deltas of one or several answers, in order of arrival.
 
     `cancel()` may be called from any thread or a signal handler: the step under way stops within a
-    layer of the model, the answers end, and the deltas that finish them (with what was said so far) still come. Leaving the
-    iterator early (`close()`, `with`, garbage collection) ends the requests too.
+    layer of the model, the answers end, and the deltas that finish them (with what was said so far)
+    still come. Leaving the iterator early (`close()`, `with`, garbage collection) ends the requests
+    too.
     """
 
     def __init__(self, pump: Pump, answers: list[Answer]) -> None:
