@@ -12,7 +12,7 @@ namespace {
 
 constexpr Kernels make_table(const char* name) {
   return {name,          norm,   quantize, add_scaled,  scale,  activate,    rope,        softmax,
-          finish_logits, matmul, write_kv, reset_state, attend, merge_state, finish_state};
+          finish_logits, matmul, write_kv, reset_state, attend, merge_state, finish_state, rotate};
 }
 
 }  // namespace
