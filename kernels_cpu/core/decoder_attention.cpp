@@ -62,8 +62,7 @@ void fill_rows(const AttendItem& item, const LayerConfig& c, const FloatRows& q,
     const int query = item.tile.first + i % count / group;
     const int row = item.tile.chunk->first_row + query;
     const int head = (item.head + i / count) * group + i % group;
-    rows[i] = {q.row(row) + head * c.head_dim, state(row, head, i),
-               item.tile.chunk->start + query};
+    rows[i] = {q.row(row) + head * c.head_dim, state(row, head, i), item.tile.chunk->start + query};
   }
 }
 
@@ -184,8 +183,8 @@ void Decoder::attend_whole(const std::vector<AttendItem>& items, int index) {
       const AttendItem& item = items[items.size() - 1 - static_cast<size_t>(n)];
       const int count = item.tile.count * group, all = item.heads * count;
       fill_rows(
-          item, c, q_,
-          [&](int, int, int i) { return fresh + static_cast<ptrdiff_t>(i) * size; }, rows);
+          item, c, q_, [&](int, int, int i) { return fresh + static_cast<ptrdiff_t>(i) * size; },
+          rows);
       const KvHead kv = kv_.head(index, item.head, item.tile.chunk->table);
       const int last_position = rows[count - 1].position;
       for (int part = first_part(rows[0].position, c.window); part <= last_position / kPart;
@@ -232,8 +231,8 @@ void Decoder::attend_in_parts(const Step& step, const std::vector<AttendItem>& i
           item, c, q_, [&](int row, int head, int) { return state_at(row, head, item.part); },
           rows);
       for (int i = 0; i < item.heads * count; ++i) k_.reset_state(rows[i].state, dim);
-      k_.attend(kv_.head(index, item.head, item.tile.chunk->table), params, rows, count,
-                item.heads, item.part, tokens);
+      k_.attend(kv_.head(index, item.head, item.tile.chunk->table), params, rows, count, item.heads,
+                item.part, tokens);
     }
   });
   each_row(step.rows, 2 * c.heads * size, [&](int r) {

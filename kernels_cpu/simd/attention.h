@@ -70,9 +70,11 @@ void attend_in_place(const Walk& w) {
   for (int start = w.start; start < w.part_end; start += kStep) {
     const uint8_t* piece = w.kv.piece(start);
     const uint8_t* after = start + kStep < w.end ? w.kv.piece(start + kStep) : piece;
+    const bool jump = after != piece + static_cast<size_t>(w.heads) * l.piece_bytes;
     for (int h = 0; h < w.heads; ++h) {
       const uint8_t* next = h + 1 < w.heads ? piece + l.piece_bytes : after;
-      const StepView<Code, SCALED> s{piece, piece + l.values_at, l.record_bytes, next - piece};
+      const StepView<Code, SCALED> s{piece, piece + l.values_at, l.record_bytes,
+                                     jump ? next - piece : 0};
       attend_rows(s, l, w.p, w.rows + static_cast<ptrdiff_t>(h) * w.count, w.count, start);
       piece = next;
     }
@@ -99,8 +101,8 @@ void attend_widened(const Walk& w, float* scratch) {
       } else {
         const int last = w.part_end - start < kStep ? w.part_end - start : kStep;
         for (int t = w.first > start ? w.first - start : 0; t < last; ++t)
-          widen_token<SCALED>(l, w.kv.piece(start + t) + head_at,
-                              (start + t) % l.block % l.tile, t, keys, values);
+          widen_token<SCALED>(l, w.kv.piece(start + t) + head_at, (start + t) % l.block % l.tile, t,
+                              keys, values);
       }
       attend_rows(s, l, w.p, w.rows + static_cast<ptrdiff_t>(h) * w.count, w.count, start);
     }

@@ -28,7 +28,7 @@ struct StepView {
 
   const uint8_t *keys, *values;  // records
   size_t record_bytes;
-  ptrdiff_t ahead;  // bytes from here to what is read next
+  ptrdiff_t ahead;  // bytes from here to what is read next, 0 where that follows by itself
 
   const Scale* key_scales(int group) const {
     return reinterpret_cast<const Scale*>(keys + static_cast<size_t>(group) * record_bytes);
@@ -74,8 +74,7 @@ inline void score_step(const StepView<Code, SCALED>& s, int head_dim, const Atte
       });
       for (int half = 0; half < 2; ++half) {
         const Vec scale = load(s.key_scales(group) + 16 * half);
-        for (int r = 0; r < ROWS; ++r)
-          score[r][half] = fma(dot[r][half], scale, score[r][half]);
+        for (int r = 0; r < ROWS; ++r) score[r][half] = fma(dot[r][half], scale, score[r][half]);
       }
     }
   }
@@ -119,10 +118,9 @@ inline void weigh_step(Vec (&score)[ROWS][2], const AttentionParams& p, const At
 
 template <int ROWS, class Code, bool SCALED>
 inline void add_values(const StepView<Code, SCALED>& s, int groups, const AttentionRow* rows,
-                       const Sight& seen, const float (&weight)[ROWS][kStep],
-                       const float* factor) {
+                       const Sight& seen, const float (&weight)[ROWS][kStep], const float* factor) {
   float scaled[ROWS][kStep];
-  const float(*w)[kStep] = weight;
+  const float (*w)[kStep] = weight;
   for (int group = 0; group < groups; ++group) {
     if constexpr (SCALED) {
       for (int half = 0; half < 2; ++half) {

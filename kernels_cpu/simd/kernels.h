@@ -93,12 +93,12 @@ enum class KvKind : int32_t { kFloat32, kFloat16, kInt8, kInt4 };
 // entries i and i + 16.
 struct KvLayout {
   KvKind kind = KvKind::kFloat16;
-  int block = 32;         // tokens in a block
-  int tile = 32;          // kStep where that divides the block, else the block
+  int block = 32;  // tokens in a block
+  int tile = 32;   // kStep where that divides the block, else the block
   int head_dim = 0;
-  int padded_dim = 0;     // head_dim rounded up to 32
+  int padded_dim = 0;  // head_dim rounded up to 32
   size_t record_bytes = 0;
-  size_t values_at = 0;   // of the first record of V inside a piece
+  size_t values_at = 0;  // of the first record of V inside a piece
   size_t piece_bytes = 0;
 
   bool quantized() const { return kind == KvKind::kInt8 || kind == KvKind::kInt4; }

@@ -27,7 +27,7 @@ inline void write_codes(const KvLayout& l, uint8_t* record, int slot, const floa
                         bool key) {
   const bool nibbles = l.kind == KvKind::kInt4;
   int8_t codes[kGroup];
-  reinterpret_cast<uint16_t*>(record)[slot] = quantize_entries(x, n, nibbles ? 7 : 127, codes);
+  reinterpret_cast<uint16_t*>(record)[slot] = quantize_entries(x, n, nibbles, codes);
   uint8_t* to = record + l.scale_bytes();
   if (!nibbles) {
     for (int i = 0; i < n; ++i)
@@ -35,7 +35,7 @@ inline void write_codes(const KvLayout& l, uint8_t* record, int slot, const floa
     return;
   }
   const auto pair = [&](int low, int high) {
-    return static_cast<uint8_t>((codes[low] + 8) | (codes[high] + 8) << 4);
+    return static_cast<uint8_t>(codes[low] | codes[high] << 4);
   };
   if (key)
     for (int i = 0; 2 * i < n; ++i) to[i * l.tile + slot] = pair(2 * i, 2 * i + 1);
@@ -73,8 +73,9 @@ void widen_tile(const KvLayout& l, const uint8_t* piece, float* keys, float* val
     scales(record, keys);
     const int n = l.head_dim - d < kGroup ? l.head_dim - d : kGroup;
     float* to = keys + wide_at;
-    each_key(reinterpret_cast<const Code*>(record + codes_at), n, 0,
-             [&](int i, auto half, const Vec& key) { store(to + i * kStep + 16 * half.value, key); });
+    each_key(
+        reinterpret_cast<const Code*>(record + codes_at), n, 0,
+        [&](int i, auto half, const Vec& key) { store(to + i * kStep + 16 * half.value, key); });
     record += l.values_at;
     scales(record, values);
     const auto* codes = reinterpret_cast<const Code*>(record + codes_at);
@@ -91,11 +92,11 @@ void widen_tile(const KvLayout& l, const uint8_t* piece, float* keys, float* val
 inline float code_at(const KvLayout& l, const uint8_t* codes, int entry, int slot, bool key) {
   const ptrdiff_t at = key ? static_cast<ptrdiff_t>(entry) * l.tile + slot
                            : static_cast<ptrdiff_t>(slot) * kGroup + entry;
-  float out[16];
   switch (l.kind) {
     case KvKind::kFloat32: return reinterpret_cast<const float*>(codes)[at];
     case KvKind::kFloat16: {
       const uint16_t half[16] = {reinterpret_cast<const uint16_t*>(codes)[at]};
+      float out[16];
       store(out, load(half));
       return out[0];
     }
@@ -105,8 +106,7 @@ inline float code_at(const KvLayout& l, const uint8_t* codes, int entry, int slo
   const bool high = key ? entry & 1 : entry >= 16;
   const int byte = key ? codes[static_cast<ptrdiff_t>(entry / 2) * l.tile + slot]
                        : codes[static_cast<ptrdiff_t>(slot) * 16 + entry % 16];
-  store(out, code_value(set1(int32_t{high ? byte >> 4 : byte & 15})));
-  return out[0];
+  return static_cast<float>(kLevels[high ? byte >> 4 : byte & 15]);
 }
 
 // One token of a record: to column t of the keys in scratch, or to row t of the values.

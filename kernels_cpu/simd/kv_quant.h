@@ -1,8 +1,7 @@
 // Quantizing 32 entries of a key or value, and the rotation that makes them alike first.
 #pragma once
 
-#include "simd/kernels.h"
-#include "simd/math.h"
+#include "simd/kv_codes.h"
 
 namespace localllm::LOCALLLM_ISA {
 namespace {
@@ -10,30 +9,72 @@ namespace {
 // float16 with finite values held inside its range; NaN and infinity: NaN stays, infinity is held.
 inline Vec hold_half(const Vec& x) { return min(set1(65504.0f), max(set1(-65504.0f), x)); }
 
-// Codes of up to 32 entries, |code| <= limit, and their float16 scale. A group that is not finite
-// gets scale NaN.
-inline uint16_t quantize_entries(const float* x, int n, int limit, int8_t* codes) {
+// 8 bits: codes round(x / scale), scale the largest magnitude / 127.
+inline void choose_bytes(const Vec (&x)[2], float largest, uint16_t* half, int8_t* codes) {
+  uint16_t halves[16];
+  store_half(halves, hold_half(set1(largest / 127.0f)));
+  *half = halves[0];
+  float scale[16];
+  store(scale, load(halves));  // codes are chosen for the rounded scale
+  const Vec inverse = set1(scale[0] > 0.0f ? 1.0f / scale[0] : 0.0f);
+  for (int i = 0; i < 2; ++i)
+    store_int8(codes + 16 * i, to_int(min(set1(127.0f), max(set1(-127.0f), mul(x[i], inverse)))));
+}
+
+// 4 bits: the nearest levels, at the best of some scales.
+inline void choose_levels(const Vec (&x)[2], float largest, uint16_t* half, int8_t* codes) {
+  float least = 0.0f;
+  for (int attempt = 0; attempt < 4; ++attempt) {
+    uint16_t halves[16];
+    const float shrink = 1.0f - 0.1f * static_cast<float>(attempt);
+    store_half(halves, hold_half(set1(largest / 127.0f * shrink)));
+    float scales[16];
+    store(scales, load(halves));
+    const Vec scale = set1(scales[0]);
+    const Vec inverse = set1(scales[0] > 0.0f ? 1.0f / scales[0] : 0.0f);
+    Vec code[2], error = zero();
+    for (int i = 0; i < 2; ++i) {
+      const Vec u = mul(x[i], inverse), magnitude = max(u, sub(zero(), u));
+      Vec index = set1(8.0f), level = set1(static_cast<float>(kLevels[8]));
+      for (int k = 9; k < 16; ++k) {
+        const float middle = 0.5f * static_cast<float>(kLevels[k - 1] + kLevels[k]);
+        const Mask above = less(set1(middle), magnitude);
+        index = select(above, set1(static_cast<float>(k)), index);
+        level = select(above, set1(static_cast<float>(kLevels[k])), level);
+      }
+      const Mask negative = less(u, zero());
+      code[i] = select(negative, sub(set1(15.0f), index), index);
+      level = select(negative, sub(zero(), level), level);
+      const Vec off = sub(mul(level, scale), x[i]);
+      error = fma(off, off, error);
+    }
+    const float sum = reduce_add(error);
+    if (attempt > 0 && !(sum < least)) continue;
+    least = sum;
+    *half = halves[0];
+    for (int i = 0; i < 2; ++i) store_int8(codes + 16 * i, to_int(code[i]));
+  }
+}
+
+// Codes of up to 32 entries and their float16 scale. A group that is not finite gets scale NaN.
+inline uint16_t quantize_entries(const float* x, int n, bool nibbles, int8_t* codes) {
   const int low = n < 16 ? n : 16, high = n - low;
-  const Vec a = load(x, low), b = load(x + low, high);
+  const Vec both[2] = {load(x, low), load(x + low, high)};
   const IVec no_sign = set1(int32_t{0x7fffffff});
-  const int32_t largest = reduce_max(max(bit_and(bits(a), no_sign), bit_and(bits(b), no_sign)));
-  uint16_t half[16];
+  const int32_t largest =
+      reduce_max(max(bit_and(bits(both[0]), no_sign), bit_and(bits(both[1]), no_sign)));
   if (largest >= 0x7f800000) {
-    for (int i = 0; i < 32; ++i) codes[i] = 0;
+    for (int i = 0; i < kGroup; ++i) codes[i] = 0;
     return 0x7e00;
   }
-  const Vec amax = from_bits(set1(largest));
-  store_half(half, hold_half(div(amax, set1(static_cast<float>(limit)))));
-  float scale[16];
-  store(scale, load(half));  // codes are chosen for the rounded scale
-  const float inverse = scale[0] > 0.0f ? 1.0f / scale[0] : 0.0f;
-  const Vec top = set1(static_cast<float>(limit)), bottom = set1(static_cast<float>(-limit));
-  const auto round = [&](const Vec& v) {
-    return to_int(min(top, max(bottom, mul(v, set1(inverse)))));
-  };
-  store_int8(codes, round(a));
-  store_int8(codes + 16, round(b));
-  return half[0];
+  float magnitude;
+  __builtin_memcpy(&magnitude, &largest, sizeof(magnitude));
+  uint16_t half;
+  if (nibbles)
+    choose_levels(both, magnitude, &half, codes);
+  else
+    choose_bytes(both, magnitude, &half, codes);
+  return half;
 }
 
 // Its own inverse. Plain loops: sums of two floats round alike however they are vectorized.
