@@ -39,6 +39,8 @@ struct Step {
   float* out = nullptr;  // [logits, vocab]
 };
 
+struct AttendItem;
+
 // Bytes of scratch one thread needs for a layer's attention.
 size_t attention_scratch(const LayerConfig& c);
 
@@ -71,8 +73,9 @@ class Decoder {
   void attention(const Step& step, int index);
   void write_rows(const Step& step, int index, int first, int last);
   void attend(const Step& step, int index);
-  void attend_whole(const Step& step, int index);
-  void attend_in_parts(const Step& step, int index);
+  void attend_whole(const std::vector<AttendItem>& items, int index);
+  void attend_in_parts(const Step& step, const std::vector<AttendItem>& items, int index);
+  void finish_head(const float* state, int index, int row, int head);
   void feed_forward(const Step& step, const Layer& layer);
   void mixture(const Step& step, const Layer& layer);
   void choose_experts(const Step& step, const Layer& layer);

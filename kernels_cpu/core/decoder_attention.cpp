@@ -6,28 +6,64 @@
 
 namespace localllm {
 
+// What one thread attends to at a time: some queries of a chunk by kv heads [head, head + heads),
+// over one part of the tokens or, with part -1, all.
+struct AttendItem {
+  struct Tile {  // queries [first, first + count) of a chunk
+    const Chunk* chunk;
+    int first, count;
+  };
+  Tile tile;
+  int head, heads, part;
+};
+
 namespace {
 
 constexpr int kTileQueries = 16;  // queries that share one reading of keys and values
 
-int padded(int head_dim) { return (head_dim + 15) / 16 * 16; }
+int padded(int head_dim) { return (head_dim + kGroup - 1) / kGroup * kGroup; }
+
+// Heads whose entries are spread over each other before 4 bits round them. Scores stay the same
+// when queries turn with the keys; what comes of the values is turned back.
+bool rotated(const KvLayout& l) { return l.kind == KvKind::kInt4; }
 
 int first_part(int position, int window) {
   return window > 0 ? std::max(0, position + 1 - window) / kPart : 0;
 }
 
-// A run of queries of one chunk.
-struct Tile {
-  const Chunk* chunk;
-  int first, count;
-};
+// Few queries take several heads together, since a block is read fastest from end to end.
+std::vector<AttendItem> make_items(const Step& step, const LayerConfig& c, bool heads_together,
+                                   bool by_parts) {
+  std::vector<AttendItem> items;
+  const auto add = [&](const AttendItem::Tile& tile, int part) {
+    const int most = heads_together ? std::max(1, kTileQueries / tile.count) : 1;
+    for (int head = 0; head < c.kv_heads; head += most)
+      items.push_back({tile, head, std::min(most, c.kv_heads - head), part});
+  };
+  for (const Chunk& chunk : step.chunks)
+    for (int q = 0; q < chunk.rows; q += kTileQueries) {
+      const AttendItem::Tile tile{&chunk, q, std::min(kTileQueries, chunk.rows - q)};
+      if (!by_parts) {
+        add(tile, -1);
+        continue;
+      }
+      const int first = chunk.start + q, last = first + tile.count - 1;
+      for (int part = first_part(first, c.window); part <= last / kPart; ++part) add(tile, part);
+    }
+  return items;
+}
 
-std::vector<Tile> make_tiles(const Step& step) {
-  std::vector<Tile> tiles;
-  for (const Chunk& c : step.chunks)
-    for (int q = 0; q < c.rows; q += kTileQueries)
-      tiles.push_back({&c, q, std::min(kTileQueries, c.rows - q)});
-  return tiles;
+// The item's rows as `attend` takes them; state(row, head, index) is where a row's sums belong.
+template <class State>
+void fill_rows(const AttendItem& item, const LayerConfig& c, const FloatRows& q, State state,
+               AttentionRow* rows) {
+  const int group = c.heads / c.kv_heads, count = item.tile.count * group;
+  for (int i = 0; i < item.heads * count; ++i) {
+    const int query = item.tile.first + i % count / group;
+    const int row = item.tile.chunk->first_row + query;
+    const int head = (item.head + i / count) * group + i % group;
+    rows[i] = {q.row(row) + head * c.head_dim, state(row, head, i), item.tile.chunk->start + query};
+  }
 }
 
 }  // namespace
@@ -35,8 +71,8 @@ std::vector<Tile> make_tiles(const Step& step) {
 size_t attention_scratch(const LayerConfig& c) {
   const auto rows = static_cast<size_t>(kTileQueries) * static_cast<size_t>(c.heads / c.kv_heads);
   const auto state = static_cast<size_t>(AttentionState::size(padded(c.head_dim)));
-  const size_t step = 2 * kStep * static_cast<size_t>(padded(c.head_dim)) + 16;
-  return (2 * rows * state + step) * sizeof(float) + rows * sizeof(AttentionRow) + 256;
+  return (2 * rows * state + attend_scratch(padded(c.head_dim))) * sizeof(float) +
+         rows * sizeof(AttentionRow) + 256;
 }
 
 void Decoder::attention(const Step& step, int index) {
@@ -92,54 +128,70 @@ void Decoder::write_rows(const Step& step, int index, int first, int last) {
     // Scores are taken in units of log2; with a softcap that factor comes after the cap.
     constexpr float log2e = 1.44269504088896340736f;
     k_.scale(q, a.q_width, c.softcap > 0.0f ? c.scale : c.scale * log2e);
-    const int position = step.positions[r];
+    if (rotated(layout)) {
+      for (int h = 0; h < c.heads; ++h) k_.rotate(q + h * c.head_dim, c.head_dim);
+      for (int h = 0; h < c.kv_heads; ++h) {
+        k_.rotate(k + h * c.head_dim, c.head_dim);
+        k_.rotate(v + h * c.head_dim, c.head_dim);
+      }
+    }
+    const int position = step.positions[r], slot = position % layout.block;
     const int32_t block = chunk->table[position / layout.block];
     for (int h = 0; h < c.kv_heads; ++h)
-      k_.write_kv(layout, kv_.block_at(index, h, block), position % layout.block,
+      k_.write_kv(layout, kv_.piece_at(index, h, block, slot), slot % layout.tile,
                   k + h * c.head_dim, v + h * c.head_dim);
   }
 }
 
 void Decoder::attend(const Step& step, int index) {
   const LayerConfig& c = program_.layers[static_cast<size_t>(index)].config;
-  const int tiles = static_cast<int>(make_tiles(step).size());
   // Few items would leave threads idle over a long context: then its parts are shared out too.
   // The order of operations, and so every bit, is the same either way.
-  if (pool_.size() > 1 && tiles * c.kv_heads < 4 * pool_.size())
-    attend_in_parts(step, index);
-  else
-    attend_whole(step, index);
+  const auto enough = [&](const std::vector<AttendItem>& items) {
+    return pool_.size() == 1 || static_cast<int>(items.size()) >= 4 * pool_.size();
+  };
+  std::vector<AttendItem> items = make_items(step, c, true, false);
+  if (enough(items)) {
+    attend_whole(items, index);
+  } else {
+    items = make_items(step, c, true, true);
+    attend_in_parts(step, enough(items) ? items : make_items(step, c, false, true), index);
+  }
   const int width = c.heads * c.head_dim;
   each_row(step.rows, 2 * width, [&](int r) { quantize(&mixed_, r, width); });
 }
 
-void Decoder::attend_whole(const Step& step, int index) {
+void Decoder::finish_head(const float* state, int index, int row, int head) {
+  const int head_dim = program_.layers[static_cast<size_t>(index)].config.head_dim;
+  float* out = mixed_.row(row) + head * head_dim;
+  k_.finish_state(state, head_dim, out);
+  if (rotated(kv_.layout(index))) k_.rotate(out, head_dim);
+}
+
+void Decoder::attend_whole(const std::vector<AttendItem>& items, int index) {
   const LayerConfig& c = program_.layers[static_cast<size_t>(index)].config;
-  const std::vector<Tile> tiles = make_tiles(step);
   const int group = c.heads / c.kv_heads, dim = padded(c.head_dim);
   const int size = AttentionState::size(dim);
   const AttentionParams params{c.window, c.softcap};
-  pool_.parallel(static_cast<int>(tiles.size()) * c.kv_heads, 1, [&](int from, int to, int thread) {
+  pool_.parallel(static_cast<int>(items.size()), 1, [&](int from, int to, int thread) {
     float* merged = reinterpret_cast<float*>(thread_scratch_[static_cast<size_t>(thread)].data());
-    for (int item = from; item < to; ++item) {
+    float* fresh = merged + static_cast<ptrdiff_t>(kTileQueries) * group * size;
+    float* tokens = fresh + static_cast<ptrdiff_t>(kTileQueries) * group * size;
+    auto* rows = reinterpret_cast<AttentionRow*>(tokens + attend_scratch(dim));
+    for (int n = from; n < to; ++n) {
       // Last tiles first: they see the most tokens, and the short ones fill the gaps.
-      const Tile& tile = tiles[tiles.size() - 1 - static_cast<size_t>(item / c.kv_heads)];
-      const int kv_head = item % c.kv_heads, count = tile.count * group;
-      float* fresh = merged + static_cast<ptrdiff_t>(kTileQueries) * group * size;
-      float* tokens = fresh + static_cast<ptrdiff_t>(kTileQueries) * group * size;
-      auto* rows = reinterpret_cast<AttentionRow*>(tokens + 2 * kStep * dim + 16);
-      for (int i = 0; i < count; ++i) {
-        const int q = tile.first + i / group;
-        rows[i] = {q_.row(tile.chunk->first_row + q) + (kv_head * group + i % group) * c.head_dim,
-                   fresh + static_cast<ptrdiff_t>(i) * size, tile.chunk->start + q};
-      }
-      const KvHead kv = kv_.head(index, kv_head, tile.chunk->table);
+      const AttendItem& item = items[items.size() - 1 - static_cast<size_t>(n)];
+      const int count = item.tile.count * group, all = item.heads * count;
+      fill_rows(
+          item, c, q_, [&](int, int, int i) { return fresh + static_cast<ptrdiff_t>(i) * size; },
+          rows);
+      const KvHead kv = kv_.head(index, item.head, item.tile.chunk->table);
       const int last_position = rows[count - 1].position;
       for (int part = first_part(rows[0].position, c.window); part <= last_position / kPart;
            ++part) {
-        for (int i = 0; i < count; ++i) k_.reset_state(rows[i].state, dim);
-        k_.attend(kv, params, rows, count, part, tokens);
-        for (int i = 0; i < count; ++i) {
+        for (int i = 0; i < all; ++i) k_.reset_state(rows[i].state, dim);
+        k_.attend(kv, params, rows, count, item.heads, part, tokens);
+        for (int i = 0; i < all; ++i) {
           const int begins = first_part(rows[i].position, c.window);
           if (part < begins || rows[i].position < part * kPart) continue;
           float* into = merged + static_cast<ptrdiff_t>(i) * size;
@@ -149,53 +201,38 @@ void Decoder::attend_whole(const Step& step, int index) {
             k_.merge_state(into, rows[i].state, dim);
         }
       }
-      for (int i = 0; i < count; ++i)
-        k_.finish_state(merged + static_cast<ptrdiff_t>(i) * size, c.head_dim,
-                        mixed_.row(tile.chunk->first_row + tile.first + i / group) +
-                            (kv_head * group + i % group) * c.head_dim);
+      for (int i = 0; i < all; ++i)
+        finish_head(merged + static_cast<ptrdiff_t>(i) * size, index,
+                    item.tile.chunk->first_row + item.tile.first + i % count / group,
+                    (item.head + i / count) * group + i % group);
     }
   });
 }
 
-void Decoder::attend_in_parts(const Step& step, int index) {
+void Decoder::attend_in_parts(const Step& step, const std::vector<AttendItem>& items, int index) {
   const LayerConfig& c = program_.layers[static_cast<size_t>(index)].config;
   const int group = c.heads / c.kv_heads, dim = padded(c.head_dim);
   const int size = AttentionState::size(dim);
   const AttentionParams params{c.window, c.softcap};
-
-  struct Item {
-    Tile tile;
-    int part;
-  };
-  std::vector<Item> items;
   int parts = 1;
-  for (const Tile& t : make_tiles(step)) {
-    const int first = t.chunk->start + t.first, last = first + t.count - 1;
-    for (int part = first_part(first, c.window); part <= last / kPart; ++part)
-      items.push_back({t, part});
-    parts = std::max(parts, last / kPart + 1);
-  }
+  for (const AttendItem& item : items) parts = std::max(parts, item.part + 1);
   states_.reserve(static_cast<size_t>(step.rows) * static_cast<size_t>(c.heads) *
                   static_cast<size_t>(parts) * static_cast<size_t>(size));
   const auto state_at = [&](int row, int head, int part) {
     return states_.data() + ((static_cast<ptrdiff_t>(row) * c.heads + head) * parts + part) * size;
   };
-  pool_.parallel(static_cast<int>(items.size()) * c.kv_heads, 1, [&](int from, int to, int thread) {
+  pool_.parallel(static_cast<int>(items.size()), 1, [&](int from, int to, int thread) {
     float* tokens = reinterpret_cast<float*>(thread_scratch_[static_cast<size_t>(thread)].data());
-    auto* rows = reinterpret_cast<AttentionRow*>(tokens + 2 * kStep * dim + 16);
-    for (int i = from; i < to; ++i) {
-      const Item& item = items[static_cast<size_t>(i / c.kv_heads)];
-      const Tile& tile = item.tile;
-      const int kv_head = i % c.kv_heads, count = tile.count * group;
-      for (int n = 0; n < count; ++n) {
-        const int q = tile.first + n / group, row = tile.chunk->first_row + q;
-        const int head = kv_head * group + n % group;
-        rows[n] = {q_.row(row) + head * c.head_dim, state_at(row, head, item.part),
-                   tile.chunk->start + q};
-        k_.reset_state(rows[n].state, dim);
-      }
-      k_.attend(kv_.head(index, kv_head, tile.chunk->table), params, rows, count, item.part,
-                tokens);
+    auto* rows = reinterpret_cast<AttentionRow*>(tokens + attend_scratch(dim));
+    for (int n = from; n < to; ++n) {
+      const AttendItem& item = items[static_cast<size_t>(n)];
+      const int count = item.tile.count * group;
+      fill_rows(
+          item, c, q_, [&](int row, int head, int) { return state_at(row, head, item.part); },
+          rows);
+      for (int i = 0; i < item.heads * count; ++i) k_.reset_state(rows[i].state, dim);
+      k_.attend(kv_.head(index, item.head, item.tile.chunk->table), params, rows, count, item.heads,
+                item.part, tokens);
     }
   });
   each_row(step.rows, 2 * c.heads * size, [&](int r) {
@@ -204,7 +241,7 @@ void Decoder::attend_in_parts(const Step& step, int index) {
       float* into = state_at(r, h, begins);
       for (int part = begins + 1; part <= position / kPart; ++part)
         k_.merge_state(into, state_at(r, h, part), dim);
-      k_.finish_state(into, c.head_dim, mixed_.row(r) + h * c.head_dim);
+      finish_head(into, index, r, h);
     }
   });
 }

@@ -12,36 +12,28 @@ KvLayout kv_layout(KvKind kind, int block, int head_dim) {
   KvLayout l;
   l.kind = kind;
   l.block = block;
+  l.tile = block % kStep == 0 ? kStep : block;
   l.head_dim = head_dim;
-  l.padded_dim = (head_dim + 15) / 16 * 16;
-  const auto tokens = static_cast<size_t>(block);
-  const auto dim = static_cast<size_t>(head_dim), padded = static_cast<size_t>(l.padded_dim);
-  const size_t groups = (dim + kGroup - 1) / kGroup;
-  switch (kind) {
-    case KvKind::kFloat32:
-    case KvKind::kFloat16: {
-      const size_t width = kind == KvKind::kFloat32 ? 4 : 2;
-      l.values_at = align64(dim * tokens * width);
-      l.head_bytes = align64(l.values_at + tokens * padded * width);
-      return l;
-    }
-    case KvKind::kInt8:
-      l.values_at = align64(dim * tokens);
-      l.key_scales_at = align64(l.values_at + tokens * padded);
-      break;
-    case KvKind::kInt4:
-      l.values_at = align64((dim + 1) / 2 * tokens);
-      l.key_scales_at = align64(l.values_at + tokens * padded / 2);
-      break;
-  }
-  l.value_scales_at = l.key_scales_at + align64(groups * tokens * 2);
-  l.head_bytes = l.value_scales_at + align64(groups * tokens * 2);
+  l.padded_dim = (head_dim + kGroup - 1) / kGroup * kGroup;
+  constexpr int bits[] = {32, 16, 8, 4};
+  const auto codes = [&](int entries) {
+    const auto bytes = static_cast<size_t>(entries) * static_cast<size_t>(l.tile);
+    return bytes * static_cast<size_t>(bits[static_cast<int>(kind)]) / 8;
+  };
+  l.record_bytes = l.scale_bytes() + codes(kGroup);
+  const int whole = head_dim / kGroup, rest = head_dim % kGroup;
+  const size_t rest_bytes = rest ? l.scale_bytes() + codes((rest + 1) / 2 * 2) : 0;
+  l.values_at = align64(static_cast<size_t>(whole) * l.record_bytes + rest_bytes);
+  l.piece_bytes =
+      align64(l.values_at + static_cast<size_t>(l.padded_dim / kGroup) * l.record_bytes);
   return l;
 }
 
 void KvPool::add_layer(int kv_heads, int head_dim) {
-  Layer layer{kv_layout(kind_, block_, head_dim), 0, {}};
-  layer.block_stride = layer.layout.head_bytes * static_cast<size_t>(kv_heads);
+  Layer layer{kv_layout(kind_, block_, head_dim), 0, 0, {}};
+  const KvLayout& l = layer.layout;
+  layer.tile_stride = l.piece_bytes * static_cast<size_t>(kv_heads);
+  layer.block_stride = layer.tile_stride * static_cast<size_t>(block_ / l.tile);
   layer.memory = Region::allocate(layer.block_stride * static_cast<size_t>(blocks_));
   layers_.push_back(std::move(layer));
 }
@@ -54,14 +46,15 @@ size_t KvPool::bytes() const {
 
 KvHead KvPool::head(int layer, int kv_head, const int32_t* table) const {
   const Layer& l = layers_[static_cast<size_t>(layer)];
-  return {&l.layout, l.memory.data() + l.layout.head_bytes * static_cast<size_t>(kv_head),
-          l.block_stride, table};
+  return {&l.layout, l.memory.data() + l.layout.piece_bytes * static_cast<size_t>(kv_head),
+          l.block_stride, l.tile_stride, table};
 }
 
-uint8_t* KvPool::block_at(int layer, int kv_head, int32_t block) const {
+uint8_t* KvPool::piece_at(int layer, int kv_head, int32_t block, int slot) const {
   const Layer& l = layers_[static_cast<size_t>(layer)];
   return l.memory.data() + l.block_stride * static_cast<size_t>(block) +
-         l.layout.head_bytes * static_cast<size_t>(kv_head);
+         l.tile_stride * static_cast<size_t>(slot / l.layout.tile) +
+         l.layout.piece_bytes * static_cast<size_t>(kv_head);
 }
 
 }  // namespace localllm

@@ -20,15 +20,16 @@ class KvPool {
   int block() const { return block_; }
   int blocks() const { return blocks_; }
   size_t bytes() const;
-  // One kv head of `layer` as the sequence with this block table sees it.
+  // The cache of `layer`, from a kv head on, as the sequence with this block table sees it.
   KvHead head(int layer, int kv_head, const int32_t* table) const;
-  uint8_t* block_at(int layer, int kv_head, int32_t block) const;
+  // The piece that holds place `slot` of a block.
+  uint8_t* piece_at(int layer, int kv_head, int32_t block, int slot) const;
   const KvLayout& layout(int layer) const { return layers_[static_cast<size_t>(layer)].layout; }
 
  private:
   struct Layer {
     KvLayout layout;
-    size_t block_stride;
+    size_t tile_stride, block_stride;
     Region memory;
   };
   KvKind kind_;

@@ -8,7 +8,7 @@ constexpr int kStreamRows = 8;
 constexpr int kTileRows = 8;
 constexpr int kBiasRows = 8;
 constexpr int kDenseRows = 8;
-constexpr int kAttentionRows = 3;
+constexpr int kAttentionRows = 8;
 
 }  // namespace
 }  // namespace localllm::avx512vnni

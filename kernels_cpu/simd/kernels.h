@@ -90,25 +90,40 @@ struct NormParams {
 
 enum class KvKind : int32_t { kFloat32, kFloat16, kInt8, kInt4 };
 
-// How one kv head's block lies in memory: K transposed [head_dim][block], V [block][padded_dim];
-// quantized kinds append float16 scales, one per token and 32 entries, for K and for V.
+// How the cache lies in memory. A block holds tiles of `tile` tokens, a tile one piece for each kv
+// head, a piece records of 32 entries of the head: those of K, then those of V. Attention reads a
+// block from its first byte to its last, which is what the hardware's prefetcher likes.
+//   record of K: [float16 scales [tile] when quantized] codes [entry][tile]
+//   record of V: [float16 scales [tile] when quantized] codes [tile][32]
+// 4-bit codes go two to a byte, of one token: in K entries 2i and 2i + 1 (low nibble first), in V
+// entries i and i + 16.
 struct KvLayout {
   KvKind kind = KvKind::kFloat16;
   int block = 32;  // tokens in a block
+  int tile = 32;   // kStep where that divides the block, else the block
   int head_dim = 0;
-  int padded_dim = 0;  // head_dim rounded up to 16
-  size_t values_at = 0, key_scales_at = 0, value_scales_at = 0;
-  size_t head_bytes = 0;
+  int padded_dim = 0;  // head_dim rounded up to 32
+  size_t record_bytes = 0;
+  size_t values_at = 0;  // of the first record of V inside a piece
+  size_t piece_bytes = 0;
+
+  LOCALLLM_INLINE bool quantized() const { return kind == KvKind::kInt8 || kind == KvKind::kInt4; }
+  LOCALLLM_INLINE size_t scale_bytes() const {
+    return quantized() ? 2 * static_cast<size_t>(tile) : 0;
+  }
 };
 
-// The cache of one sequence, layer and kv head: block b is at base + table[b] * block_stride.
+// The cache of one sequence and layer, from one kv head on: that head's piece of token t's tile is
+// at base + table[t / block] * block_stride + t % block / tile * tile_stride, the next head's
+// piece_bytes further.
 struct KvHead {
   const KvLayout* layout;
   const uint8_t* base;
-  size_t block_stride;
+  size_t block_stride, tile_stride;
   const int32_t* table;
-  LOCALLLM_INLINE const uint8_t* block(int b) const {
-    return base + static_cast<size_t>(table[b]) * block_stride;
+  LOCALLLM_INLINE const uint8_t* piece(int token) const {
+    return base + static_cast<size_t>(table[token / layout->block]) * block_stride +
+           static_cast<size_t>(token % layout->block / layout->tile) * tile_stride;
   }
 };
 
@@ -151,18 +166,27 @@ struct Kernels {
   void (*matmul)(const Matrix& w, const Input& in, float* out, ptrdiff_t stride, int first,
                  int last, void* scratch);
 
-  void (*write_kv)(const KvLayout& layout, uint8_t* block, int slot, const float* k,
+  // Entries of one token into its piece; `slot` is the token's place in the tile.
+  void (*write_kv)(const KvLayout& layout, uint8_t* piece, int slot, const float* k,
                    const float* v);
   void (*reset_state)(float* state, int padded_dim);
-  // Rows (ordered by position) of one kv head over the tokens of part `part`.
-  // scratch: 2 * kStep * padded_dim floats + 64.
+  // Rows of `heads` neighbouring kv heads over the tokens of part `part`: [heads][count], each
+  // head's ordered by position, and the same positions for every head.
+  // scratch: attend_scratch(padded_dim) floats.
   void (*attend)(const KvHead& kv, const AttentionParams& p, const AttentionRow* rows, int count,
-                 int part, float* scratch);
+                 int heads, int part, float* scratch);
   void (*merge_state)(float* into, const float* from, int padded_dim);
   void (*finish_state)(const float* state, int head_dim, float* out);
+  // Normalized Walsh-Hadamard transform, in place, over runs of the largest power of two in n.
+  void (*rotate)(float* x, int n);
 };
 
 constexpr size_t kTileScratch = size_t{32} << 10;  // what AMX keeps beside its panels
+
+// Floats of scratch that `attend` needs: a step of keys and values, with their scales.
+LOCALLLM_INLINE constexpr size_t attend_scratch(int padded_dim) {
+  return 2 * (static_cast<size_t>(padded_dim) * kStep + static_cast<size_t>(padded_dim)) + 16;
+}
 
 // Bytes of scratch one thread needs for a matmul with w.
 LOCALLLM_INLINE size_t matmul_scratch(const Matrix& w) {

@@ -11,8 +11,8 @@ namespace localllm::LOCALLLM_ISA {
 namespace {
 
 constexpr Kernels make_table(const char* name) {
-  return {name,          norm,   quantize, add_scaled,  scale,  activate,    rope,        softmax,
-          finish_logits, matmul, write_kv, reset_state, attend, merge_state, finish_state};
+  return {name,          norm,   quantize, add_scaled,  scale,  activate,    rope,         softmax,
+          finish_logits, matmul, write_kv, reset_state, attend, merge_state, finish_state, rotate};
 }
 
 }  // namespace

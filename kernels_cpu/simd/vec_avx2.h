@@ -108,9 +108,18 @@ inline void store_int8(int8_t* p, IVec a) {
       _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
 }
-inline IVec load_int8(const int8_t* p) {
-  const __m128i bytes = load128(p);
+inline IVec widen_bytes(__m128i bytes) {
   return {_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))};
+}
+inline IVec load_int8(const int8_t* p) { return widen_bytes(load128(p)); }
+// levels[] of the low and of the high nibbles of 16 bytes.
+inline IVec pick_low(const int8_t* levels, const uint8_t* p) {
+  const __m128i codes = _mm_and_si128(load128(p), _mm_set1_epi8(15));
+  return widen_bytes(_mm_shuffle_epi8(load128(levels), codes));
+}
+inline IVec pick_high(const int8_t* levels, const uint8_t* p) {
+  const __m128i codes = _mm_and_si128(_mm_srli_epi16(load128(p), 4), _mm_set1_epi8(15));
+  return widen_bytes(_mm_shuffle_epi8(load128(levels), codes));
 }
 inline IVec load_uint8(const uint8_t* p) {
   const __m128i bytes = load128(p);
@@ -145,6 +154,8 @@ inline int32_t reduce_max(IVec a) {
 }
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Into the second level: the first can wait for too few lines at once.
+inline void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace
 }  // namespace localllm::LOCALLLM_ISA

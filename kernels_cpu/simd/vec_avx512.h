@@ -72,7 +72,17 @@ inline IVec to_int(Vec a) { return {_mm512_cvtps_epi32(a)}; }
 inline void store_int8(int8_t* p, IVec a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(a.v));
 }
-inline IVec load_int8(const int8_t* p) { return {_mm512_cvtepi8_epi32(load128(p))}; }
+inline IVec widen_bytes(__m128i bytes) { return {_mm512_cvtepi8_epi32(bytes)}; }
+inline IVec load_int8(const int8_t* p) { return widen_bytes(load128(p)); }
+// levels[] of the low and of the high nibbles of 16 bytes.
+inline IVec pick_low(const int8_t* levels, const uint8_t* p) {
+  const __m128i codes = _mm_and_si128(load128(p), _mm_set1_epi8(15));
+  return widen_bytes(_mm_shuffle_epi8(load128(levels), codes));
+}
+inline IVec pick_high(const int8_t* levels, const uint8_t* p) {
+  const __m128i codes = _mm_and_si128(_mm_srli_epi16(load128(p), 4), _mm_set1_epi8(15));
+  return widen_bytes(_mm_shuffle_epi8(load128(levels), codes));
+}
 inline IVec load_uint8(const uint8_t* p) { return {_mm512_cvtepu8_epi32(load128(p))}; }
 
 // The trees are spelled out: their order is part of the arithmetic.
@@ -92,6 +102,8 @@ inline int32_t reduce_add(IVec a) { return _mm512_reduce_add_epi32(a.v); }
 inline int32_t reduce_max(IVec a) { return _mm512_reduce_max_epi32(a.v); }
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Into the second level: the first can wait for too few lines at once.
+inline void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace
 }  // namespace localllm::LOCALLLM_ISA

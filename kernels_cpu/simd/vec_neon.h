@@ -140,11 +140,18 @@ inline void store_int8(int8_t* p, IVec a) {
   const int16x8_t hi = vcombine_s16(vmovn_s32(a.q[2]), vmovn_s32(a.q[3]));
   vst1q_s8(p, vcombine_s8(vmovn_s16(lo), vmovn_s16(hi)));
 }
-inline IVec load_int8(const int8_t* p) {
-  const int8x16_t bytes = vld1q_s8(p);
+inline IVec widen_bytes(int8x16_t bytes) {
   const int16x8_t lo = vmovl_s8(vget_low_s8(bytes)), hi = vmovl_s8(vget_high_s8(bytes));
   return {{vmovl_s16(vget_low_s16(lo)), vmovl_s16(vget_high_s16(lo)), vmovl_s16(vget_low_s16(hi)),
            vmovl_s16(vget_high_s16(hi))}};
+}
+inline IVec load_int8(const int8_t* p) { return widen_bytes(vld1q_s8(p)); }
+// levels[] of the low and of the high nibbles of 16 bytes.
+inline IVec pick_low(const int8_t* levels, const uint8_t* p) {
+  return widen_bytes(vqtbl1q_s8(vld1q_s8(levels), vandq_u8(vld1q_u8(p), vdupq_n_u8(15))));
+}
+inline IVec pick_high(const int8_t* levels, const uint8_t* p) {
+  return widen_bytes(vqtbl1q_s8(vld1q_s8(levels), vshrq_n_u8(vld1q_u8(p), 4)));
 }
 inline IVec load_uint8(const uint8_t* p) {
   const uint8x16_t bytes = vld1q_u8(p);
@@ -177,6 +184,7 @@ inline int32_t reduce_max(IVec a) {
 }
 
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
+inline void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace
 }  // namespace localllm::LOCALLLM_ISA

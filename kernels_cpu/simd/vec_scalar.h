@@ -216,6 +216,17 @@ inline IVec load_int8(const int8_t* p) {
   LOCALLLM_LANES(r.v[i] = p[i]);
   return r;
 }
+// levels[] of the low and of the high nibbles of 16 bytes.
+inline IVec pick_low(const int8_t* levels, const uint8_t* p) {
+  IVec r;
+  LOCALLLM_LANES(r.v[i] = levels[p[i] & 15]);
+  return r;
+}
+inline IVec pick_high(const int8_t* levels, const uint8_t* p) {
+  IVec r;
+  LOCALLLM_LANES(r.v[i] = levels[p[i] >> 4]);
+  return r;
+}
 inline IVec load_uint8(const uint8_t* p) {
   IVec r;
   LOCALLLM_LANES(r.v[i] = p[i]);
@@ -245,6 +256,7 @@ inline int32_t reduce_max(const IVec& a) {
 }
 
 inline void prefetch(const void*) {}
+inline void prefetch_far(const void*) {}
 
 #undef LOCALLLM_LANES
 

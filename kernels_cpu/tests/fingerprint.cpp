@@ -77,6 +77,18 @@ std::vector<Case> cases() {
   gpt.layer.pre_norm.layer = true;
   gpt.width = 100;
   all.push_back({"layernorm-odd", gpt});
+  const std::pair<const char*, KvKind> narrow[] = {{"8", KvKind::kInt8}, {"4", KvKind::kInt4}};
+  static std::vector<std::string> names;
+  names.reserve(16);
+  for (const auto& [bits, kind] : narrow)
+    for (const int dim : {24, 64, 128}) {
+      Shape s = base;
+      s.layers = 1;
+      s.layer = layer(4, 2, dim);
+      s.layer.window = dim == 64 ? 45 : 0;
+      names.push_back(std::string("kv") + bits + "-head" + std::to_string(dim));
+      all.push_back({names.back().c_str(), s, kind, dim == 24 ? 5 : dim == 64 ? 32 : 64, 150});
+    }
   Shape moe = base;
   moe.layer.experts = 5;
   moe.layer.top_k = 2;
