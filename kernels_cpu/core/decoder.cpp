@@ -1,5 +1,7 @@
 #include "core/decoder.h"
 
+#include <time.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -9,6 +11,14 @@ namespace {
 
 // Bytes of weights a chunk of panels should at least cover for one row.
 constexpr size_t kChunkBytes = size_t{16} << 10;
+
+double seconds_of(clockid_t clock) {
+  timespec t{};
+  clock_gettime(clock, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+double steady_seconds() { return seconds_of(CLOCK_MONOTONIC); }
+double thread_seconds() { return seconds_of(CLOCK_THREAD_CPUTIME_ID); }  // on a processor
 
 }  // namespace
 
@@ -27,6 +37,17 @@ Decoder::Decoder(std::shared_ptr<const WeightStore> store, const ModelConfig& co
 bool Decoder::forward(const Step& step, const std::function<bool()>& stop) {
   const std::lock_guard<std::mutex> lock(mutex_);
   const FlushDenormals flush;
+  if (pool_.size() == 1) return run(step, stop);
+  pool_.set_alone(governor_.alone(step.rows));
+  const double start = steady_seconds(), processor = thread_seconds();
+  const bool done = run(step, stop);
+  const double now = steady_seconds(), seconds = now - start;
+  const double off_core = seconds - (thread_seconds() - processor);
+  if (done) governor_.record(step.rows, seconds, std::max(off_core, pool_.take_waited()), now);
+  return done;
+}
+
+bool Decoder::run(const Step& step, const std::function<bool()>& stop) {
   cancelled_ = false;
   const auto stopped = [&] { return cancelled_ || (stop && stop()); };
   reserve(step);

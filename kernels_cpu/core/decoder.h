@@ -8,6 +8,7 @@
 #include <mutex>
 #include <vector>
 
+#include "core/governor.h"
 #include "core/kv.h"
 #include "core/program.h"
 #include "core/rows_buffer.h"
@@ -68,6 +69,7 @@ class Decoder {
     ptrdiff_t stride;
   };
 
+  bool run(const Step& step, const std::function<bool()>& stop);
   void reserve(const Step& step);
   void embed(const Step& step);
   void attention(const Step& step, int index);
@@ -109,6 +111,7 @@ class Decoder {
   const Kernels& k_;
   KvPool kv_;
   ThreadPool pool_;
+  Governor governor_;
   std::mutex mutex_;
   std::atomic<bool> cancelled_{false};
 

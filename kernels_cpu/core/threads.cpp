@@ -1,6 +1,7 @@
 #include "core/threads.h"
 
 #include <algorithm>
+#include <chrono>
 #include <system_error>
 
 #if defined(__x86_64__)
@@ -98,6 +99,13 @@ bool ThreadPool::claim_one(uint64_t job, int thread) {
 }
 
 void ThreadPool::wait_until_done() {
+  if (unfinished_.load(std::memory_order_acquire) == 0) return;
+  const auto start = std::chrono::steady_clock::now();
+  wait_for_workers();
+  waited_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+void ThreadPool::wait_for_workers() {
   for (int i = 0; i < kSpins; ++i) {
     if (unfinished_.load(std::memory_order_acquire) == 0) return;
     relax();

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace localllm {
@@ -35,11 +36,16 @@ class ThreadPool {
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
+  // Until told otherwise, all work stays on the caller's thread.
+  void set_alone(bool alone) { alone_ = alone; }
+  // Seconds the caller waited for others since the last call.
+  double take_waited() { return std::exchange(waited_, 0.0); }
+
   // f(first, last, thread) over [0, n) in chunks of `grain`; returns when all are done.
   template <class F>
   void parallel(int n, int grain, const F& f) {
     if (n <= 0) return;
-    if (workers_.empty() || n <= grain) {
+    if (alone_ || workers_.empty() || n <= grain) {
       f(0, n, 0);
       return;
     }
@@ -56,6 +62,7 @@ class ThreadPool {
   bool claim_one(uint64_t expected_job, int thread);
   uint64_t wait_for_job(uint64_t seen);
   void wait_until_done();
+  void wait_for_workers();
 
   // The job number in the high half, chunks still to be claimed in the low half. Claiming by
   // compare-and-swap on both keeps a late thread from touching a job it did not see begin.
@@ -64,6 +71,8 @@ class ThreadPool {
   alignas(64) std::atomic<int> sleepers_{0};
   std::atomic<bool> caller_sleeps_{false};
   std::atomic<bool> stop_{false};
+  bool alone_ = false;
+  double waited_ = 0;
 
   // Written before the ticket that announces them; stable until their job is done.
   int items_ = 0, grain_ = 1, chunks_ = 0;

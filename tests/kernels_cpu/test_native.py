@@ -106,6 +106,14 @@ def test_no_feature_is_claimed_that_the_system_does_not_save(tmp_path):
     run(build(tmp_path / "features", "g++", "-O1", "features"))
 
 
+@needs("g++")
+def test_steps_run_on_one_thread_while_that_is_quicker(tmp_path):
+    root, out = TESTS.parent, tmp_path / "governor"
+    sources = [TESTS / "governor.cpp", root / "core" / "governor.cpp"]
+    subprocess.run(["g++", "-std=c++17", "-O1", f"-I{root}", *sources, "-o", out], check=True)
+    run(out)
+
+
 @pytest.mark.slow
 @needs("g++")
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
