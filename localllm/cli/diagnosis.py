@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Iterable
@@ -69,11 +70,12 @@ def _processor() -> Section:
 
     model, found = cpu_model(), cores()
     features: list[str] = []
+    kernels: list[str] = []
     problems = []
     try:
-        from localllm.kernels_cpu._native import cpu_features
+        from localllm.kernels_cpu._native import cpu_features, usable_kernels
 
-        features = list(cpu_features())
+        features, kernels = list(cpu_features()), list(usable_kernels())
     except ImportError as error:
         problems.append(
             Problem(
@@ -89,6 +91,7 @@ def _processor() -> Section:
     facts = {
         "model": model,
         "features": features,
+        "kernels": kernels,
         "cores": {
             "installed": found.installed,
             "allowed": found.allowed,
@@ -97,6 +100,17 @@ def _processor() -> Section:
         },
     }
     lines = [model, count, f"instruction sets: {' '.join(features) or 'none beyond the base'}"]
+    if kernels:
+        asked = os.environ.get("LOCALLLM_CPU") or kernels[-1]
+        if asked in kernels:
+            lines.append(f"kernels: {asked} will run, of {' '.join(kernels)}")
+        else:
+            problems.append(
+                Problem(
+                    f"LOCALLLM_CPU names {asked!r}, which cannot run here",
+                    f"possible here: {', '.join(kernels)}",
+                )
+            )
     return Section("Processor", facts, lines, problems)
 
 

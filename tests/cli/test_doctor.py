@@ -207,3 +207,14 @@ def test_a_requirement_is_read_as_package_and_extra(
 )
 def test_extras_are_installed_the_way_localllm_was(direct_url: str | None, command: str) -> None:
     assert diagnosis._install_command(direct_url).format(extra="[dev]") == command
+
+
+def test_the_kernels_that_will_run_are_named(
+    capsys: pytest.CaptureFixture[str], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCALLLM_CPU", "scalar")
+    doctor()
+    assert "kernels: scalar will run" in capsys.readouterr().out
+    monkeypatch.setenv("LOCALLLM_CPU", "nosuch")
+    problems = report(capsys, fails=True)["problems"]
+    assert any("'nosuch'" in str(problem) for problem in problems)
