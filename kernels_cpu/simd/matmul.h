@@ -182,13 +182,16 @@ void matmul_quantized(const Matrix& w, const Input& in, float* out, ptrdiff_t st
     const uint8_t* panel = w.panel(i);
     float* to = out + i * kLanes;
     const int valid = w.rows - i * kLanes;
-    if (in.rows <= kStreamRows) {
-      few_rows<kStreamRows>(in.rows, [&](int m, auto n) {
+    if (in.rows <= 2 * kStreamRows) {  // twice through the caches costs less than unpacking
+      const auto stream = [&](int m, auto n) {
         constexpr int kRows = decltype(n)::value;
         const auto run = shift >= 0 ? stream_tile<BITS, HALVES, BIAS, true, kRows>
                                     : stream_tile<BITS, HALVES, BIAS, false, kRows>;
         run(w, panel, shift, offset, rows(m), scratch, to + m * stride, stride, valid);
-      });
+      };
+      const int whole = in.rows > kStreamRows ? kStreamRows : 0;
+      if (whole) stream(0, Count<kStreamRows>{});
+      few_rows<kStreamRows>(in.rows - whole, [&](int, auto n) { stream(whole, n); });
       continue;
     }
     auto* codes = reinterpret_cast<uint8_t*>(scratch.rest);
