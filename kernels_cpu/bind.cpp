@@ -102,16 +102,6 @@ void add_dense(WeightStore& store, const std::string& name, AnyMatrix values) {
   store.add_dense(name, values.data(), kind, rows, cols);
 }
 
-KvKind kv_kind(int bits) {
-  switch (bits) {
-    case 32: return KvKind::kFloat32;
-    case 16: return KvKind::kFloat16;
-    case 8: return KvKind::kInt8;
-    case 4: return KvKind::kInt4;
-    default: throw std::invalid_argument("kv_bits must be 32, 16, 8 or 4");
-  }
-}
-
 // The first position that some layer still sees from `position`.
 int64_t first_seen(const Program& program, int64_t position) {
   int64_t first = position;
@@ -246,6 +236,7 @@ NB_MODULE(_native, m) {
       "Bytes per second that so many threads read from a buffer of so many bytes.");
 
   bind_kernels(m);
+  bind_attention(m);
 
   nb::class_<WeightStore>(m, "WeightStore", "Weights by name, packed for the kernels.")
       .def(nb::init<>())

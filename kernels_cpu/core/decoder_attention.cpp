@@ -23,10 +23,6 @@ constexpr int kTileQueries = 16;  // queries that share one reading of keys and 
 
 int padded(int head_dim) { return (head_dim + kGroup - 1) / kGroup * kGroup; }
 
-// Heads whose entries are spread over each other before 4 bits round them. Scores stay the same
-// when queries turn with the keys; what comes of the values is turned back.
-bool rotated(const KvLayout& l) { return l.kind == KvKind::kInt4; }
-
 int first_part(int position, int window) {
   return window > 0 ? std::max(0, position + 1 - window) / kPart : 0;
 }
@@ -128,7 +124,7 @@ void Decoder::write_rows(const Step& step, int index, int first, int last) {
     // Scores are taken in units of log2; with a softcap that factor comes after the cap.
     constexpr float log2e = 1.44269504088896340736f;
     k_.scale(q, a.q_width, c.softcap > 0.0f ? c.scale : c.scale * log2e);
-    if (rotated(layout)) {
+    if (layout.rotated()) {
       for (int h = 0; h < c.heads; ++h) k_.rotate(q + h * c.head_dim, c.head_dim);
       for (int h = 0; h < c.kv_heads; ++h) {
         k_.rotate(k + h * c.head_dim, c.head_dim);
@@ -165,7 +161,7 @@ void Decoder::finish_head(const float* state, int index, int row, int head) {
   const int head_dim = program_.layers[static_cast<size_t>(index)].config.head_dim;
   float* out = mixed_.row(row) + head * head_dim;
   k_.finish_state(state, head_dim, out);
-  if (rotated(kv_.layout(index))) k_.rotate(out, head_dim);
+  if (kv_.layout(index).rotated()) k_.rotate(out, head_dim);
 }
 
 void Decoder::attend_whole(const std::vector<AttendItem>& items, int index) {

@@ -1,5 +1,7 @@
 #include "core/kv.h"
 
+#include <stdexcept>
+
 namespace localllm {
 
 namespace {
@@ -7,6 +9,16 @@ namespace {
 size_t align64(size_t n) { return (n + 63) / 64 * 64; }
 
 }  // namespace
+
+KvKind kv_kind(int bits) {
+  switch (bits) {
+    case 32: return KvKind::kFloat32;
+    case 16: return KvKind::kFloat16;
+    case 8: return KvKind::kInt8;
+    case 4: return KvKind::kInt4;
+    default: throw std::invalid_argument("kv_bits must be 32, 16, 8 or 4");
+  }
+}
 
 KvLayout kv_layout(KvKind kind, int block, int head_dim) {
   KvLayout l;

@@ -8,6 +8,8 @@
 
 namespace localllm {
 
+// Throws std::invalid_argument unless bits is 32, 16, 8 or 4.
+KvKind kv_kind(int bits);
 KvLayout kv_layout(KvKind kind, int block, int head_dim);
 
 class KvPool {

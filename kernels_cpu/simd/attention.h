@@ -70,11 +70,9 @@ void attend_in_place(const Walk& w) {
   for (int start = w.start; start < w.part_end; start += kStep) {
     const uint8_t* piece = w.kv.piece(start);
     const uint8_t* after = start + kStep < w.end ? w.kv.piece(start + kStep) : piece;
-    const bool jump = after != piece + static_cast<size_t>(w.heads) * l.piece_bytes;
     for (int h = 0; h < w.heads; ++h) {
       const uint8_t* next = h + 1 < w.heads ? piece + l.piece_bytes : after;
-      const StepView<Code, SCALED> s{piece, piece + l.values_at, l.record_bytes,
-                                     jump ? next - piece : 0};
+      const StepView<Code, SCALED> s{piece, piece + l.values_at, l.record_bytes, next - piece};
       attend_rows(s, l, w.p, w.rows + static_cast<ptrdiff_t>(h) * w.count, w.count, start);
       piece = next;
     }

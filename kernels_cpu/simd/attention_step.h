@@ -28,7 +28,7 @@ struct StepView {
 
   const uint8_t *keys, *values;  // records
   size_t record_bytes;
-  ptrdiff_t ahead;  // bytes from here to what is read next, 0 where that follows by itself
+  ptrdiff_t ahead;  // bytes from here to what is read next
 
   const Scale* key_scales(int group) const {
     return reinterpret_cast<const Scale*>(keys + static_cast<size_t>(group) * record_bytes);

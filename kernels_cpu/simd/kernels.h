@@ -111,6 +111,9 @@ struct KvLayout {
   LOCALLLM_INLINE size_t scale_bytes() const {
     return quantized() ? 2 * static_cast<size_t>(tile) : 0;
   }
+  // Heads are rotated, so that their entries are alike before few bits round them. Scores stay the
+  // same when queries turn with the keys; what comes of the values is turned back.
+  LOCALLLM_INLINE bool rotated() const { return quantized(); }
 };
 
 // The cache of one sequence and layer, from one kv head on: that head's piece of token t's tile is
@@ -177,7 +180,8 @@ struct Kernels {
                  int heads, int part, float* scratch);
   void (*merge_state)(float* into, const float* from, int padded_dim);
   void (*finish_state)(const float* state, int head_dim, float* out);
-  // Normalized Walsh-Hadamard transform, in place, over runs of the largest power of two in n.
+  // Normalized Walsh-Hadamard transform, in place, over runs of the largest power of two in n, at
+  // most 256.
   void (*rotate)(float* x, int n);
 };
 

@@ -69,7 +69,7 @@ inline uint16_t quantize_entries(const float* x, int n, bool nibbles, int8_t* co
   }
   float magnitude;
   __builtin_memcpy(&magnitude, &largest, sizeof(magnitude));
-  uint16_t half;
+  uint16_t half = 0;
   if (nibbles)
     choose_levels(both, magnitude, &half, codes);
   else
@@ -77,19 +77,27 @@ inline uint16_t quantize_entries(const float* x, int n, bool nibbles, int8_t* co
   return half;
 }
 
-// Its own inverse. Plain loops: sums of two floats round alike however they are vectorized.
+// Its own inverse. Every stage pairs entry i with i + run / 2 and lays sum and difference side by
+// side, which vectorizes alike for all. Plain loops: each sum is of two floats, however it is done.
 void rotate(float* x, int n) {
-  const int run = n & -n;
-  const Vec norm = set1(1.0f / sqrt1(static_cast<float>(run)));
-  for (int at = 0; at < n; at += run)
-    for (int half = 1; half < run; half *= 2)
-      for (int i = at; i < at + run; i += 2 * half)
-        for (int k = i; k < i + half; ++k) {
-          const float a = x[k], b = x[k + half];
-          x[k] = a + b;
-          x[k + half] = a - b;
-        }
-  each_vec(n, [&](int i, auto part) { store(x + i, mul(load(x + i, part), norm), part); });
+  constexpr int kLongest = 256;
+  const int power = n & -n, run = power < kLongest ? power : kLongest, half = run / 2;
+  const float norm = 1.0f / sqrt1(static_cast<float>(run));
+  for (float* at = x; at < x + n; at += run) {
+    float spare[kLongest];
+    float *from = at, *to = spare;
+    for (int stage = 1; stage < run; stage *= 2) {
+      for (int i = 0; i < half; ++i) {
+        const float a = from[i], b = from[i + half];
+        to[2 * i] = a + b;
+        to[2 * i + 1] = a - b;
+      }
+      float* const last = from;
+      from = to;
+      to = last;
+    }
+    for (int i = 0; i < run; ++i) at[i] = from[i] * norm;
+  }
 }
 
 }  // namespace

@@ -101,9 +101,10 @@ inline float reduce_max(Vec a) {
 inline int32_t reduce_add(IVec a) { return _mm512_reduce_add_epi32(a.v); }
 inline int32_t reduce_max(IVec a) { return _mm512_reduce_max_epi32(a.v); }
 
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 // Into the second level: the first can wait for too few lines at once.
-inline void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+inline __attribute__((always_inline)) void prefetch(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+}
 
 }  // namespace
 }  // namespace localllm::LOCALLLM_ISA

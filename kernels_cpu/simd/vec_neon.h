@@ -183,8 +183,7 @@ inline int32_t reduce_max(IVec a) {
   return vmaxvq_s32(vmaxq_s32(vmaxq_s32(a.q[0], a.q[1]), vmaxq_s32(a.q[2], a.q[3])));
 }
 
-inline void prefetch(const void* p) { __builtin_prefetch(p); }
-inline void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
+inline __attribute__((always_inline)) void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace
 }  // namespace localllm::LOCALLLM_ISA

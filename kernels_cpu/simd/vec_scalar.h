@@ -256,7 +256,6 @@ inline int32_t reduce_max(const IVec& a) {
 }
 
 inline void prefetch(const void*) {}
-inline void prefetch_far(const void*) {}
 
 #undef LOCALLLM_LANES
 
