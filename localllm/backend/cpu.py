@@ -24,7 +24,7 @@ class CpuBackend:
     weights: every name of `weight_shapes(spec)` once, in any order; taken one at a time.
     num_blocks, block_size: the KV pool. Multiples of 32 positions are fastest.
     threads: compute threads, the caller's among them; None for one per usable core.
-    kv_bits: 16, or 8 or 4 (scaled by token and 32 entries), or 32.
+    kv_bits: 16, or 8 or 4 (heads rotated, scaled by token and 32 entries), or 32.
     float_activations: activations enter matmuls in float32, not quantized to int8: for
         evaluation, slower.
     kernels: an instruction set of `usable_kernels()`; None for the best, or what the
