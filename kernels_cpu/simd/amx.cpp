@@ -7,7 +7,7 @@
 #define LOCALLLM_ISA amx
 #include "simd/vnni512.h"
 
-//
+// These need the vectors defined above, so they stand apart from them.
 #include "simd/panel.h"
 #include "simd/tiles.h"
 
