@@ -102,10 +102,11 @@ void add_dense(WeightStore& store, const std::string& name, AnyMatrix values) {
   store.add_dense(name, values.data(), kind, rows, cols);
 }
 
-// The first position that some layer still sees from `position`.
-int64_t first_seen(const Program& program, int64_t position) {
+// The first position that some layer of the group still sees from `position`.
+int64_t first_seen(const Program& program, int group, int64_t position) {
   int64_t first = position;
   for (const Layer& layer : program.layers) {
+    if (layer.config.kv_group != group) continue;
     const int window = layer.config.window;
     first = std::min(first, window > 0 ? std::max<int64_t>(0, position + 1 - window) : 0);
   }
@@ -114,9 +115,10 @@ int64_t first_seen(const Program& program, int64_t position) {
 
 std::unique_ptr<Decoder> make_decoder(std::shared_ptr<WeightStore> store, const ModelConfig& config,
                                       const std::vector<LayerConfig>& layers, int kv_bits,
-                                      int block, int blocks, int threads,
+                                      int block, const std::vector<int>& blocks, int threads,
                                       const std::string& kernels) {
-  check(block > 0 && block <= 65536 && blocks > 0, "blocks must be positive");
+  check(block > 0 && block <= 65536 && !blocks.empty(), "blocks must be positive");
+  for (const int count : blocks) check(count > 0, "blocks must be positive");
   check(threads > 0 && threads <= 1024, "threads must be from 1 to 1024");
   const Kernels* table = find_kernels(kernels);
   check(table != nullptr, "these kernels cannot run here");
@@ -145,7 +147,8 @@ class SignalWatch {
 // Returns false when cancelled.
 bool forward(Decoder& decoder, Array<int32_t, 1> tokens, Array<int32_t, 1> starts,
              Array<int32_t, 1> counts, Array<int32_t, 1> tables, Array<int32_t, 1> table_sizes,
-             const std::vector<RopeInput>& ropes, Array<int32_t, 1> logit_rows, OutMatrix out) {
+             const std::vector<RopeInput>& ropes, Array<int32_t, 1> logit_rows, OutMatrix out,
+             std::optional<OutMatrix> hidden) {
   const Program& program = decoder.program();
   const KvPool& kv = decoder.kv();
   Step step;
@@ -165,17 +168,20 @@ bool forward(Decoder& decoder, Array<int32_t, 1> tokens, Array<int32_t, 1> start
     const int32_t start = starts.data()[i], count = counts.data()[i];
     const int32_t size = table_sizes.data()[i];
     check(start >= 0 && count > 0 && row + count <= step.rows, "chunk rows out of range");
-    check(size >= 0 && table_at + size <= static_cast<int64_t>(tables.shape(0)),
+    const int64_t entries = static_cast<int64_t>(size) * kv.groups();
+    check(size >= 0 && table_at + entries <= static_cast<int64_t>(tables.shape(0)),
           "block table out of range");
     const int64_t end = static_cast<int64_t>(start) + count;
     check(end <= static_cast<int64_t>(size) * kv.block(), "block table too short");
-    const int32_t* table = tables.data() + table_at;
-    for (int64_t b = first_seen(program, start) / kv.block(); b * kv.block() < end; ++b)
-      check(table[b] >= 0 && table[b] < kv.blocks(), "KV block outside the pool");
-    step.chunks.push_back({static_cast<int>(row), count, start, table});
+    const Chunk chunk{static_cast<int>(row), count, start, tables.data() + table_at, size};
+    for (int g = 0; g < kv.groups(); ++g)
+      for (int64_t b = first_seen(program, g, start) / kv.block(); b * kv.block() < end; ++b)
+        check(chunk.table(g)[b] >= 0 && chunk.table(g)[b] < kv.blocks(g),
+              "KV block outside the pool");
+    step.chunks.push_back(chunk);
     for (int32_t p = 0; p < count; ++p) positions.push_back(start + p);
     row += count;
-    table_at += size;
+    table_at += entries;
     check(program.config.learned_positions == 0 || end <= program.config.learned_positions,
           "position outside the learned ones");
   }
@@ -205,6 +211,12 @@ bool forward(Decoder& decoder, Array<int32_t, 1> tokens, Array<int32_t, 1> start
   check(to_int(out.shape(0)) == step.logits && to_int(out.shape(1)) == program.config.vocab,
         "the logits array has the wrong shape");
   step.out = out.data();
+  if (hidden) {
+    check(to_int(hidden->shape(0)) == step.logits &&
+              to_int(hidden->shape(1)) == program.config.hidden,
+          "the hidden states' array has the wrong shape");
+    step.hidden = hidden->data();
+  }
 
   bool done = false;
   {
@@ -213,6 +225,30 @@ bool forward(Decoder& decoder, Array<int32_t, 1> tokens, Array<int32_t, 1> start
   }
   if (PyErr_Occurred()) throw nb::python_error();
   return done;
+}
+
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using OutBytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void check_block(const Decoder& d, int group, int32_t block) {
+  check(group >= 0 && group < d.kv().groups(), "no such KV group");
+  check(block >= 0 && block < d.kv().blocks(group), "KV block outside the pool");
+}
+
+uint8_t* block_of(const Decoder& d, int group, int32_t block, size_t bytes) {
+  check_block(d, group, block);
+  check(bytes == d.kv().block_bytes(group), "not the size of a KV block");
+  return d.kv().block_at(group, block);
+}
+
+void project(Decoder& d, Array<float, 2> hidden, OutMatrix out) {
+  const ModelConfig& c = d.program().config;
+  const int rows = to_int(hidden.shape(0));
+  check(rows > 0 && to_int(hidden.shape(1)) == c.hidden, "hidden states of the wrong shape");
+  check(to_int(out.shape(0)) == rows && to_int(out.shape(1)) == c.vocab,
+        "the logits array has the wrong shape");
+  const nb::gil_scoped_release release;
+  d.project(hidden.data(), rows, out.data());
 }
 
 }  // namespace
@@ -278,6 +314,7 @@ NB_MODULE(_native, m) {
       .def_rw("rope", &LayerConfig::rope)
       .def_rw("rope_half", &LayerConfig::rope_half)
       .def_rw("window", &LayerConfig::window)
+      .def_rw("kv_group", &LayerConfig::kv_group)
       .def_rw("softcap", &LayerConfig::softcap)
       .def_rw("qk_norm", &LayerConfig::qk_norm)
       .def_rw("qk_norm_all", &LayerConfig::qk_norm_all)
@@ -309,7 +346,33 @@ NB_MODULE(_native, m) {
            nb::arg("kernels"))
       .def("forward", &forward, nb::arg("tokens"), nb::arg("starts"), nb::arg("counts"),
            nb::arg("tables"), nb::arg("table_sizes"), nb::arg("ropes"), nb::arg("logit_rows"),
-           nb::arg("out"), "Runs one step into `out` [logit_rows, vocab]; False when cancelled.")
+           nb::arg("out"), nb::arg("hidden").none() = nb::none(),
+           "Runs one step into `out` [logit_rows, vocab] and `hidden` [logit_rows, hidden]; False "
+           "when cancelled.")
+      .def("project", &project, nb::arg("hidden"), nb::arg("out"), "The head's logits into `out`.")
+      .def("block_bytes",
+           [](const Decoder& d, int group) {
+             check_block(d, group, 0);
+             return d.kv().block_bytes(group);
+           })
+      .def("copy_block",
+           [](Decoder& d, int group, int32_t from, int32_t to) {
+             check_block(d, group, from);
+             check_block(d, group, to);
+             d.copy_block(group, from, to);
+           })
+      .def("read_block",
+           [](const Decoder& d, int group, int32_t block, OutBytes out) {
+             const uint8_t* from = block_of(d, group, block, out.shape(0));
+             const nb::gil_scoped_release release;
+             std::copy_n(from, out.shape(0), out.data());
+           })
+      .def("write_block",
+           [](Decoder& d, int group, int32_t block, Bytes from) {
+             uint8_t* to = block_of(d, group, block, from.shape(0));
+             const nb::gil_scoped_release release;
+             std::copy_n(from.data(), from.shape(0), to);
+           })
       .def("cancel", &Decoder::cancel)
       .def_prop_ro("threads", &Decoder::threads)
       .def_prop_ro("kernels", &Decoder::kernels)

@@ -37,8 +37,7 @@ void attention(Heads q, Heads k, Heads v, OutHeads out, int kv_bits, int block, 
   const Kernels& kernels = *found;
   const FlushDenormals flush;
   const int blocks = (tokens + block - 1) / block;
-  KvPool pool(kv_kind(kv_bits), block, blocks);
-  pool.add_layer(kv_heads, dim);
+  const KvPool pool(kv_kind(kv_bits), block, {{0, kv_heads, dim}}, {blocks});
   const KvLayout& l = pool.layout(0);
   std::vector<int32_t> table(static_cast<size_t>(blocks));
   for (int b = 0; b < blocks; ++b) table[static_cast<size_t>(b)] = blocks - 1 - b;

@@ -17,20 +17,25 @@ double seconds_of(clockid_t clock) {
   clock_gettime(clock, &t);
   return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
+std::vector<KvLayer> kv_layers(const std::vector<LayerConfig>& layers) {
+  std::vector<KvLayer> result;
+  for (const LayerConfig& c : layers) result.push_back({c.kv_group, c.kv_heads, c.head_dim});
+  return result;
+}
+
 double steady_seconds() { return seconds_of(CLOCK_MONOTONIC); }
 double thread_seconds() { return seconds_of(CLOCK_THREAD_CPUTIME_ID); }  // on a processor
 
 }  // namespace
 
 Decoder::Decoder(std::shared_ptr<const WeightStore> store, const ModelConfig& config,
-                 const std::vector<LayerConfig>& layers, KvKind kv, int block, int blocks,
-                 int threads, const Kernels& kernels)
+                 const std::vector<LayerConfig>& layers, KvKind kv, int block,
+                 const std::vector<int>& blocks, int threads, const Kernels& kernels)
     : store_(std::move(store)),
       program_(build_program(config, layers, *store_)),
       k_(kernels),
-      kv_(kv, block, blocks),
+      kv_(kv, block, kv_layers(layers), blocks),
       pool_(threads) {
-  for (const LayerConfig& c : layers) kv_.add_layer(c.kv_heads, c.head_dim);
   thread_scratch_.resize(static_cast<size_t>(pool_.size()));
 }
 
@@ -208,15 +213,39 @@ void Decoder::logits(const Step& step) {
   if (step.logits == 0) return;
   each_row(step.logits, 4 * c.hidden,
            [&](int i) { enter(program_.final_norm, x_.row(step.logit_rows[i]), &normed_, i); });
-  const Input in = normed_.input(0, step.logits, !c.float_activations);
+  const auto width = static_cast<size_t>(c.hidden);
+  for (int i = 0; step.hidden && i < step.logits; ++i)
+    std::memcpy(step.hidden + static_cast<size_t>(i) * width, normed_.row(i),
+                width * sizeof(float));
+  run_head(step.logits, step.out);
+}
+
+void Decoder::project(const float* hidden, int rows, float* out) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const FlushDenormals flush;
+  const int width = program_.config.hidden;
+  normed_.reserve(rows, width);
+  for (Scratch<uint8_t>& s : thread_scratch_) s.reserve(program_.scratch_bytes);
+  for (int r = 0; r < rows; ++r)
+    enter(Norm{}, hidden + static_cast<ptrdiff_t>(r) * width, &normed_, r);
+  run_head(rows, out);
+}
+
+void Decoder::copy_block(int group, int32_t from, int32_t to) {
+  std::memcpy(kv_.block_at(group, to), kv_.block_at(group, from), kv_.block_bytes(group));
+}
+
+void Decoder::run_head(int rows, float* out) {
+  const ModelConfig& c = program_.config;
+  const Input in = normed_.input(0, rows, !c.float_activations);
   const Matrix& head = *program_.head;
-  pool_.parallel(head.panels(), panel_grain(head, head.panels(), step.logits),
+  pool_.parallel(head.panels(), panel_grain(head, head.panels(), rows),
                  [&](int first, int last, int thread) {
-                   k_.matmul(head, in, step.out, c.vocab, first, last,
+                   k_.matmul(head, in, out, c.vocab, first, last,
                              thread_scratch_[static_cast<size_t>(thread)].data());
                    const int at = first * kLanes, n = std::min(last * kLanes, c.vocab) - at;
-                   for (int i = 0; i < step.logits; ++i) {
-                     float* row = step.out + static_cast<ptrdiff_t>(i) * c.vocab + at;
+                   for (int i = 0; i < rows; ++i) {
+                     float* row = out + static_cast<ptrdiff_t>(i) * c.vocab + at;
                      if (program_.head_bias) k_.add_scaled(program_.head_bias + at, n, 1.0f, row);
                      k_.finish_logits(row, n, c.logit_scale, c.logit_softcap);
                    }

@@ -16,10 +16,16 @@
 
 namespace localllm {
 
-// Consecutive rows of one sequence. The block table covers positions 0 .. start + rows - 1.
+// Consecutive rows of one sequence. Each KV group has a block table, covering positions
+// 0 .. start + rows - 1; they stand one after the other, `table_size` entries each.
 struct Chunk {
   int first_row = 0, rows = 0, start = 0;
-  const int32_t* table = nullptr;
+  const int32_t* tables = nullptr;
+  int table_size = 0;
+
+  const int32_t* table(int group) const {
+    return tables + static_cast<ptrdiff_t>(group) * table_size;
+  }
 };
 
 // cos [half] and sin [half] of row r stand at table + index[r] * 2 * half.
@@ -37,7 +43,8 @@ struct Step {
   std::vector<RopeRows> ropes;
   const int32_t* logit_rows = nullptr;
   int logits = 0;
-  float* out = nullptr;  // [logits, vocab]
+  float* out = nullptr;     // [logits, vocab]
+  float* hidden = nullptr;  // [logits, hidden], the rows as they enter the head; null: not wanted
 };
 
 struct AttendItem;
@@ -48,12 +55,15 @@ size_t attention_scratch(const LayerConfig& c);
 class Decoder {
  public:
   Decoder(std::shared_ptr<const WeightStore> store, const ModelConfig& config,
-          const std::vector<LayerConfig>& layers, KvKind kv, int block, int blocks, int threads,
-          const Kernels& kernels);
+          const std::vector<LayerConfig>& layers, KvKind kv, int block,
+          const std::vector<int>& blocks, int threads, const Kernels& kernels);
 
   // The caller has checked every size. False when cancelled, or when `stop`, asked twice a layer
   // on the calling thread, says so; the cache then holds the step's rows only in part.
   bool forward(const Step& step, const std::function<bool()>& stop = {});
+  // The head alone: logits [rows, vocab] of rows as they enter it, hidden [rows, hidden].
+  void project(const float* hidden, int rows, float* out);
+  void copy_block(int group, int32_t from, int32_t to);
   // From any thread: the step under way stops within a layer.
   void cancel() { cancelled_ = true; }
 
@@ -82,6 +92,8 @@ class Decoder {
   void mixture(const Step& step, const Layer& layer);
   void choose_experts(const Step& step, const Layer& layer);
   void logits(const Step& step);
+  // Logits of the first `rows` of normed_.
+  void run_head(int rows, float* out);
 
   // x += residual_scale * post(y + bias), where y is the sublayer's output.
   void add_residual(const Layer& layer, const Norm& post, const float* bias, int row);

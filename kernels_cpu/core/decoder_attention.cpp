@@ -132,7 +132,7 @@ void Decoder::write_rows(const Step& step, int index, int first, int last) {
       }
     }
     const int position = step.positions[r], slot = position % layout.block;
-    const int32_t block = chunk->table[position / layout.block];
+    const int32_t block = chunk->table(kv_.group_of(index))[position / layout.block];
     for (int h = 0; h < c.kv_heads; ++h)
       k_.write_kv(layout, kv_.piece_at(index, h, block, slot), slot % layout.tile,
                   k + h * c.head_dim, v + h * c.head_dim);
@@ -181,7 +181,8 @@ void Decoder::attend_whole(const std::vector<AttendItem>& items, int index) {
       fill_rows(
           item, c, q_, [&](int, int, int i) { return fresh + static_cast<ptrdiff_t>(i) * size; },
           rows);
-      const KvHead kv = kv_.head(index, item.head, item.tile.chunk->table);
+      const KvHead kv =
+          kv_.head(index, item.head, item.tile.chunk->table(kv_.group_of(index)));
       const int last_position = rows[count - 1].position;
       for (int part = first_part(rows[0].position, c.window); part <= last_position / kPart;
            ++part) {
@@ -227,7 +228,7 @@ void Decoder::attend_in_parts(const Step& step, const std::vector<AttendItem>& i
           item, c, q_, [&](int row, int head, int) { return state_at(row, head, item.part); },
           rows);
       for (int i = 0; i < item.heads * count; ++i) k_.reset_state(rows[i].state, dim);
-      k_.attend(kv_.head(index, item.head, item.tile.chunk->table), params, rows, count, item.heads,
+      k_.attend(kv_.head(index, item.head, item.tile.chunk->table(kv_.group_of(index))), params, rows, count, item.heads,
                 item.part, tokens);
     }
   });

@@ -41,30 +41,38 @@ KvLayout kv_layout(KvKind kind, int block, int head_dim) {
   return l;
 }
 
-void KvPool::add_layer(int kv_heads, int head_dim) {
-  Layer layer{kv_layout(kind_, block_, head_dim), 0, 0, {}};
-  const KvLayout& l = layer.layout;
-  layer.tile_stride = l.piece_bytes * static_cast<size_t>(kv_heads);
-  layer.block_stride = layer.tile_stride * static_cast<size_t>(block_ / l.tile);
-  layer.memory = Region::allocate(layer.block_stride * static_cast<size_t>(blocks_));
-  layers_.push_back(std::move(layer));
+KvPool::KvPool(KvKind kind, int block, const std::vector<KvLayer>& layers,
+               const std::vector<int>& blocks)
+    : block_(block) {
+  for (const int count : blocks) groups_.push_back({count, 0, {}});
+  for (const KvLayer& layer : layers) {
+    if (layer.group < 0 || layer.group >= groups()) throw std::invalid_argument("no such KV group");
+    size_t& offset = groups_[static_cast<size_t>(layer.group)].block_bytes;
+    const KvLayout l = kv_layout(kind, block, layer.head_dim);
+    const size_t tile_stride = l.piece_bytes * static_cast<size_t>(layer.kv_heads);
+    layers_.push_back({l, layer.group, tile_stride, offset});
+    offset += tile_stride * static_cast<size_t>(block / l.tile);
+  }
+  for (Group& g : groups_)
+    g.memory = Region::allocate(g.block_bytes * static_cast<size_t>(g.blocks));
 }
 
 size_t KvPool::bytes() const {
   size_t total = 0;
-  for (const Layer& l : layers_) total += l.memory.size();
+  for (const Group& g : groups_) total += g.memory.size();
   return total;
 }
 
 KvHead KvPool::head(int layer, int kv_head, const int32_t* table) const {
   const Layer& l = layers_[static_cast<size_t>(layer)];
-  return {&l.layout, l.memory.data() + l.layout.piece_bytes * static_cast<size_t>(kv_head),
-          l.block_stride, l.tile_stride, table};
+  const Group& g = groups_[static_cast<size_t>(l.group)];
+  const size_t at = l.offset + l.layout.piece_bytes * static_cast<size_t>(kv_head);
+  return {&l.layout, g.memory.data() + at, g.block_bytes, l.tile_stride, table};
 }
 
 uint8_t* KvPool::piece_at(int layer, int kv_head, int32_t block, int slot) const {
   const Layer& l = layers_[static_cast<size_t>(layer)];
-  return l.memory.data() + l.block_stride * static_cast<size_t>(block) +
+  return block_at(l.group, block) + l.offset +
          l.tile_stride * static_cast<size_t>(slot / l.layout.tile) +
          l.layout.piece_bytes * static_cast<size_t>(kv_head);
 }

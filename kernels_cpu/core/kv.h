@@ -1,4 +1,6 @@
-// The paged KV cache: for each layer, blocks of `block` positions for every kv head.
+// The paged KV cache. Layers that keep the same positions are a group, with blocks of their own: a
+// block holds `block` positions of every layer of its group, side by side, so that it can be copied
+// or written to disk as one piece.
 #pragma once
 
 #include <vector>
@@ -12,15 +14,25 @@ namespace localllm {
 KvKind kv_kind(int bits);
 KvLayout kv_layout(KvKind kind, int block, int head_dim);
 
+struct KvLayer {
+  int group, kv_heads, head_dim;
+};
+
 class KvPool {
  public:
-  KvPool(KvKind kind, int block, int blocks) : kind_(kind), block_(block), blocks_(blocks) {}
-
-  // Memory is committed when first written.
-  void add_layer(int kv_heads, int head_dim);
+  // layers: in order. blocks: how many each group has. Memory is committed when first written.
+  KvPool(KvKind kind, int block, const std::vector<KvLayer>& layers,
+         const std::vector<int>& blocks);
 
   int block() const { return block_; }
-  int blocks() const { return blocks_; }
+  int groups() const { return static_cast<int>(groups_.size()); }
+  int group_of(int layer) const { return layers_[static_cast<size_t>(layer)].group; }
+  int blocks(int group) const { return groups_[static_cast<size_t>(group)].blocks; }
+  size_t block_bytes(int group) const { return groups_[static_cast<size_t>(group)].block_bytes; }
+  uint8_t* block_at(int group, int32_t block) const {
+    const Group& g = groups_[static_cast<size_t>(group)];
+    return g.memory.data() + g.block_bytes * static_cast<size_t>(block);
+  }
   size_t bytes() const;
   // The cache of `layer`, from a kv head on, as the sequence with this block table sees it.
   KvHead head(int layer, int kv_head, const int32_t* table) const;
@@ -31,12 +43,17 @@ class KvPool {
  private:
   struct Layer {
     KvLayout layout;
-    size_t tile_stride, block_stride;
+    int group;
+    size_t tile_stride, offset;  // offset: of the layer in a block
+  };
+  struct Group {
+    int blocks;
+    size_t block_bytes;
     Region memory;
   };
-  KvKind kind_;
-  int block_, blocks_;
+  int block_;
   std::vector<Layer> layers_;
+  std::vector<Group> groups_;
 };
 
 }  // namespace localllm

@@ -21,6 +21,7 @@ struct LayerConfig {
   int rope = -1;      // index of the step's RoPE tables, -1: none
   int rope_half = 0;  // half the rotated entries of a head
   int window = 0;
+  int kv_group = 0;
   float softcap = 0.0f;
   NormConfig qk_norm;
   bool qk_norm_all = false;  // over the whole projection, else over each head

@@ -86,7 +86,8 @@ class Model {
 
   std::unique_ptr<Decoder> decoder(const Kernels& kernels, int threads, KvKind kv, int block,
                                    int blocks) const {
-    return std::make_unique<Decoder>(store_, config_, layers_, kv, block, blocks, threads, kernels);
+    return std::make_unique<Decoder>(store_, config_, layers_, kv, block,
+                                     std::vector<int>{blocks}, threads, kernels);
   }
   ModelConfig& config() { return config_; }
   const Shape& shape() const { return shape_; }
@@ -103,7 +104,7 @@ class Model {
     Step step;
     std::vector<int32_t> tokens, positions, rows;
     for (const Part& p : parts) {
-      step.chunks.push_back({static_cast<int>(tokens.size()), p.n, p.start, p.table});
+      step.chunks.push_back({static_cast<int>(tokens.size()), p.n, p.start, p.table, 0});
       for (int i = 0; i < p.n; ++i) {
         rows.push_back(static_cast<int32_t>(tokens.size()));
         tokens.push_back(p.tokens[i]);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from localllm.backend.cpu_cache import PackedCache
 from localllm.backend.cpu_config import layer_configs, model_config, ropes_of
 from localllm.backend.cpu_rope import RopeTable
 from localllm.backend.cpu_weights import bytes_per_token, pack
-from localllm.backend.protocol import Activations, Batch, StepCancelled
+from localllm.backend.protocol import Activations, Batch, Chunk, StepCancelled, blocks_of_groups
 from localllm.checkpoint.tensor import Tensor
 from localllm.errors import BackendUnavailable, InvalidRequest, OutOfMemoryPlan
 from localllm.kernels_cpu import _native
@@ -22,7 +22,8 @@ class CpuBackend:
     """Runs a `DecoderSpec` natively.
 
     weights: every name of `weight_shapes(spec)` once, in any order; taken one at a time.
-    num_blocks, block_size: the KV pool. Multiples of 32 positions are fastest.
+    num_blocks, block_size: the KV pool; one number of blocks, or one for each of `kv_groups(spec)`.
+        Multiples of 32 positions are fastest.
     threads: compute threads, the caller's among them; None for one per usable core.
     kv_bits: 16, or 8 or 4 (heads rotated, scaled by token and 32 entries), or 32.
     float_activations: activations enter matmuls in float32, not quantized to int8: for
@@ -46,7 +47,7 @@ class CpuBackend:
         spec: DecoderSpec,
         weights: Iterable[tuple[str, Tensor]],
         *,
-        num_blocks: int,
+        num_blocks: int | Sequence[int],
         block_size: int = 32,
         threads: int | None = None,
         kv_bits: int = 16,
@@ -54,7 +55,9 @@ class CpuBackend:
         kernels: str | None = None,
         cache: PackedCache | None = None,
     ) -> None:
-        assert min(num_blocks, block_size) > 0, f"a pool of {num_blocks} x {block_size} positions"
+        self.group_blocks = blocks_of_groups(spec, num_blocks)
+        self.num_blocks = min(self.group_blocks)
+        assert min(self.num_blocks, block_size) > 0, f"a pool of {num_blocks} x {block_size}"
         if threads is not None and threads < 1:
             raise InvalidRequest(f"threads must be at least 1, not {threads}")
         if kv_bits not in (32, 16, 8, 4):
@@ -63,7 +66,6 @@ class CpuBackend:
         layers = layer_configs(spec)
         self.spec = spec
         self._cache = cache
-        self.num_blocks = num_blocks
         self.block_size = block_size
         self.activations: Activations = "float32" if float_activations else "int8"
         self._ropes = [RopeTable(rope) for rope in ropes_of(spec)]
@@ -77,7 +79,7 @@ class CpuBackend:
                 layers,
                 kv_bits,
                 block_size,
-                num_blocks,
+                list(self.group_blocks),
                 threads or _native.default_threads(),
                 chosen,
             )
@@ -112,12 +114,12 @@ class CpuBackend:
         """Bytes of address space of the KV pool; memory is taken when blocks are first used."""
         return int(self._engine.kv_bytes)
 
-    def forward(self, batch: Batch) -> np.ndarray:
+    def forward(self, batch: Batch, hidden: np.ndarray | None = None) -> np.ndarray:
         """See `Backend.forward`. Raises StepCancelled when `cancel` was called meanwhile, and
         OutOfMemoryPlan where there is no memory for the step's rows; the next step may be smaller.
         """
         try:
-            return self._forward(batch)
+            return self._forward(batch, hidden)
         except MemoryError as error:
             rows = sum(len(c.token_ids) for c in batch.chunks)
             raise OutOfMemoryPlan(
@@ -125,7 +127,7 @@ class CpuBackend:
                 hint="take fewer rows in a step (a smaller batch or prefill chunk)",
             ) from error
 
-    def _forward(self, batch: Batch) -> np.ndarray:
+    def _forward(self, batch: Batch, hidden: np.ndarray | None) -> np.ndarray:
         decoder, chunks = self._engine, batch.chunks
         for chunk in chunks:
             if chunk.adapter is not None:
@@ -148,15 +150,42 @@ class CpuBackend:
             _join([c.token_ids for c in chunks]),
             np.array([c.start for c in chunks], np.int32),
             np.array(counts, np.int32),
-            _join([c.block_table for c in chunks]),
-            np.array([len(c.block_table) for c in chunks], np.int32),
+            _join([self._tables(c).reshape(-1) for c in chunks]),
+            np.array([c.block_table.shape[-1] for c in chunks], np.int32),
             self._rope_rows(batch, positions),
             np.array(logit_rows, np.int32),
             out,
+            hidden,
         )
         if not done:
             raise StepCancelled("the step was cancelled")
         return out
+
+    def _tables(self, chunk: Chunk) -> np.ndarray:
+        """[groups, m]."""
+        shape = (len(self.group_blocks), chunk.block_table.shape[-1])
+        return np.broadcast_to(chunk.block_table, shape)
+
+    def project(self, hidden: np.ndarray) -> np.ndarray:
+        """See `Backend.project`."""
+        out = np.empty((len(hidden), self.spec.vocab_size), np.float32)
+        if len(hidden):
+            self._engine.project(np.ascontiguousarray(hidden, np.float32), out)
+        return out
+
+    def copy_block(self, group: int, source: int, target: int) -> None:
+        """See `Backend.copy_block`."""
+        self._engine.copy_block(group, source, target)
+
+    def read_block(self, group: int, block: int) -> np.ndarray:
+        """See `Backend.read_block`."""
+        content = np.empty(self._engine.block_bytes(group), np.uint8)
+        self._engine.read_block(group, block, content)
+        return content
+
+    def write_block(self, group: int, block: int, content: np.ndarray) -> None:
+        """See `Backend.write_block`."""
+        self._engine.write_block(group, block, content)
 
     def cancel(self) -> None:
         """See `Backend.cancel`."""

@@ -13,6 +13,7 @@ from localllm.spec import (
     NormSpec,
     RopeSpec,
 )
+from localllm.spec.memory import kv_groups
 
 
 def ropes_of(spec: DecoderSpec) -> list[RopeSpec]:
@@ -37,7 +38,11 @@ def model_config(spec: DecoderSpec, *, float_activations: bool) -> _native.Model
 def layer_configs(spec: DecoderSpec) -> list[_native.LayerConfig]:
     """Raises UnsupportedModel naming the layer and the part the native engine lacks."""
     ropes = ropes_of(spec)
-    return [_layer(index, layer, ropes) for index, layer in enumerate(spec.layers)]
+    configs = [_layer(index, layer, ropes) for index, layer in enumerate(spec.layers)]
+    for number, group in enumerate(kv_groups(spec)):
+        for index in group.layers:
+            configs[index].kv_group = number
+    return configs
 
 
 def _layer(index: int, layer: LayerSpec, ropes: list[RopeSpec]) -> _native.LayerConfig:

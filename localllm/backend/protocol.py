@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from localllm.errors import LocalLLMError
 from localllm.spec import DecoderSpec
+from localllm.spec.memory import kv_groups
 
 Activations = Literal["int8", "float32"]
 
@@ -18,7 +20,9 @@ class Chunk:
     """Consecutive rows of one sequence: a prefill chunk, one decode row, or rows to verify.
 
     token_ids: int32 [n]; they stand at positions start … start + n - 1.
-    block_table: int32, the KV blocks of positions 0 …, at least enough for start + n positions.
+    block_table: int32 [m], the KV blocks of positions 0 …, at least enough for start + n positions;
+        or [groups, m], a row for each of `kv_groups(spec)`. One row serves every group. Blocks that
+        lie wholly before a group's window are not looked at.
     logit_rows: which rows (0 … n-1) need logits.
     prompt_length: RoPE kinds whose frequencies depend on the length (dynamic, longrope) use
         max(prompt_length, position + 1) for each row, as transformers does when it generates;
@@ -48,13 +52,22 @@ class StepCancelled(LocalLLMError):
     """
 
 
+def blocks_of_groups(spec: DecoderSpec, num_blocks: int | Sequence[int]) -> tuple[int, ...]:
+    """How many blocks each of `kv_groups(spec)` has, when one number stands for all."""
+    groups = len(kv_groups(spec))
+    blocks = (num_blocks,) * groups if isinstance(num_blocks, int) else tuple(num_blocks)
+    assert len(blocks) == groups, f"{len(blocks)} pools for {groups} KV groups"
+    return blocks
+
+
 class Backend(Protocol):
     """`forward` writes the K and V of every row into the pool and returns the logits asked for."""
 
     name: str
     spec: DecoderSpec
     block_size: int  # positions in a KV block
-    num_blocks: int  # KV blocks in the pool
+    num_blocks: int  # KV blocks of every group at least
+    group_blocks: tuple[int, ...]  # KV blocks of each of `kv_groups(spec)`
     step_rows: int  # rows in a step beyond which more gain nothing
     activations: Activations  # as what they meet quantized weights
 
@@ -68,8 +81,28 @@ class Backend(Protocol):
         """Why loading took longer than it could, or will next time; None if neither."""
         ...
 
-    def forward(self, batch: Batch) -> np.ndarray:
-        """float32 [sum of len(logit_rows), vocab_size], in the order of chunks and rows."""
+    def forward(self, batch: Batch, hidden: np.ndarray | None = None) -> np.ndarray:
+        """float32 [sum of len(logit_rows), vocab_size], in the order of chunks and rows.
+
+        hidden: float32 [as many rows, spec.hidden], to be filled with what enters the head.
+        """
+        ...
+
+    def project(self, hidden: np.ndarray) -> np.ndarray:
+        """The head alone: logits float32 [n, vocab_size] of float32 [n, spec.hidden]."""
+        ...
+
+    def copy_block(self, group: int, source: int, target: int) -> None: ...
+
+    def read_block(self, group: int, block: int) -> np.ndarray:
+        """uint8 [n]: a copy of a KV block, n the same for every block of the group.
+
+        Safe from any thread while no step writes to the block.
+        """
+        ...
+
+    def write_block(self, group: int, block: int, content: np.ndarray) -> None:
+        """Puts back what `read_block` gave."""
         ...
 
     def cancel(self) -> None:

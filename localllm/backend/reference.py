@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from threading import Event
 
 import mlx.core as mx
 import numpy as np
 
-from localllm.backend.protocol import Activations, Batch, Chunk, StepCancelled
+from localllm.backend.protocol import Activations, Batch, Chunk, StepCancelled, blocks_of_groups
 from localllm.backend.reference_attention import attention
 from localllm.backend.reference_decoder import Decoder, Weight
 from localllm.backend.reference_kv import KVPool
@@ -18,6 +18,7 @@ from localllm.backend.weights import checked_weights
 from localllm.checkpoint.tensor import Tensor
 from localllm.errors import InvalidRequest
 from localllm.spec import DecoderSpec
+from localllm.spec.memory import kv_groups
 
 _QUERY_ROWS = 256  # attention takes so many rows at a time, which bounds its scores
 
@@ -26,7 +27,8 @@ class ReferenceBackend:
     """Runs any `DecoderSpec`.
 
     weights: every name of `weight_shapes(spec)` once, in any order; taken one at a time.
-    num_blocks, block_size: the KV pool. A block costs `kv_block_bytes(spec, block_size)`.
+    num_blocks, block_size: the KV pool; one number of blocks, or one for each of `kv_groups(spec)`.
+        A group's block costs `kv_group_block_bytes(spec, group, block_size)`.
 
     Weights keep the size they have in the file and become float32 when used; only group sizes
     and code widths unknown to MLX are held as float32. Raises CheckpointError for a missing,
@@ -44,19 +46,21 @@ class ReferenceBackend:
         spec: DecoderSpec,
         weights: Iterable[tuple[str, Tensor]],
         *,
-        num_blocks: int,
+        num_blocks: int | Sequence[int],
         block_size: int = 32,
     ) -> None:
-        assert min(num_blocks, block_size) > 0, f"a pool of {num_blocks} x {block_size} positions"
+        self.group_blocks = blocks_of_groups(spec, num_blocks)
+        self.num_blocks = min(self.group_blocks)
+        assert min(self.num_blocks, block_size) > 0, f"a pool of {num_blocks} x {block_size}"
         self.spec = spec
-        self.num_blocks = num_blocks
         self.block_size = block_size
-        self._pool: KVPool | None = KVPool(spec, num_blocks, block_size)
+        self._pool: KVPool | None = KVPool(spec, self.group_blocks, block_size)
         self._cancelled = Event()
         with mx.stream(mx.cpu):
             self._decoder: Decoder | None = Decoder(spec, _load(spec, weights))
 
-    def forward(self, batch: Batch) -> np.ndarray:
+    def forward(self, batch: Batch, hidden: np.ndarray | None = None) -> np.ndarray:
+        """See `Backend.forward`."""
         assert self._pool is not None, "the backend is closed"
         assert self._decoder is not None
         for chunk in batch.chunks:
@@ -66,11 +70,38 @@ class ReferenceBackend:
         self._cancelled.clear()
         step = _Step(self.spec, self._pool, batch.chunks, self._cancelled)
         with mx.stream(mx.cpu):
-            hidden = self._decoder(step.tokens, step.positions, step.lengths, step.attend)
+            rows = self._decoder(step.tokens, step.positions, step.lengths, step.attend)
             if not len(step.logit_rows):
-                mx.eval(hidden)
+                mx.eval(rows)
                 return np.zeros((0, self.spec.vocab_size), np.float32)
-            return np.array(self._decoder.logits(hidden[mx.array(step.logit_rows)]))
+            last = self._decoder.final_norm(rows[mx.array(step.logit_rows)])
+            if hidden is not None:
+                hidden[:] = np.array(last)
+            return np.array(self._decoder.project(last))
+
+    def project(self, hidden: np.ndarray) -> np.ndarray:
+        """See `Backend.project`."""
+        assert self._decoder is not None, "the backend is closed"
+        with mx.stream(mx.cpu):
+            return np.array(self._decoder.project(mx.array(hidden.astype(np.float32))))
+
+    def copy_block(self, group: int, source: int, target: int) -> None:
+        """See `Backend.copy_block`."""
+        blocks = self._blocks(group)
+        blocks[target] = blocks[source]
+
+    def read_block(self, group: int, block: int) -> np.ndarray:
+        """See `Backend.read_block`."""
+        content: np.ndarray = self._blocks(group)[block].view(np.uint8).copy()
+        return content
+
+    def write_block(self, group: int, block: int, content: np.ndarray) -> None:
+        """See `Backend.write_block`."""
+        self._blocks(group)[block] = content.view(np.float32)
+
+    def _blocks(self, group: int) -> np.ndarray:
+        assert self._pool is not None, "the backend is closed"
+        return self._pool.blocks[group]
 
     def cancel(self) -> None:
         """See `Backend.cancel`."""
@@ -95,16 +126,16 @@ class ReferenceBackend:
         limit = min(self.spec.context, self.spec.learned_positions or self.spec.context)
         assert stop <= limit, f"positions up to {stop - 1} in a context of {limit}"
         needed = -(-stop // self.block_size)
-        assert len(chunk.block_table) >= needed, (
-            f"a block table of {len(chunk.block_table)} for {stop} positions: {needed} are needed"
+        size = chunk.block_table.shape[-1]
+        assert size >= needed, (
+            f"a block table of {size} for {stop} positions: {needed} are needed"
         )
-        first = min(
-            (_first_seen(layer.mixer.window, chunk.start) for layer in self.spec.layers), default=0
-        )
-        used = chunk.block_table[first // self.block_size : needed]
-        assert 0 <= used.min() <= used.max() < self.num_blocks, (
-            f"blocks {used.min()} … {used.max()} in a pool of {self.num_blocks}"
-        )
+        for number, group in enumerate(kv_groups(self.spec)):
+            first = _first_seen(group.window, chunk.start) // self.block_size
+            used = _table(chunk, number)[first:needed]
+            assert 0 <= used.min() <= used.max() < self.group_blocks[number], (
+                f"blocks {used.min()} … {used.max()} in a pool of {self.group_blocks[number]}"
+            )
         assert all(0 <= row < count for row in chunk.logit_rows), (
             f"logits asked of rows {chunk.logit_rows} in a chunk of {count}"
         )
@@ -129,17 +160,23 @@ class _Step:
         )
         rows = zip(self._offsets, (c.logit_rows for c in chunks), strict=True)
         self.logit_rows = np.array([at + row for at, asked in rows for row in asked], np.int32)
-        blocks = [
-            c.block_table[p // pool.block_size] for c, p in zip(chunks, positions, strict=True)
-        ]
-        self._slots = (np.concatenate(blocks), self.positions % pool.block_size)
+        places = self.positions % pool.block_size
+        self._slots = []  # of each KV group
+        for group in range(len(pool.blocks)):
+            blocks = [
+                _table(c, group)[p // pool.block_size]
+                for c, p in zip(chunks, positions, strict=True)
+            ]
+            self._slots.append((np.concatenate(blocks), places))
 
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         """Writes K and V of all rows first, so chunks of one sequence may share a batch."""
         if self._cancelled.is_set():
             raise StepCancelled("the step was cancelled")
         mx.eval(q, k, v)
-        self._pool.write(layer, self._slots, np.array(k, copy=False), np.array(v, copy=False))
+        group = self._pool.group_of[layer]
+        slots = self._slots[group]
+        self._pool.write(layer, slots, np.array(k, copy=False), np.array(v, copy=False))
         parts = []
         for chunk, offset in zip(self._chunks, self._offsets, strict=True):
             for at in range(0, len(chunk.token_ids), _QUERY_ROWS):
@@ -151,8 +188,14 @@ class _Step:
         """Rows of one chunk at positions start … over all that they can see."""
         spec = self._spec.layers[layer].mixer
         first, stop = _first_seen(spec.window, start), start + q.shape[0]
-        k, v = (mx.array(x) for x in self._pool.read(layer, chunk.block_table, first, stop))
+        table = _table(chunk, self._pool.group_of[layer])
+        k, v = (mx.array(x) for x in self._pool.read(layer, table, first, stop))
         return attention(spec, q, k, v, np.arange(start, stop), np.arange(first, stop))
+
+
+def _table(chunk: Chunk, group: int) -> np.ndarray:
+    table = chunk.block_table
+    return table if table.ndim == 1 else table[group % len(table)]
 
 
 def _first_seen(window: int | None, position: int) -> int:

@@ -239,8 +239,12 @@ class Decoder(Part):
 
     def logits(self, hidden: mx.array) -> mx.array:
         """float32 [n, hidden] -> [n, vocab_size]."""
+        return self.project(self.final_norm(hidden))
+
+    def project(self, normed: mx.array) -> mx.array:
+        """The head: float32 [n, hidden], as the final norm gives it -> [n, vocab_size]."""
         head = self.embed if self.head is None else self.head
-        logits = head.matmul(self.final_norm(hidden))
+        logits = head.matmul(normed)
         if self.head_bias is not None:
             logits = logits + self.head_bias
         logits = logits * self.spec.logit_scale

@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from localllm.errors import OutOfMemoryPlan
 from localllm.spec import DecoderSpec
-from localllm.spec.memory import kv_block_bytes
+from localllm.spec.memory import kv_group_block_bytes, kv_groups
 
 
 class KVPool:
-    """K and V of every layer, a block holding all layers of its positions side by side.
+    """K and V of every layer, a block holding all layers of its KV group side by side.
 
-    One zeroed numpy array of fixed size: the operating system backs a page of it only when a
+    One zeroed numpy array a group, of fixed size: the operating system backs a page of it only when a
     block there is first written, and rows are written in place, which an MLX array cannot do.
     """
 
-    def __init__(self, spec: DecoderSpec, num_blocks: int, block_size: int) -> None:
-        block_bytes = kv_block_bytes(spec, block_size)
-        try:
-            pool = np.zeros((num_blocks, block_bytes // 4), np.float32)
-        except (MemoryError, ValueError) as error:
-            raise OutOfMemoryPlan(
-                f"a KV pool of {num_blocks} blocks of {block_bytes} bytes does not fit in memory",
-                hint="ask for fewer KV blocks: a shorter context or fewer sequences at once",
-            ) from error
+    def __init__(self, spec: DecoderSpec, num_blocks: Sequence[int], block_size: int) -> None:
         self.block_size = block_size
-        self._keys: list[np.ndarray] = []
-        self._values: list[np.ndarray] = []
-        at = 0
-        for layer in spec.layers:
-            heads, size = layer.mixer.kv_heads, layer.mixer.head_dim
-            for views in (self._keys, self._values):
-                part = pool[:, at : at + block_size * heads * size]
-                # [num_blocks, block_size, kv_heads, head_dim], a view into the pool
-                views.append(part.reshape(num_blocks, block_size, heads, size))
-                assert np.shares_memory(views[-1], pool)
-                at += block_size * heads * size
+        self.blocks: list[np.ndarray] = []  # of each group: float32 [blocks, values]
+        self.group_of = [0] * len(spec.layers)
+        self._keys: dict[int, np.ndarray] = {}
+        self._values: dict[int, np.ndarray] = {}
+        for number, group in enumerate(kv_groups(spec)):
+            values = kv_group_block_bytes(spec, group, block_size) // 4
+            self.blocks.append(_zeros(num_blocks[number], values))
+            at = 0
+            for index in group.layers:
+                self.group_of[index] = number
+                heads, size = spec.layers[index].mixer.kv_heads, spec.layers[index].mixer.head_dim
+                for views in (self._keys, self._values):
+                    part = self.blocks[-1][:, at : at + block_size * heads * size]
+                    # [blocks, block_size, kv_heads, head_dim], a view into the pool
+                    views[index] = part.reshape(-1, block_size, heads, size)
+                    assert np.shares_memory(views[index], self.blocks[-1])
+                    at += block_size * heads * size
 
     def write(
         self, layer: int, slots: tuple[np.ndarray, np.ndarray], k: np.ndarray, v: np.ndarray
@@ -57,3 +57,13 @@ class KVPool:
             for pool in (self._keys, self._values)
         )
         return k, v
+
+
+def _zeros(blocks: int, values: int) -> np.ndarray:
+    try:
+        return np.zeros((blocks, values), np.float32)
+    except (MemoryError, ValueError) as error:
+        raise OutOfMemoryPlan(
+            f"a KV pool of {blocks} blocks of {4 * values} bytes does not fit in memory",
+            hint="ask for fewer KV blocks: a shorter context or fewer sequences at once",
+        ) from error

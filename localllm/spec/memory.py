@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import prod
+from dataclasses import dataclass
+from math import inf, prod
 
 from localllm.spec.decoder import DecoderSpec, MoESpec
 from localllm.spec.weights import weight_shapes
@@ -33,6 +34,34 @@ def kv_bytes(spec: DecoderSpec, tokens: int, bytes_per_value: float = 4) -> int:
     A sliding-window layer keeps no more positions than its window.
     """
     return round(_kv_values(spec, tokens) * bytes_per_value)
+
+
+@dataclass(frozen=True)
+class KvGroup:
+    """Layers whose KV cache keeps the same positions: the last `window`, or all (None)."""
+
+    layers: tuple[int, ...]
+    window: int | None
+
+
+def kv_groups(spec: DecoderSpec) -> tuple[KvGroup, ...]:
+    """The layers by what they keep, the widest window first."""
+    by_window: dict[int | None, list[int]] = {}
+    for index, layer in enumerate(spec.layers):
+        by_window.setdefault(layer.mixer.window, []).append(index)
+    widest_first = sorted(by_window, key=lambda window: -inf if window is None else -window)
+    return tuple(KvGroup(tuple(by_window[window]), window) for window in widest_first)
+
+
+def kv_group_block_bytes(
+    spec: DecoderSpec, group: KvGroup, block_size: int, bytes_per_value: float = 4
+) -> int:
+    """Bytes of one of the group's KV blocks: `block_size` positions in every layer of it."""
+    values = 0
+    for index in group.layers:
+        attn = spec.layers[index].mixer
+        values += 2 * attn.kv_heads * attn.head_dim * block_size
+    return round(values * bytes_per_value)
 
 
 def kv_block_bytes(spec: DecoderSpec, block_size: int, bytes_per_value: float = 4) -> int:

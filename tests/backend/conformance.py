@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from localllm.backend.protocol import Backend, Batch, Chunk, StepCancelled
 from localllm.checkpoint.tensor import Tensor
 from localllm.spec import DecoderSpec
+from localllm.spec.memory import kv_groups
 from tests.backend import oracle
 from tests.backend.random_models import (
     PACKINGS,
@@ -192,6 +193,47 @@ class BackendConformance:
             sequence = Sequence(tokens, np.arange(8, 16))
             assert run(backend, sequence.next(11, rows=())).shape == (0, backend.spec.vocab_size)
             self.assert_same(run(backend, sequence.next(1)), wanted)
+
+    @settings(property_test, max_examples=40)
+    @given(spec=specs(), seed=st.integers(0, 2**32 - 1))
+    def test_each_kv_group_has_blocks_of_its_own(self, spec, seed):
+        rng = np.random.default_rng(seed)
+        groups = kv_groups(spec)
+        tokens = rng.integers(0, spec.vocab_size, 20)
+        with self.backend(spec, dense(random_weights(spec, seed))) as backend:
+            wanted = run(backend, Sequence(tokens, np.arange(5)).next(20))
+            tables = np.stack([rng.permutation(BLOCKS)[:5] for _ in groups])
+            sequence = Sequence(tokens, tables)
+            got = [run(backend, sequence.next(13))]
+            for number, group in enumerate(groups):
+                for block in range(3):
+                    # Blocks before the window may be gone; the others may move.
+                    if group.window is not None and 4 * (block + 1) <= 13 + 1 - group.window:
+                        sequence.blocks[number, block] = -1
+                        continue
+                    old = int(sequence.blocks[number, block])
+                    new = next(
+                        b for b in rng.permutation(BLOCKS) if b not in sequence.blocks[number]
+                    )
+                    if block == 1:
+                        backend.copy_block(number, old, int(new))
+                    else:
+                        content = backend.read_block(number, old)
+                        backend.write_block(number, old, np.zeros_like(content))
+                        backend.write_block(number, int(new), content)
+                    sequence.blocks[number, block] = new
+            got.append(run(backend, sequence.next(7)))
+        self.assert_same(np.concatenate(got), wanted)
+
+    def test_what_enters_the_head_can_be_had_and_projected_again(self):
+        tokens = np.arange(12)
+        with self.llama() as backend:
+            chunk = Sequence(tokens, np.arange(8)).next(12, rows=(11, 3))
+            hidden = np.zeros((2, backend.spec.hidden), np.float32)
+            logits = backend.forward(Batch((chunk,)), hidden)
+            self.assert_same(backend.project(hidden), logits)
+            self.assert_same(backend.project(hidden[1:]), logits[1:])
+            assert backend.project(hidden[:0]).shape == (0, backend.spec.vocab_size)
 
     def test_an_empty_batch_has_no_logits(self):
         with self.llama() as backend:
