@@ -251,6 +251,16 @@ void project(Decoder& d, Array<float, 2> hidden, OutMatrix out) {
   d.project(hidden.data(), rows, out.data());
 }
 
+void embed(const Decoder& d, Array<int32_t, 1> tokens, OutMatrix out) {
+  const ModelConfig& c = d.program().config;
+  const int rows = to_int(tokens.shape(0));
+  check(to_int(out.shape(0)) == rows && to_int(out.shape(1)) == c.hidden,
+        "the embeddings' array has the wrong shape");
+  for (int r = 0; r < rows; ++r)
+    check(tokens.data()[r] >= 0 && tokens.data()[r] < c.vocab, "token id outside the vocabulary");
+  d.embed_rows(tokens.data(), rows, out.data());
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -350,6 +360,7 @@ NB_MODULE(_native, m) {
            "Runs one step into `out` [logit_rows, vocab] and `hidden` [logit_rows, hidden]; False "
            "when cancelled.")
       .def("project", &project, nb::arg("hidden"), nb::arg("out"), "The head's logits into `out`.")
+      .def("embed", &embed, nb::arg("tokens"), nb::arg("out"), "Rows of the embedding into `out`.")
       .def("block_bytes",
            [](const Decoder& d, int group) {
              check_block(d, group, 0);

@@ -112,13 +112,21 @@ void Decoder::embed(const Step& step) {
   const ModelConfig& c = program_.config;
   each_row(step.rows, 4 * c.hidden, [&](int r) {
     float* x = x_.row(r);
-    read_row(*program_.embed, step.tokens[r], x);
-    if (c.embed_scale != 1.0f) k_.scale(x, c.hidden, c.embed_scale);
+    embed_rows(step.tokens + r, 1, x);
     if (!program_.positions) return;
     float* p = y_.row(r);
     read_row(*program_.positions, step.positions[r], p);
     k_.add_scaled(p, c.hidden, 1.0f, x);
   });
+}
+
+void Decoder::embed_rows(const int32_t* tokens, int rows, float* out) const {
+  const ModelConfig& c = program_.config;
+  for (int r = 0; r < rows; ++r) {
+    float* x = out + static_cast<ptrdiff_t>(r) * c.hidden;
+    read_row(*program_.embed, tokens[r], x);
+    if (c.embed_scale != 1.0f) k_.scale(x, c.hidden, c.embed_scale);
+  }
 }
 
 void Decoder::quantize(MatmulRows* rows, int row, int width) {

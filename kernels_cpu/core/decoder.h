@@ -63,6 +63,8 @@ class Decoder {
   bool forward(const Step& step, const std::function<bool()>& stop = {});
   // The head alone: logits [rows, vocab] of rows as they enter it, hidden [rows, hidden].
   void project(const float* hidden, int rows, float* out);
+  // Rows of the embedding as the first layer takes them, out [rows, hidden].
+  void embed_rows(const int32_t* tokens, int rows, float* out) const;
   void copy_block(int group, int32_t from, int32_t to);
   // From any thread: the step under way stops within a layer.
   void cancel() { cancelled_ = true; }

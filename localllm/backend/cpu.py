@@ -173,6 +173,12 @@ class CpuBackend:
             self._engine.project(np.ascontiguousarray(hidden, np.float32), out)
         return out
 
+    def embed(self, token_ids: Sequence[int]) -> np.ndarray:
+        """See `Backend.embed`."""
+        out = np.empty((len(token_ids), self.spec.hidden), np.float32)
+        self._engine.embed(np.array(token_ids, np.int32), out)
+        return out
+
     def copy_block(self, group: int, source: int, target: int) -> None:
         """See `Backend.copy_block`."""
         self._engine.copy_block(group, source, target)

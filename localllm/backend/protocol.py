@@ -92,6 +92,10 @@ class Backend(Protocol):
         """The head alone: logits float32 [n, vocab_size] of float32 [n, spec.hidden]."""
         ...
 
+    def embed(self, token_ids: Sequence[int]) -> np.ndarray:
+        """float32 [n, spec.hidden]: the tokens' embeddings as the first layer takes them."""
+        ...
+
     def copy_block(self, group: int, source: int, target: int) -> None: ...
 
     def read_block(self, group: int, block: int) -> np.ndarray:

@@ -85,6 +85,13 @@ class ReferenceBackend:
         with mx.stream(mx.cpu):
             return np.array(self._decoder.project(mx.array(hidden.astype(np.float32))))
 
+    def embed(self, token_ids: Sequence[int]) -> np.ndarray:
+        """See `Backend.embed`."""
+        assert self._decoder is not None, "the backend is closed"
+        with mx.stream(mx.cpu):
+            rows = self._decoder.embed.rows(mx.array(np.array(token_ids, np.int32)))
+            return np.array(rows * self.spec.embed_scale)
+
     def copy_block(self, group: int, source: int, target: int) -> None:
         """See `Backend.copy_block`."""
         blocks = self._blocks(group)

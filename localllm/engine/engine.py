@@ -1,21 +1,37 @@
-"""The verb loop: add -> schedule -> forward -> sample -> emit."""
+"""The verb loop: add -> draft -> schedule -> forward -> sample -> emit."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
 
 from localllm.backend.protocol import Backend, Batch, Chunk, StepCancelled
-from localllm.engine.block_pool import BlockPool
+from localllm.engine.beam import Beam, BeamSearch, Hypothesis
+from localllm.engine.drafters import PromptLookup
+from localllm.engine.events import (
+    BatchRow,
+    Ended,
+    EventBus,
+    Forked,
+    Preempted,
+    Queued,
+    RowKind,
+    Started,
+    StepDone,
+)
+from localllm.engine.kv_cache import DiskTier, KvCache
 from localllm.engine.receipt import Receipt
 from localllm.engine.scheduler import Scheduled, Scheduler
 from localllm.engine.sequence import FinishReason, Request, Sequence
+from localllm.engine.speculative import Drafter, Speculator
 from localllm.errors import InvalidRequest, OutOfMemoryPlan, PromptTooLong
 from localllm.machine import memory
-from localllm.sampling import Draw, Sampler, check_token_ids
+from localllm.sampling import Draw, Sampler, check_token_ids, draw_batch, logprobs_of
+from localllm.spec.rope import length_class
 
 # Logits a step of `Engine.logits` yields at most: 32 MiB beside the result they are copied to.
 _STEP_LOGITS = 1 << 23
@@ -31,22 +47,37 @@ class Token:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event of a request. `error` is set when it failed; then `reason` is "cancelled"."""
+    """The last event of a request. `error` is set when it failed; then `reason` is "cancelled".
+
+    prompt_logprobs: of the prompt's tokens 1 …, if they were asked for.
+    """
 
     request_id: int
     reason: FinishReason
     receipt: Receipt
     error: Exception | None = None
+    prompt_logprobs: tuple[Draw, ...] | None = None
 
 
 Event = Token | Finished
+
+
+@dataclass
+class _Row:
+    """A row of logits and the sequence whose next token it decides."""
+
+    sequence: Sequence
+    row: int
+    accepted: int = 0
 
 
 class Engine:
     """Runs requests together over one backend and its KV pool. Not thread-safe; `LLM` is.
 
     context: positions a sequence may fill. step_rows: rows computed in one step at most, None for
-    what suits the backend.
+    what suits the backend. drafters: whose guesses may be used, prompt lookup beside them.
+    draft_rows: rows of guesses in one step at most. disk: where KV blocks are kept when the pool
+    has no place for them. key: stands for the weights, in the names of blocks on disk.
     """
 
     def __init__(
@@ -56,72 +87,153 @@ class Engine:
         context: int,
         max_batch: int = 32,
         step_rows: int | None = None,
+        drafters: Seq[Drafter] = (),
+        draft_rows: int = 64,
+        disk: DiskTier | None = None,
+        key: bytes = b"",
     ) -> None:
         step_rows = backend.step_rows if step_rows is None else step_rows
-        assert context <= backend.num_blocks * backend.block_size
         self.backend = backend
         self.context = context
         self.step_rows = step_rows
-        self.pool = BlockPool(backend.num_blocks, backend.block_size)
-        self.scheduler = Scheduler(self.pool, max_batch=max_batch, step_rows=step_rows)
+        self.cache = KvCache(backend, disk)
+        assert self.cache.fits(context, max(step_rows, max_batch)), "the pool holds no full context"
+        self.scheduler = Scheduler(
+            self.cache,
+            max_batch=max_batch,
+            step_rows=step_rows,
+            logit_rows=max(1, _STEP_LOGITS // backend.spec.vocab_size),
+        )
+        self.speculator = Speculator([PromptLookup(), *drafters])
+        self.events = EventBus()
+        self._draft_rows = draft_rows
+        self._wants_hidden = any(drafter.name == "head" for drafter in drafters)
+        self._key = key
+        self._ropes = {x.mixer.rope for x in backend.spec.layers if x.mixer.rope is not None}
         self._ids = count()
         self._sequences: dict[int, Sequence] = {}
+        self._unforked: dict[int, int] = {}  # samples that await their prompt -> whose it is
+        self._searches: dict[int, BeamSearch] = {}  # by the id of every request that awaits one
+        self._beams: dict[int, BeamSearch] = {}  # by the id of every live beam
 
     @property
     def busy(self) -> bool:
         return bool(self._sequences)
 
+    # ---- requests come and go
+
     def add(self, request: Request) -> int:
-        """Queues a request and returns its id. Raises what `check` raises."""
+        """Queues a request and returns its id. Raises what `check` raises.
+
+        A request for several samples takes as many ids, one after the other; each has its own
+        events, as if it were a request of its own with the seed one higher.
+        """
         self.check(request)
         length = len(request.token_ids)
         asked = request.params.max_tokens
         limit = self.context if asked is None else min(self.context, length + asked)
-        sampler = Sampler(
-            request.params, request.token_ids, self.backend.spec.vocab_size, request.stop_ids
+        vocab = self.backend.spec.vocab_size
+        sampler = Sampler(request.params, request.token_ids, vocab, request.stop_ids)
+        sequence = Sequence(
+            next(self._ids),
+            request,
+            sampler,
+            limit,
+            self.cache.open(self._root(request)),
+            list(request.token_ids),
         )
-        sequence = Sequence(next(self._ids), request, sampler, limit)
+        others = [next(self._ids) for _ in range(1, request.samples)]
+        if request.params.beams is None:
+            self._unforked.update(dict.fromkeys(others, sequence.id))
+        else:
+            search = BeamSearch(sequence, request.params.beams)
+            search.request_ids = [sequence.id, *others]
+            self._searches.update(dict.fromkeys(search.request_ids, search))
+            self._beams[sequence.id] = search
         self._sequences[sequence.id] = sequence
         self.scheduler.add(sequence)
+        if self.events.watched:
+            self.events.emit(Queued(sequence.id, length, request.priority))
         return sequence.id
 
     def check(self, request: Request) -> None:
         """Raises `InvalidRequest` or `PromptTooLong` for a request that cannot be run."""
         self._check_prompt(request.token_ids, room=1)
         check_token_ids(request.params, self.backend.spec.vocab_size)
+        drafter, known = request.params.speculation, self.speculator.drafters
+        if drafter not in ("auto", "off", *known):
+            raise InvalidRequest(
+                f"speculation={drafter!r}: this model was loaded without it",
+                hint=f"possible here: auto, off, {', '.join(known)}",
+            )
+
+    def fork(self, request_id: int, *, seed: int | None = None) -> int:
+        """Another request that goes on from where this one stands, at no cost; its id.
+
+        seed: of what it draws from here on; None: the same, so that it goes the same way.
+        """
+        parent = self._sequences.get(request_id)
+        if parent is None or request_id in self._beams:
+            raise InvalidRequest(f"request {request_id} is not running, or is a beam search")
+        return self._fork(parent, next(self._ids), seed).id
 
     def end(
         self, request_id: int, reason: FinishReason = "cancelled", by: str = "cancelled"
     ) -> Finished | None:
         """Ends a request now, between steps, and frees its blocks; None if it had ended."""
+        parent = self._unforked.pop(request_id, None)
+        if parent is not None:
+            receipt = self._sequences[parent].receipt(self.backend.name, by)
+            return Finished(request_id, reason, receipt)
+        search = self._searches.get(request_id)
+        if search is not None:
+            return self._leave_search(search, request_id, reason, by)
         sequence = self._sequences.get(request_id)
-        return None if sequence is None else self._finish(sequence, reason, by)
+        if sequence is None:
+            return None
+        heirs = [child for child, whose in self._unforked.items() if whose == request_id]
+        if heirs:  # its other samples still need the prompt: the next one takes its place
+            return self._hand_over(sequence, heirs[0], reason, by)
+        return self._finish(sequence, reason, by)
+
+    def close(self) -> None:
+        """Keeps what the prefix cache holds on disk, if it has one there."""
+        self.cache.collect()
+        self.cache.spill_idle()
 
     def cancel_step(self) -> None:
         """From any thread: a step under way ends soon, and its rows are left for the next one."""
         self.backend.cancel()
 
+    # ---- a step
+
     def step(self) -> list[Event]:
         """Advances every scheduled sequence by one forward pass; none if it is cancelled."""
+        began = time.perf_counter()
+        self.cache.collect()
+        self._draft()
         scheduled = self.scheduler.schedule()
+        self._tell_schedule()
         if not scheduled:
+            if self.busy:
+                time.sleep(0.001)  # blocks on their way to disk are all that can be waited for
             return []
+        kinds = [_kind(item) for item in scheduled]
+        forward_began = time.perf_counter()
         try:
-            logits = self.backend.forward(Batch(tuple(map(_chunk, scheduled))))
+            logits, hidden = self._forward(scheduled)
         except StepCancelled:
             return []
         except Exception as error:
-            # The pool's contents are in doubt for exactly the sequences of this step.
-            return [self._fail(item.sequence, error) for item in scheduled]
-        events: list[Event] = []
-        row = 0
-        for item in scheduled:
-            sequence = item.sequence
-            yields_token = item.yields_token
-            sequence.computed += item.rows
-            if yields_token:
-                events += self._advance(sequence, logits[row])
-                row += 1
+            return self._isolate(scheduled, error)
+        model_seconds = time.perf_counter() - forward_began
+        accepted: dict[int, int] = {}
+        events = self._take(scheduled, logits, hidden, accepted)
+        if all(kind != "prefill" for kind in kinds):
+            self.speculator.pace.record(sum(item.rows for item in scheduled), model_seconds)
+        if self.events.watched:
+            total = time.perf_counter() - began
+            self.events.emit(self._step_done(scheduled, kinds, accepted, model_seconds, total))
         return events
 
     def logits(self, token_ids: Seq[int]) -> np.ndarray:
@@ -139,44 +251,332 @@ class Engine:
                 hint="ask for those of fewer tokens",
             )
         ids = np.array(token_ids, dtype=np.int32)
-        needed = self.pool.blocks_for(len(ids))
-        if needed > self.pool.free:
-            raise PromptTooLong(
-                f"{len(ids)} tokens need {needed} KV blocks and {self.pool.free} are free",
-                hint="wait for running requests to end, or load the model with a larger context",
-            )
-        blocks = self.pool.allocate(needed)
-        table = np.array(blocks, dtype=np.int32)
+        table = self.cache.open(b"")
         try:
-            logits = np.empty((len(ids), self.backend.spec.vocab_size), dtype=np.float32)
-            rows = min(self.step_rows, max(1, _STEP_LOGITS // logits.shape[1]))
+            logits = np.empty((len(ids), vocab), dtype=np.float32)
+            rows = min(self.step_rows, max(1, _STEP_LOGITS // vocab))
             for start in range(0, len(ids), rows):
                 part = ids[start : start + rows]
-                chunk = Chunk(part, start, table, tuple(range(len(part))), len(ids))
-                logits[start : start + len(part)] = self._forward(Batch((chunk,)))
+                if not self.cache.hold(table, start, start + len(part)):
+                    raise PromptTooLong(
+                        f"{len(ids)} tokens need more KV blocks than the {self.cache.available} "
+                        "that are free",
+                        hint="wait for running requests to end, or load the model with a larger "
+                        "context",
+                    )
+                blocks = self.cache.block_table(table)
+                chunk = Chunk(part, start, blocks, tuple(range(len(part))), len(ids))
+                logits[start : start + len(part)] = self._uncancelled(Batch((chunk,)))
+                self.cache.advance(table, (), 0)
             return logits
         finally:
-            self.pool.release(blocks)
+            self.cache.close(table, spill=False)
 
-    def _forward(self, batch: Batch) -> np.ndarray:
+    # ---- inside a step
+
+    def _draft(self) -> None:
+        ready = [s for s in self.scheduler.running if s.decoding and s.id not in self._beams]
+        if ready:
+            self.speculator.propose(ready, self._draft_rows)
+
+    def _forward(self, scheduled: Seq[Scheduled]) -> tuple[np.ndarray, np.ndarray | None]:
+        chunks = tuple(map(self._chunk, scheduled))
+        hidden: np.ndarray | None = None
+        if self._wants_hidden:
+            rows = sum(len(chunk.logit_rows) for chunk in chunks)
+            hidden = np.empty((rows, self.backend.spec.hidden), np.float32)
+        return self.backend.forward(Batch(chunks), hidden), hidden
+
+    def _isolate(self, scheduled: Seq[Scheduled], error: Exception) -> list[Event]:
+        """After a step that raised: each sequence alone, so that only the guilty ones fail."""
+        if len(scheduled) == 1:
+            return self._fail(scheduled[0].sequence, error)
+        events: list[Event] = []
+        for item in scheduled:
+            if item.sequence.id not in self._sequences:
+                continue  # a beam of a search that has failed
+            try:
+                logits, hidden = self._forward([item])
+            except StepCancelled:
+                continue
+            except Exception as own:
+                events += self._fail(item.sequence, own)
+            else:
+                events += self._take([item], logits, hidden, {})
+        return events
+
+    def _take(
+        self,
+        scheduled: Seq[Scheduled],
+        logits: np.ndarray,
+        hidden: np.ndarray | None,
+        accepted: dict[int, int],
+    ) -> list[Event]:
+        """Draws from a step's logits; `accepted` learns of every sequence's right drafts."""
+        rows: list[_Row] = []
+        at = 0
+        for item in scheduled:
+            sequence = item.sequence
+            asked = self._logit_rows(item)
+            if sequence.wants_prompt_logprobs:
+                self._note_prompt(item, logits[at : at + len(asked)])
+            if item.yields_token:
+                drafts = item.rows - sequence.pending
+                rows.append(_Row(sequence, at + len(asked) - 1 - drafts))
+                sequence.computed += sequence.pending
+            else:
+                sequence.computed += item.rows
+            at += len(asked)
+        rows = [*rows, *self._samples(rows)]
+        events = self._draw(rows, logits)
+        for row in rows:
+            sequence = row.sequence
+            drafts = len(sequence.speculation.drafts)
+            accepted[sequence.id] = row.accepted
+            sequence.computed += row.accepted
+            if drafts:
+                self.speculator.learn(sequence, drafts, row.accepted)
+                sequence.speculation.drafts.clear()
+            if hidden is not None:
+                sequence.hidden = hidden[row.row].copy()
+        for item in scheduled:
+            sequence = item.sequence
+            if sequence.id in self._sequences:
+                self.cache.advance(sequence.table, sequence.tokens, sequence.computed)
+        for row in rows:
+            if row.sequence.id in self._sequences and row.sequence.ended is not None:
+                events.append(self._finish(row.sequence, *row.sequence.ended))
+        return events
+
+    def _draw(self, rows: Seq[_Row], logits: np.ndarray) -> list[Event]:
+        """A token for each row, and another one wherever a draft was right."""
+        events: list[Event] = []
+        searching = [row for row in rows if row.sequence.id in self._beams]
+        active = [row for row in rows if row.sequence.id not in self._beams]
+        while active:
+            draws = draw_batch(
+                [row.sequence.sampler for row in active],
+                _rows_of(logits, [row.row for row in active]),
+                [len(row.sequence.tokens) for row in active],
+            )
+            going_on = []
+            for row, draw in zip(active, draws, strict=True):
+                sequence = row.sequence
+                if isinstance(draw, Exception):
+                    events += self._fail(sequence, draw)
+                    continue
+                sequence.ended = sequence.append(draw)
+                if not sequence.ended_by_id:
+                    events.append(Token(sequence.id, draw))
+                drafts = sequence.speculation.drafts
+                right = row.accepted < len(drafts) and drafts[row.accepted] == draw.token_id
+                if right and sequence.ended is None:
+                    row.accepted += 1
+                    row.row += 1
+                    going_on.append(row)
+            active = going_on
+        for row in searching:
+            if row.sequence.id in self._beams:
+                events += self._search(self._beams[row.sequence.id], row.sequence, logits[row.row])
+        return events
+
+    def _samples(self, rows: Seq[_Row]) -> list[_Row]:
+        """Forks for those samples whose prompt is now computed, to draw from the same row."""
+        forks = []
+        for row in rows:
+            heirs = [i for i, whose in self._unforked.items() if whose == row.sequence.id]
+            if row.sequence.id in self._beams:
+                continue
+            for child in heirs:
+                del self._unforked[child]
+                seed = row.sequence.sampler.seed + child - row.sequence.id
+                forks.append(_Row(self._fork(row.sequence, child, seed % 2**64), row.row))
+        return forks
+
+    def _fork(self, parent: Sequence, child_id: int, seed: int | None) -> Sequence:
+        child = replace(
+            parent,
+            id=child_id,
+            sampler=parent.sampler.fork(seed),
+            table=self.cache.fork(parent.table, parent.computed),
+            tokens=list(parent.tokens),
+            speculation=replace(parent.speculation, drafts=[]),
+            prompt_logprobs=list(parent.prompt_logprobs),
+        )
+        self._sequences[child_id] = child
+        if parent in self.scheduler.running:
+            self.scheduler.add_running(child)
+        else:
+            self.scheduler.add(child)
+        if self.events.watched:
+            self.events.emit(Forked(child_id, parent.id))
+        return child
+
+    def _note_prompt(self, item: Scheduled, logits: np.ndarray) -> None:
+        """Log-probabilities of the prompt's own tokens, each from the row before it."""
+        sequence = item.sequence
+        asked = sequence.request.params.prompt_logprobs
+        assert asked is not None
+        for row in range(len(logits)):
+            position = sequence.computed + row + 1
+            if len(sequence.prompt_logprobs) + 1 == position < sequence.prompt_length:
+                token = sequence.tokens[position]
+                sequence.prompt_logprobs.append(logprobs_of(logits[row], token, asked))
+
+    def _chunk(self, item: Scheduled) -> Chunk:
+        sequence = item.sequence
+        return Chunk(
+            token_ids=sequence.next_ids(item.rows),
+            start=sequence.computed,
+            block_table=self.cache.block_table(sequence.table),
+            logit_rows=self._logit_rows(item),
+            prompt_length=sequence.prompt_length,
+        )
+
+    @staticmethod
+    def _logit_rows(item: Scheduled) -> tuple[int, ...]:
+        sequence = item.sequence
+        if sequence.wants_prompt_logprobs:
+            return tuple(range(item.rows))
+        return tuple(range(sequence.pending - 1, item.rows)) if item.yields_token else ()
+
+    # ---- beams
+
+    def _search(self, search: BeamSearch, sequence: Sequence, logits: np.ndarray) -> list[Event]:
+        if not np.isfinite(logits.max()):
+            return self._fail(sequence, InvalidRequest("the logits are NaN or infinite"))
+        if sequence.first_token is None:
+            sequence.first_token = time.perf_counter()
+        if not search.offer(sequence, logits):
+            return []
+        before = {beam.sequence.id: beam for beam in search.live}
+        extensions = search.extend()
+        if not extensions:
+            return self._finish_beams(search)
+        beams: list[Beam] = []
+        kept: set[int] = set()
+        for extension in extensions:
+            parent = extension.parent
+            heir = parent.sequence
+            if heir.id in kept:  # tokens and blocks as they were before this step's token
+                heir = self._fork(heir, next(self._ids), None)
+                heir.tokens.pop()
+                self._beams[heir.id] = search
+            kept.add(heir.id)
+            heir.tokens.append(extension.token_id)
+            beams.append(Beam(heir, [*parent.logprobs, extension.logprob]))
+        search.live = beams
+        for beam in before.values():
+            if beam.sequence.id not in kept:
+                self._drop_beam(beam.sequence)
+        return []
+
+    def _finish_beams(self, search: BeamSearch) -> list[Event]:
+        events: list[Event] = []
+        results = search.results()
+        for place, request_id in enumerate(list(search.request_ids)):
+            if place >= len(results):
+                events.append(self._leave_search(search, request_id, "stop", "no more answers"))
+                continue
+            found = results[place]
+            reason: FinishReason = "length" if found.by in ("max_tokens", "context") else "stop"
+            events += [Token(request_id, draw) for draw in search.draws(found)]
+            finished = self._leave_search(search, request_id, reason, found.by)
+            receipt = replace(finished.receipt, generated_tokens=len(found.tokens))
+            events.append(replace(finished, receipt=receipt))
+        return events
+
+    def _leave_search(
+        self,
+        search: BeamSearch,
+        request_id: int,
+        reason: FinishReason,
+        by: str,
+        error: Exception | None = None,
+    ) -> Finished:
+        """Ends one of the requests that await a search, and with the last of them the search."""
+        del self._searches[request_id]
+        search.request_ids.remove(request_id)
+        if not search.request_ids:
+            for beam in search.live:
+                self._drop_beam(beam.sequence)
+        receipt = search.owner.receipt(self.backend.name, by)
+        return self._ended(Finished(request_id, reason, receipt, error))
+
+    def _drop_beam(self, sequence: Sequence) -> None:
+        self.scheduler.remove(sequence)
+        self.speculator.forget(sequence)
+        self._sequences.pop(sequence.id, None)
+        self._beams.pop(sequence.id, None)
+
+    # ---- the end of a request
+
+    def _finish(
+        self, sequence: Sequence, reason: FinishReason, by: str, error: Exception | None = None
+    ) -> Finished:
+        self.scheduler.remove(sequence)
+        self.speculator.forget(sequence)
+        del self._sequences[sequence.id]
+        asked = sequence.request.params.prompt_logprobs is not None
+        return self._ended(
+            Finished(
+                sequence.id,
+                reason,
+                sequence.receipt(self.backend.name, by),
+                error,
+                tuple(sequence.prompt_logprobs) if asked else None,
+            )
+        )
+
+    def _ended(self, finished: Finished) -> Finished:
+        if self.events.watched:
+            self.events.emit(Ended(finished.request_id, finished.reason, finished.receipt))
+        return finished
+
+    def _hand_over(
+        self, sequence: Sequence, heir: int, reason: FinishReason, by: str
+    ) -> Finished:
+        """Ends a request before its prompt was computed, for the sake of its other samples."""
+        receipt = sequence.receipt(self.backend.name, by)
+        old = sequence.id
+        del self._unforked[heir]
+        del self._sequences[old]
+        sequence.sampler = sequence.sampler.fork((sequence.sampler.seed + heir - old) % 2**64)
+        sequence.id = heir
+        self._sequences[heir] = sequence
+        for child, whose in self._unforked.items():
+            if whose == old:
+                self._unforked[child] = heir
+        return self._ended(Finished(old, reason, receipt))
+
+    def _fail(self, sequence: Sequence, error: Exception) -> list[Event]:
+        by = f"error: {error}"
+        search = self._beams.get(sequence.id)
+        if search is not None:
+            ids = list(search.request_ids)
+            return [self._leave_search(search, i, "cancelled", by, error) for i in ids]
+        first = self._finish(sequence, "cancelled", by, error)
+        events: list[Event] = [first]
+        for child in [i for i, whose in self._unforked.items() if whose == sequence.id]:
+            del self._unforked[child]
+            events.append(replace(first, request_id=child))
+        return events
+
+    # ---- small things
+
+    def _root(self, request: Request) -> bytes:
+        """What K and V depend on besides the tokens."""
+        length = len(request.token_ids)
+        classes = sorted({length_class(rope, length) for rope in self._ropes})
+        return self._key + b"".join(number.to_bytes(8, "little") for number in classes)
+
+    def _uncancelled(self, batch: Batch) -> np.ndarray:
         """Runs a batch that no request may cancel."""
         while True:
             try:
                 return self.backend.forward(batch)
             except StepCancelled:
                 continue
-
-    def _advance(self, sequence: Sequence, logits: np.ndarray) -> list[Event]:
-        try:
-            draw = sequence.sampler.draw(logits, position=len(sequence.tokens))
-        except Exception as error:
-            return [self._fail(sequence, error)]
-        end = sequence.append(draw)
-        is_stop_id = end is not None and end[0] == "stop"
-        events: list[Event] = [] if is_stop_id else [Token(sequence.id, draw)]
-        if end is not None:
-            events.append(self._finish(sequence, *end))
-        return events
 
     def _check_prompt(self, token_ids: Seq[int], *, room: int) -> None:
         vocab = self.backend.spec.vocab_size
@@ -194,23 +594,46 @@ class Engine:
                 f"{self.backend.spec.context})",
             )
 
-    def _finish(
-        self, sequence: Sequence, reason: FinishReason, by: str, error: Exception | None = None
-    ) -> Finished:
-        self.scheduler.remove(sequence)
-        del self._sequences[sequence.id]
-        return Finished(sequence.id, reason, sequence.receipt(self.backend.name, by), error)
+    def _tell_schedule(self) -> None:
+        if not self.events.watched:
+            return
+        for sequence in self.scheduler.preempted:
+            self.events.emit(Preempted(sequence.id))
+        for sequence in self.scheduler.admitted:
+            self.events.emit(Started(sequence.id, sequence.computed))
 
-    def _fail(self, sequence: Sequence, error: Exception) -> Finished:
-        return self._finish(sequence, "cancelled", f"error: {error}", error)
+    def _step_done(
+        self,
+        scheduled: Seq[Scheduled],
+        kinds: Seq[RowKind],
+        accepted: dict[int, int],
+        model_seconds: float,
+        total_seconds: float,
+    ) -> StepDone:
+        rows = tuple(
+            BatchRow(item.sequence.id, kind, item.rows, accepted.get(item.sequence.id, 0))
+            for item, kind in zip(scheduled, kinds, strict=True)
+        )
+        pools = self.cache.pools
+        return StepDone(
+            rows,
+            model_seconds,
+            total_seconds,
+            len(self.scheduler.waiting),
+            len(self.scheduler.running),
+            self.cache.in_use,
+            self.cache.idle,
+            sum(pool.num_blocks for pool in pools),
+            sum(pool.evictions for pool in pools),
+        )
 
 
-def _chunk(item: Scheduled) -> Chunk:
-    sequence = item.sequence
-    return Chunk(
-        token_ids=sequence.pending_ids(item.rows),
-        start=sequence.computed,
-        block_table=np.array(sequence.blocks, dtype=np.int32),
-        logit_rows=(item.rows - 1,) if item.yields_token else (),
-        prompt_length=sequence.prompt_length,
-    )
+def _kind(item: Scheduled) -> RowKind:
+    if not item.sequence.decoding:
+        return "prefill"
+    return "decode" if item.rows == 1 else "verify"
+
+
+def _rows_of(logits: np.ndarray, rows: list[int]) -> np.ndarray:
+    """The chosen rows, without a copy where they are all there are."""
+    return logits if rows == list(range(len(logits))) else logits[rows]

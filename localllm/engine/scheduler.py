@@ -3,86 +3,185 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from dataclasses import dataclass
 
-from localllm.engine.block_pool import BlockPool
+from localllm.engine.kv_cache import KvCache, PrefixHit
 from localllm.engine.sequence import Sequence
 
 # Rows of a step in which some sequence decodes: its next token waits for all of them.
 _SHARED_ROWS = 128
+# Steps of waiting that weigh as much as one step of priority, so that no request starves.
+_PATIENCE = 512
 
 
 @dataclass(frozen=True)
 class Scheduled:
-    """`rows` pending tokens of a sequence; it yields a token when they are all that is pending."""
+    """`rows` tokens of a sequence, pending ones and then drafts.
+
+    It yields a token when nothing pending is left out.
+    """
 
     sequence: Sequence
     rows: int
 
     @property
     def yields_token(self) -> bool:
-        return self.rows == self.sequence.pending
+        return self.rows >= self.sequence.pending
 
 
 class Scheduler:
-    """First come, first served. A sequence is admitted when the pool can hold all it may become,
+    """By priority, then first come, first served.
 
-    so that a running one never has to give way. Running sequences decode one row each; what is
-    left of the step's row budget goes to prefill, oldest first.
+    A sequence is admitted when the pools can hold what it has so far, with a little to spare, not
+    what it may become: when blocks run out the one that came last gives way, and goes on later
+    from what the prefix cache still has. Running sequences decode first; what is left of the
+    step's row budget goes to prefill. While some sequence decodes a step has at most
+    `_SHARED_ROWS` rows (or one for each running sequence), which bounds what a long prompt adds
+    to the time between the others' tokens.
+
+    logit_rows: rows with logits in a step at most.
     """
 
-    def __init__(self, pool: BlockPool, *, max_batch: int, step_rows: int) -> None:
-        self.pool = pool
+    def __init__(
+        self, cache: KvCache, *, max_batch: int, step_rows: int, logit_rows: int
+    ) -> None:
+        self.cache = cache
         self.max_batch = max_batch
         self.step_rows = max(step_rows, max_batch)
-        self.waiting: deque[Sequence] = deque()
+        self.logit_rows = max(logit_rows, max_batch)
+        self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
-        self._reserved = 0  # blocks promised to running sequences, held or not
+        self.admitted: list[Sequence] = []  # by the last `schedule`
+        self.preempted: list[Sequence] = []  # by the last `schedule`
+        self._steps = 0
 
     def add(self, sequence: Sequence) -> None:
-        assert self.pool.blocks_for(sequence.limit) <= self.pool.num_blocks
+        sequence.waiting_since = self._steps
         self.waiting.append(sequence)
 
+    def add_running(self, sequence: Sequence) -> None:
+        """A fork, with its blocks; it waits without them if the batch is full."""
+        if len(self.running) < self.max_batch:
+            self.running.append(sequence)
+            return
+        self.cache.close(sequence.table)
+        sequence.computed = 0
+        self.add(sequence)
+
     def schedule(self) -> list[Scheduled]:
+        self._steps += 1
+        self.admitted, self.preempted = [], []
         self._admit()
-        chosen: list[Scheduled] = []
-        decoding = [s for s in self.running if s.pending == 1]
+        self.running.sort(key=_rank)
+        wanted = self._share_rows()
+        held: dict[int, int] = {}
+        for sequence in list(self.running):  # whoever ranks first gets blocks first
+            if sequence.id in wanted and sequence in self.running:
+                held[sequence.id] = self._hold(sequence, wanted[sequence.id], held)
+        chosen = [s for s in self.running if held.get(s.id)]
+        return [Scheduled(sequence, held[sequence.id]) for sequence in chosen]
+
+    def _share_rows(self) -> dict[int, int]:
+        """Rows for each running sequence: first a row for everyone who decodes, then the rest."""
+        decoding = [s for s in self.running if s.decoding]
+        prefilling = [s for s in self.running if s.pending and not s.decoding]
         budget = self.step_rows
         if decoding:
             budget = min(budget, max(_SHARED_ROWS, self.max_batch))
-        prefilling = [s for s in self.running if s.pending > 1]
+        wanted = {}
         for sequence in (*decoding, *prefilling):
+            drafts = sequence.speculation.drafts
             rows = min(sequence.pending, budget)
-            if rows == 0:
-                break
-            budget -= rows
-            self._hold_blocks(sequence, sequence.computed + rows)
-            chosen.append(Scheduled(sequence, rows))
-        return chosen
+            if sequence.wants_prompt_logprobs:
+                rows = min(rows, self.logit_rows)
+            del drafts[max(0, budget - rows) :]
+            if rows:
+                wanted[sequence.id] = rows
+                budget -= rows + len(drafts)
+        return wanted
 
     def remove(self, sequence: Sequence) -> None:
-        """Takes a sequence out, wherever it is, and frees its blocks."""
+        """Takes a sequence out, wherever it is, and gives up its blocks."""
         if sequence in self.running:
             self.running.remove(sequence)
-            self._reserved -= self.pool.blocks_for(sequence.limit)
-            self.pool.release(sequence.blocks)
-            sequence.blocks = []
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
+        self.cache.close(sequence.table)
+
+    # ---- admission
 
     def _admit(self) -> None:
-        while self.waiting and len(self.running) < self.max_batch:
-            needed = self.pool.blocks_for(self.waiting[0].limit)
-            if self._reserved + needed > self.pool.num_blocks:
-                return
-            sequence = self.waiting.popleft()
-            sequence.started = time.perf_counter()
-            self._reserved += needed
-            self.running.append(sequence)
+        while self.waiting:
+            best = min(self.waiting, key=self._turn)
+            if not self._has_place(best):
+                worst = max(self.running, key=_rank, default=None)
+                if worst is None or worst.request.priority <= best.request.priority:
+                    return
+                self._preempt(worst)
+                continue
+            self.waiting.remove(best)
+            self._start(best)
 
-    def _hold_blocks(self, sequence: Sequence, positions: int) -> None:
-        missing = self.pool.blocks_for(positions) - len(sequence.blocks)
-        if missing > 0:
-            sequence.blocks += self.pool.allocate(missing)
-            sequence.peak_blocks = max(sequence.peak_blocks, len(sequence.blocks))
+    def _turn(self, sequence: Sequence) -> tuple[int, int]:
+        waited = (self._steps - sequence.waiting_since) // _PATIENCE
+        return sequence.request.priority - waited, sequence.id
+
+    def _has_place(self, sequence: Sequence) -> bool:
+        return len(self.running) < self.max_batch and self.cache.room_to_start(
+            sequence.table, sequence.tokens, rows=self.step_rows, spare=len(self.running)
+        )
+
+    def _start(self, sequence: Sequence) -> None:
+        if sequence.started is None:
+            sequence.started = time.perf_counter()
+        if sequence.request.params.prompt_logprobs is not None:
+            hit = PrefixHit(0, 0, "prompt_logprobs needs every position computed")
+        elif not sequence.request.reuse:
+            hit = PrefixHit(0, 0, "the request asked for none")
+        else:
+            hit = self.cache.reuse(sequence.table, sequence.tokens, len(sequence.tokens) - 1)
+        sequence.computed = hit.tokens
+        if sequence.hit is None:
+            sequence.hit = hit
+        self.running.append(sequence)
+        self.admitted.append(sequence)
+
+    # ---- blocks
+
+    def _hold(self, sequence: Sequence, rows: int, held: dict[int, int]) -> int:
+        """Blocks for so many rows and the drafts after them; the rows that can run now.
+
+        Those that come after in rank may have to give way, and if there is none, the sequence
+        itself.
+        """
+        drafts = sequence.speculation.drafts
+        if drafts and not self._held(sequence, rows + len(drafts)):
+            drafts.clear()
+        while not self._held(sequence, rows + len(drafts)):
+            worst = max((s for s in self.running if s.id not in held), key=_rank)
+            if worst is sequence and len(self.running) == 1:
+                return 0  # blocks on their way to disk come back soon
+            self._preempt(worst)
+            if worst is sequence:
+                return 0
+        return rows + len(drafts)
+
+    def _held(self, sequence: Sequence, rows: int) -> bool:
+        start = sequence.computed
+        if not self.cache.hold(sequence.table, start, start + rows):
+            return False
+        sequence.peak_blocks = max(sequence.peak_blocks, sequence.table.blocks)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.cache.close(sequence.table)
+        sequence.computed = 0
+        sequence.speculation.drafts.clear()
+        sequence.preemptions += 1
+        self.preempted.append(sequence)
+        self.add(sequence)
+
+
+def _rank(sequence: Sequence) -> tuple[int, int]:
+    return sequence.rank

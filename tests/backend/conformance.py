@@ -6,6 +6,7 @@ class TestReference(BackendConformance):
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import Event, Thread
 
 import numpy as np
@@ -234,6 +235,13 @@ class BackendConformance:
             self.assert_same(backend.project(hidden), logits)
             self.assert_same(backend.project(hidden[1:]), logits[1:])
             assert backend.project(hidden[:0]).shape == (0, backend.spec.vocab_size)
+
+    def test_embeddings_are_those_of_the_weights(self):
+        spec = replace(llama(), embed_scale=3.0)
+        weights = random_weights(spec)
+        with self.backend(spec, dense(weights)) as backend:
+            got = backend.embed([5, 0, 5])
+        self.assert_right(got, 3 * weights["embed.weight"][[5, 0, 5]])
 
     def test_an_empty_batch_has_no_logits(self):
         with self.llama() as backend:

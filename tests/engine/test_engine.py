@@ -78,7 +78,7 @@ def test_an_answer_does_not_depend_on_what_runs_beside_it(batch, num_blocks, max
     answers = run_all(engine, batch)
     for place, request in enumerate(batch):
         assert answers[place][0] == expected(request, engine.context)
-    assert engine.pool.free == num_blocks, "every block is free again"
+    assert engine.cache.in_use == 0, "every block is free again"
     assert all(sum(rows) <= max(step_rows, max_batch) for rows in backend.steps)
 
 
@@ -186,7 +186,7 @@ def test_one_failing_step_fails_its_requests_and_the_next_ones_run():
     backend.fail_on = None
     good = Request((7, 1), SamplingParams(temperature=0, max_tokens=5))
     assert run_all(engine, [good])[0][0] == expected(good, engine.context)
-    assert engine.pool.free == backend.num_blocks
+    assert engine.cache.in_use == 0
 
 
 @given(cancelled=st.sets(st.integers(0, 12), max_size=6))
@@ -210,9 +210,9 @@ def test_ending_a_request_frees_its_blocks_at_once_and_leaves_the_others_alone()
     stay = Request((1, 2), SamplingParams(max_tokens=8, temperature=0))
     ids = [engine.add(r) for r in (Request((5,) * 9, SamplingParams(max_tokens=50)), stay)]
     engine.step()
-    free = engine.pool.free
+    free = engine.cache.available
     assert engine.end(ids[0]).reason == "cancelled"
-    assert engine.pool.free == free + 3
+    assert engine.cache.available == free + 3
     assert engine.end(ids[0]) is None
     tokens = []
     while engine.busy:
@@ -241,4 +241,4 @@ def test_logits_of_every_position_whatever_the_chunks():
         logits = engine.logits(ids)
         assert logits.dtype == np.float32
         assert np.array_equal(logits, [next_logits(np.array(ids[: i + 1])) for i in range(7)])
-        assert engine.pool.free == engine.pool.num_blocks
+        assert engine.cache.in_use == 0

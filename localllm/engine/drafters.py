@@ -1,0 +1,286 @@
+"""Where guesses come from: the text so far, a smaller model, or a head over the hidden states."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from localllm.backend.protocol import Backend, Batch, Chunk, StepCancelled
+from localllm.engine.draft_head import DraftHead
+from localllm.engine.kv_cache import BlockTable, KvCache
+from localllm.engine.sequence import Sequence
+from localllm.sampling import Sampler, draw_batch
+
+_RATE = 0.2  # how quickly the latest guess changes a chance
+
+
+class Chances:
+    """How often guesses of a kind were right: for one sequence, beginning with what all had."""
+
+    def __init__(self, prior: float) -> None:
+        self._prior = prior
+        self._common: dict[int, float] = {}
+        self._own: dict[tuple[int, int], float] = {}
+
+    def of(self, sequence: Sequence, kind: int = 0) -> float:
+        common = self._common.get(kind, self._prior)
+        return self._own.get((sequence.id, kind), common)
+
+    def learn(self, sequence: Sequence, drafted: int, accepted: int, kind: int = 0) -> None:
+        chance, common = self.of(sequence, kind), self._common.get(kind, self._prior)
+        for index in range(min(drafted, accepted + 1)):  # what follows a wrong one says nothing
+            right = float(index < accepted)
+            chance += _RATE * (right - chance)
+            common += _RATE / 8 * (right - common)
+        self._own[sequence.id, kind] = chance
+        self._common[kind] = common
+
+    def forget(self, sequence: Sequence) -> None:
+        for key in [key for key in self._own if key[0] == sequence.id]:
+            del self._own[key]
+
+
+@dataclass
+class _Index:
+    """Where each pair and triple of tokens last stood: the place after it."""
+
+    places: dict[tuple[int, ...], int] = field(default_factory=dict)
+    tokens: int = 0  # of the sequence, in the index
+    match: int = 0  # length of the match that the last guesses followed
+
+
+class PromptLookup:
+    """Guesses that what followed the last tokens before will follow them again.
+
+    Saxena, "Prompt lookup decoding" (2023). Nothing to load, nothing to compute; good where the
+    answer repeats the prompt: rewriting, code, quoting, extraction.
+    """
+
+    name = "ngram"
+    row_cost = 0.0
+
+    def __init__(self) -> None:
+        self._chances = Chances(0.5)
+        self._indices: dict[int, _Index] = {}
+
+    def ready(self, sequence: Sequence) -> float | None:
+        place = self._look_up(sequence)
+        return None if place is None else self._chances.of(sequence, self._match(sequence))
+
+    def propose(self, wishes: Seq[tuple[Sequence, int]]) -> list[list[int]]:
+        return [self._continuation(sequence, count) for sequence, count in wishes]
+
+    def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
+        self._chances.learn(sequence, drafted, accepted, self._match(sequence))
+
+    def forget(self, sequence: Sequence) -> None:
+        self._indices.pop(sequence.id, None)
+        self._chances.forget(sequence)
+
+    def _match(self, sequence: Sequence) -> int:
+        return self._indices[sequence.id].match
+
+    def _continuation(self, sequence: Sequence, count: int) -> list[int]:
+        place = self._look_up(sequence)
+        if place is None:
+            return []
+        tokens = sequence.tokens
+        guesses = list(tokens[place : place + count])
+        while len(guesses) < count:  # it runs into the end: the text repeats itself
+            guesses.append(guesses[place - len(tokens)])
+        return guesses
+
+    def _look_up(self, sequence: Sequence) -> int | None:
+        """The place after the latest earlier occurrence of the last three or two tokens."""
+        index = self._indices.setdefault(sequence.id, _Index())
+        tokens = sequence.tokens
+        for stop in range(max(2, index.tokens), len(tokens)):
+            for length in (2, 3):
+                if stop >= length:
+                    index.places[tuple(tokens[stop - length : stop])] = stop
+        index.tokens = len(tokens)
+        for length in (3, 2):
+            place = index.places.get(tuple(tokens[-length:]))
+            if place is not None:
+                index.match = self._common_end(tokens, place)
+                return place
+        return None
+
+    @staticmethod
+    def _common_end(tokens: list[int], place: int) -> int:
+        """How many tokens before `place` equal the last ones; 2, 3, or 4 to 7 as 4, or 8."""
+        length, end = 0, len(tokens)
+        while length < min(8, place) and tokens[place - 1 - length] == tokens[end - 1 - length]:
+            length += 1
+        return length if length < 4 else length // 4 * 4
+
+
+@dataclass
+class _Followed:
+    """A sequence as the draft model has it."""
+
+    table: BlockTable
+    tokens: list[int] = field(default_factory=list)  # whose K and V stand in its cache
+
+
+class DraftModel:
+    """Guesses of a smaller model with the same vocabulary, drawn with the request's own noise.
+
+    Leviathan et al., "Fast inference from transformers via speculative decoding" (2023), but for
+    how guesses are accepted. Its backend has a KV pool of its own, used for nothing else.
+    """
+
+    name = "model"
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.row_cost = 0.0
+        self._cache = KvCache(backend)
+        self._chances = Chances(0.6)
+        self._followed: dict[int, _Followed] = {}  # least recently used first
+
+    def ready(self, sequence: Sequence) -> float | None:
+        context = min(self.backend.spec.context, self._cache.block_size * self.backend.num_blocks)
+        return self._chances.of(sequence) if len(sequence.tokens) + 16 <= context else None
+
+    def propose(self, wishes: Seq[tuple[Sequence, int]]) -> list[list[int]]:
+        """One guess after another, for all sequences together; each begins by catching up."""
+        began, steps = time.perf_counter(), 0
+        guesses: list[list[int]] = [[] for _ in wishes]
+        samplers: list[Sampler | None] = [None] * len(wishes)
+        rows_left = self.backend.step_rows
+        active = []
+        for index, (sequence, count) in enumerate(wishes):
+            followed = self._follow(sequence)
+            behind = len(sequence.tokens) - len(followed.tokens)
+            rows = min(behind, rows_left)
+            if rows and self._hold(followed, len(followed.tokens) + rows + count, wishes):
+                rows_left -= rows
+                active.append((index, rows))
+        while active:
+            chunks = []
+            for index, rows in active:
+                sequence, count = wishes[index]
+                followed = self._followed[sequence.id]
+                known = (*sequence.tokens, *guesses[index])
+                start = len(followed.tokens)
+                followed.tokens.extend(known[start : start + rows])
+                whole = len(followed.tokens) == len(known)
+                chunks.append(
+                    Chunk(
+                        np.array(known[start : start + rows], np.int32),
+                        start,
+                        self._cache.block_table(followed.table),
+                        (rows - 1,) if whole else (),
+                        sequence.prompt_length,
+                    )
+                )
+            try:
+                logits = self.backend.forward(Batch(tuple(chunks)))
+            except StepCancelled:
+                for (index, rows), chunk in zip(active, chunks, strict=True):
+                    del self._followed[wishes[index][0].id].tokens[chunk.start :]
+                return guesses
+            steps += 1
+            drawing = [index for (index, _), c in zip(active, chunks, strict=True) if c.logit_rows]
+            for index in drawing:
+                samplers[index] = samplers[index] or wishes[index][0].sampler.fork()
+            drawers = [sampler for i in drawing if (sampler := samplers[i]) is not None]
+            places = [len(wishes[i][0].tokens) + len(guesses[i]) for i in drawing]
+            draws = draw_batch(drawers, logits, places)
+            active = []
+            for index, draw in zip(drawing, draws, strict=True):
+                if isinstance(draw, Exception):
+                    continue
+                guesses[index].append(draw.token_id)
+                if len(guesses[index]) < wishes[index][1]:
+                    active.append((index, 1))
+        if steps:
+            made = sum(map(len, guesses))
+            cost = (time.perf_counter() - began) / max(1, made)
+            self.row_cost += 0.2 * (cost - self.row_cost) if self.row_cost else cost
+        return guesses
+
+    def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
+        self._chances.learn(sequence, drafted, accepted)
+
+    def forget(self, sequence: Sequence) -> None:
+        self._chances.forget(sequence)
+        followed = self._followed.pop(sequence.id, None)
+        if followed is not None:
+            self._cache.close(followed.table)
+
+    def _follow(self, sequence: Sequence) -> _Followed:
+        """What the draft model has of the sequence, its wrong guesses cut off."""
+        followed = self._followed.pop(sequence.id, None)
+        if followed is None:
+            table = self._cache.open(b"draft")
+            hit = self._cache.reuse(table, sequence.tokens, len(sequence.tokens) - 1)
+            followed = _Followed(table, list(sequence.tokens[: hit.tokens]))
+        self._followed[sequence.id] = followed
+        own, tokens = followed.tokens, sequence.tokens
+        same = min(len(own), len(tokens) - 1)
+        while same and own[same - 1] != tokens[same - 1]:  # only guesses can differ
+            same -= 1
+        del own[same:]
+        self._cache.advance(followed.table, own, same)
+        return followed
+
+    def _hold(
+        self, followed: _Followed, stop: int, wishes: Seq[tuple[Sequence, int]]
+    ) -> bool:
+        """Blocks up to position `stop`; sequences that wish nothing now give theirs up for it."""
+        wishing = {sequence.id for sequence, _ in wishes}
+        while not self._cache.hold(followed.table, len(followed.tokens), stop):
+            other = next((i for i in self._followed if i not in wishing), None)
+            if other is None:
+                return False
+            self._cache.close(self._followed.pop(other).table)
+        return True
+
+
+class HeadDrafter:
+    """Guesses of a small head over the model's own hidden states."""
+
+    name = "head"
+
+    def __init__(self, head: DraftHead, backend: Backend) -> None:
+        self.head = head
+        self.row_cost = 0.0
+        self._backend = backend
+        self._chances = Chances(0.5)
+
+    def ready(self, sequence: Sequence) -> float | None:
+        return None if sequence.hidden is None else self._chances.of(sequence)
+
+    def propose(self, wishes: Seq[tuple[Sequence, int]]) -> list[list[int]]:
+        began = time.perf_counter()
+        guesses: list[list[int]] = [[] for _ in wishes]
+        samplers = [sequence.sampler.fork() for sequence, _ in wishes]
+        states = np.stack([s.hidden for s, _ in wishes if s.hidden is not None])
+        active = list(range(len(wishes)))
+        while active:
+            last = [(*wishes[i][0].tokens[-1:], *guesses[i])[-1] for i in active]
+            states[active] = self.head.advance(states[active], self._backend.embed(last))
+            logits = self._backend.project(states[active])
+            places = [len(wishes[i][0].tokens) + len(guesses[i]) for i in active]
+            draws = draw_batch([samplers[i] for i in active], logits, places)
+            for index, draw in zip(list(active), draws, strict=True):
+                if isinstance(draw, Exception):
+                    active.remove(index)
+                    continue
+                guesses[index].append(draw.token_id)
+                if len(guesses[index]) >= wishes[index][1]:
+                    active.remove(index)
+        cost = (time.perf_counter() - began) / max(1, sum(map(len, guesses)))
+        self.row_cost += 0.2 * (cost - self.row_cost) if self.row_cost else cost
+        return guesses
+
+    def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
+        self._chances.learn(sequence, drafted, accepted)
+
+    def forget(self, sequence: Sequence) -> None:
+        self._chances.forget(sequence)

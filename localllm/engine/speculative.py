@@ -1,0 +1,166 @@
+"""Speculation: cheap guesses at the next tokens, which one step of the model then checks.
+
+A guess is never believed: the token at every position is the model's own draw, with the noise
+that belongs to the request's seed and that position, and a guess that equals the draw merely
+saves a step. So answers are the same with and without, seed by seed.
+
+How many tokens to guess is decided by what they have cost and brought so far (`Pace`), down to
+none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from heapq import heapify, heappop, heappush
+from typing import Protocol
+
+from localllm.engine.sequence import Sequence
+
+MAX_DRAFTS = 15  # for one sequence in one step
+_PROBE_EVERY = 48  # steps without a guess after which one is tried all the same
+
+
+class Drafter(Protocol):
+    """Guesses what follows sequences. `name` is what receipts say."""
+
+    name: str
+    row_cost: float  # seconds that one guess has cost lately
+
+    def ready(self, sequence: Sequence) -> float | None:
+        """The chance that its first guess would be right, None where it has none."""
+        ...
+
+    def propose(self, wishes: Seq[tuple[Sequence, int]]) -> list[list[int]]:
+        """For each sequence so many tokens at most, to follow those it has."""
+        ...
+
+    def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
+        """How its last guesses for the sequence did."""
+        ...
+
+    def forget(self, sequence: Sequence) -> None:
+        """The sequence has ended."""
+        ...
+
+
+class Pace:
+    """Seconds of a step by its rows: a + b · rows, fitted to the last steps that only decoded."""
+
+    def __init__(self) -> None:
+        self._n = self._x = self._y = self._xx = self._xy = 0.0
+
+    def record(self, rows: int, seconds: float) -> None:
+        # Old steps fade: contexts grow, and other work on the machine comes and goes.
+        fade = 0.95
+        self._n = fade * self._n + 1
+        self._x = fade * self._x + rows
+        self._y = fade * self._y + seconds
+        self._xx = fade * self._xx + rows * rows
+        self._xy = fade * self._xy + rows * seconds
+
+    def cost(self) -> tuple[float, float]:
+        """(a, b), in any unit; until steps of several sizes were seen, a row counts a fifth."""
+        if not self._n:
+            return 0.8, 0.2
+        mean = self._y / self._n
+        spread = self._xx / self._n - (self._x / self._n) ** 2
+        rows = self._x / self._n
+        if spread < 0.05:
+            unit = mean / (0.8 + 0.2 * rows)
+            return 0.8 * unit, 0.2 * unit
+        slope = (self._xy / self._n - rows * mean) / spread
+        slope = min(max(slope, 0.01 * mean / rows), mean / rows)
+        return mean - slope * rows, slope
+
+
+class Speculator:
+    """Shares out guesses over the sequences of a step so that tokens per second are most."""
+
+    def __init__(self, drafters: Seq[Drafter]) -> None:
+        self.drafters = {drafter.name: drafter for drafter in drafters}
+        self.pace = Pace()
+        self._idle: dict[int, int] = {}  # steps since a sequence last had a guess
+
+    def propose(self, sequences: Seq[Sequence], rows: int) -> None:
+        """Sets the drafts of decoding sequences, `rows` altogether at most."""
+        for sequence in sequences:
+            sequence.speculation.drafts.clear()
+        wishes: dict[str, list[tuple[Sequence, int]]] = {}
+        for sequence, drafter, count in self._share(sequences, rows):
+            wishes.setdefault(drafter.name, []).append((sequence, count))
+        for name, wished in wishes.items():
+            proposals = self.drafters[name].propose(wished)
+            for (sequence, count), drafts in zip(wished, proposals, strict=True):
+                state = sequence.speculation
+                state.drafts[:] = drafts[:count]
+                state.drafter = state.used = name if drafts else state.used
+                self._idle[sequence.id] = 0
+
+    def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
+        """What became of a step's drafts."""
+        state = sequence.speculation
+        state.drafted += drafted
+        state.accepted += accepted
+        if drafted:
+            assert state.drafter is not None
+            self.drafters[state.drafter].learn(sequence, drafted, accepted)
+
+    def forget(self, sequence: Sequence) -> None:
+        self._idle.pop(sequence.id, None)
+        for drafter in self.drafters.values():
+            drafter.forget(sequence)
+
+    def _share(self, sequences: Seq[Sequence], rows: int) -> list[tuple[Sequence, Drafter, int]]:
+        """Guesses in order of their chance, while each shortens the time per token."""
+        a, b = self.pace.cost()
+        seconds, tokens = a + b * len(sequences), float(len(sequences))
+        chosen: list[tuple[Sequence, Drafter, float]] = []
+        for sequence in sequences:
+            found = self._drafter(sequence)
+            if found is not None:
+                chosen.append((sequence, *found))
+        counts = [0] * len(chosen)
+        open_guesses = [(-chance, index) for index, (_, _, chance) in enumerate(chosen)]
+        heapify(open_guesses)
+        while open_guesses and rows > 0:
+            negative, index = heappop(open_guesses)
+            sequence, drafter, first = chosen[index]
+            cost = b + drafter.row_cost
+            if -negative * seconds <= tokens * cost:
+                break
+            tokens -= negative
+            seconds += cost
+            rows -= 1
+            counts[index] += 1
+            if counts[index] < self._most(sequence):
+                heappush(open_guesses, (negative * first, index))
+        shares = []
+        for (sequence, drafter, _), count in zip(chosen, counts, strict=True):
+            if count == 0 and rows > 0 and self._long_idle(sequence):
+                count = 1  # lest a bad beginning rule guessing out for good
+                rows -= 1
+            if count:
+                shares.append((sequence, drafter, count))
+        return shares
+
+    def _long_idle(self, sequence: Sequence) -> bool:
+        idle = self._idle[sequence.id] = self._idle.get(sequence.id, 0) + 1
+        return idle >= _PROBE_EVERY
+
+    @staticmethod
+    def _most(sequence: Sequence) -> int:
+        return min(MAX_DRAFTS, sequence.limit - len(sequence.tokens) - 1)
+
+    def _drafter(self, sequence: Sequence) -> tuple[Drafter, float] | None:
+        """The drafter that is likeliest to be right, and its chance."""
+        wish = sequence.request.params.speculation
+        if wish == "off" or self._most(sequence) < 1:
+            return None
+        best: tuple[Drafter, float] | None = None
+        for name, drafter in self.drafters.items():
+            if wish not in ("auto", name):
+                continue
+            chance = drafter.ready(sequence)
+            if chance is not None and (best is None or chance > best[1]):
+                best = drafter, chance
+        return best
