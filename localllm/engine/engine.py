@@ -77,8 +77,13 @@ class Engine:
         length = len(request.token_ids)
         asked = request.params.max_tokens
         limit = self.context if asked is None else min(self.context, length + asked)
+        constraint = request.constraint
         sampler = Sampler(
-            request.params, request.token_ids, self.backend.spec.vocab_size, request.stop_ids
+            request.params,
+            request.token_ids,
+            self.backend.spec.vocab_size,
+            request.stop_ids,
+            None if constraint is None else constraint.fork(),
         )
         sequence = Sequence(next(self._ids), request, sampler, limit)
         self._sequences[sequence.id] = sequence
@@ -172,7 +177,7 @@ class Engine:
         except Exception as error:
             return [self._fail(sequence, error)]
         end = sequence.append(draw)
-        is_stop_id = end is not None and end[0] == "stop"
+        is_stop_id = sequence.ended_by_id
         events: list[Event] = [] if is_stop_id else [Token(sequence.id, draw)]
         if end is not None:
             events.append(self._finish(sequence, *end))

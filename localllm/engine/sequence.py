@@ -9,18 +9,22 @@ from typing import Literal
 import numpy as np
 
 from localllm.engine.receipt import Receipt
-from localllm.sampling import Draw, Sampler, SamplingParams
+from localllm.sampling import Constraint, Draw, Sampler, SamplingParams
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True)
 class Request:
-    """token_ids: the prompt. eos_ids: the model's own end ids (ignored with `ignore_eos`)."""
+    """token_ids: the prompt. eos_ids: the model's own end ids (ignored with `ignore_eos`).
+
+    constraint: what the answer must match, at its beginning; it is copied, not changed.
+    """
 
     token_ids: tuple[int, ...]
     params: SamplingParams
     eos_ids: frozenset[int] = frozenset()
+    constraint: Constraint | None = None
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -72,6 +76,8 @@ class Sequence:
         if draw.token_id in self.request.stop_ids:
             self.ended_by_id = True
             return "stop", "eos" if draw.token_id in self.request.eos_ids else "stop token"
+        if self.sampler.finished:
+            return "stop", "constraint"
         if len(self.tokens) >= self.limit:
             asked = self.request.params.max_tokens
             return "length", "max_tokens" if self.generated == asked else "context"
