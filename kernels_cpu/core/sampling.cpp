@@ -66,6 +66,10 @@ struct RowSampler::Best {
   int32_t token() const { return value - second > kClose ? id : -1; }
 };
 
+bool RowSampler::likelier(const Entry& a, const Entry& b) {
+  return a.scaled > b.scaled || (a.scaled == b.scaled && a.id < b.id);
+}
+
 RowSampler::RowSampler(const Kernels& kernels, int vocab)
     : kernels_(kernels),
       vocab_(vocab),
@@ -207,12 +211,10 @@ float RowSampler::kth_block(int k) {
 bool RowSampler::keep_top_k(const SampleRow& row) {
   const auto bound = static_cast<double>(kth_block(row.top_k));
   collect(row, at_most(bound - kLogClose * (std::fabs(bound) + std::fabs(highest_))));
-  const auto before = [](const Entry& a, const Entry& b) {
-    return a.scaled > b.scaled || (a.scaled == b.scaled && a.id < b.id);
-  };
   const auto k = static_cast<size_t>(row.top_k);
   if (entries_.size() > k) {
-    std::nth_element(entries_.begin(), entries_.begin() + (row.top_k - 1), entries_.end(), before);
+    std::nth_element(entries_.begin(), entries_.begin() + (row.top_k - 1), entries_.end(),
+                     likelier);
     entries_.resize(k);
   }
   return row.top_p >= 1.0 || keep_nucleus(row.top_p, 0.0, kClose);
@@ -221,13 +223,19 @@ bool RowSampler::keep_top_k(const SampleRow& row) {
 // Keeps the likeliest entries up to a mass of top_p; false where rounding could decide.
 // tail: what is not among the entries, in the same unit.
 bool RowSampler::keep_nucleus(double top_p, double tail, double window) {
-  std::sort(entries_.begin(), entries_.end(), [](const Entry& a, const Entry& b) {
-    return a.scaled > b.scaled || (a.scaled == b.scaled && a.id < b.id);
-  });
   double total = tail;
   for (const Entry& entry : entries_) total += std::exp(entry.scaled);
   double mass = 0.0;
+  // Sorted piece by piece, since the first ones mostly are enough.
+  size_t sorted = 0;
   for (size_t i = 0; i < entries_.size(); ++i) {
+    if (i == sorted) {
+      sorted = std::min(entries_.size(), std::max<size_t>(256, 4 * sorted));
+      const auto first = entries_.begin() + static_cast<ptrdiff_t>(i);
+      const auto last = entries_.begin() + static_cast<ptrdiff_t>(sorted);
+      std::nth_element(first, last, entries_.end(), likelier);
+      std::sort(first, last, likelier);
+    }
     const double before = mass / total;
     if (i > 0 && std::fabs(before - top_p) < window) return false;
     if (i > 0 && before > top_p) {
@@ -243,7 +251,7 @@ bool RowSampler::keep_nucleus(double top_p, double tail, double window) {
 bool RowSampler::find_nucleus(const SampleRow& row) {
   const double factor = kLog2e / row.temperature;
   if (!(factor < 1e30) || static_cast<double>(top_) < -3.0e38) return false;
-  for (int k = 64;; k = k < blocks() ? std::min(4 * k, blocks()) : blocks() + 1) {
+  for (int k = 64;; k = k < blocks() ? std::min(2 * k, blocks()) : blocks() + 1) {
     const float least = at_most(static_cast<double>(kth_block(k)));
     collect(row, least);
     if (least == kLowestFloat) return keep_nucleus(row.top_p, 0.0, kClose);

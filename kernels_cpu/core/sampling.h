@@ -38,6 +38,8 @@ class RowSampler {
   };
   struct Best;
 
+  static bool likelier(const Entry& a, const Entry& b);
+
   double edit(const SampleRow& row, int i) const;
   const float* punched(const SampleRow& row);
   int32_t likeliest(const SampleRow& row, double highest) const;

@@ -23,6 +23,9 @@ def candidates(
     Ties at a border are broken by the lower id, so that the result is one definite set.
     """
     least = _below_top(logits, top_k)
+    if min_p > 0.0 and top_p == 1.0 and typical_p == 1.0:
+        # No sum in between depends on what is cut, so most can go at once.
+        least = max(least, float(logits.max() + np.log(min_p)))
     ids = np.flatnonzero(logits >= least) if least > -np.inf else np.flatnonzero(logits > -np.inf)
     if top_n_sigma > 0.0:
         # The deviation is that of all tokens; cutting before or after top_k is the same.
@@ -54,7 +57,15 @@ def typical(logits: np.ndarray, mass: float) -> np.ndarray:
     logprobs = log_softmax(logits)
     probabilities = np.exp(logprobs)
     entropy = -(probabilities * logprobs).sum()
-    order = np.argsort(np.abs(-logprobs - entropy), kind="stable")
+    distance = np.abs(-logprobs - entropy)
+    near = np.arange(len(distance))
+    for count in (256, 4096):  # mostly few are needed, and sorting all takes long
+        if count < len(distance):
+            nearest = np.flatnonzero(distance <= np.partition(distance, count)[count])
+            if probabilities[nearest].sum() > mass + 1e-9:
+                near = nearest
+                break
+    order = near[np.argsort(distance[near], kind="stable")]
     held = np.cumsum(probabilities[order])
     keep = held - probabilities[order] < mass
     keep[0] = True
@@ -101,12 +112,12 @@ def dynamic_temperature(
 
 
 def _below_top(logits: np.ndarray, top_k: int) -> float:
-    """A cheap bound that at least the top_k largest reach: the k-th of the maxima of rows of 16."""
-    rows = len(logits) // 16
-    if not 0 < top_k * 4 < rows:
+    """A cheap bound that at least the top_k largest reach: the k-th of the maxima of groups."""
+    groups = len(logits) // 16
+    if not 0 < top_k * 4 < groups:
         return -np.inf
-    maxima = logits[: rows * 16].reshape(rows, 16).max(axis=1)
-    return float(np.partition(maxima, rows - top_k)[rows - top_k])
+    maxima = logits[: groups * 16].reshape(16, groups).max(axis=0)
+    return float(np.partition(maxima, groups - top_k)[groups - top_k])
 
 
 def softmax(values: np.ndarray) -> np.ndarray:
