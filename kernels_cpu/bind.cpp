@@ -283,6 +283,7 @@ NB_MODULE(_native, m) {
 
   bind_kernels(m);
   bind_attention(m);
+  bind_sampling(m);
 
   nb::class_<WeightStore>(m, "WeightStore", "Weights by name, packed for the kernels.")
       .def(nb::init<>())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
 from typing import Any, overload
 
@@ -17,7 +18,13 @@ from localllm.hub.progress import Progress
 from localllm.loading import LoadedModel, load
 from localllm.pump import Pump, Stream
 from localllm.results import GenerationResult
-from localllm.sampling import SamplingParams
+from localllm.sampling import (
+    Constraint,
+    SamplingParams,
+    Vocabulary,
+    compile_constraint,
+    with_breaker_ids,
+)
 from localllm.spec import DecoderSpec
 from localllm.tokenizer import Tokenizer
 
@@ -224,6 +231,7 @@ class LLM:
             ids = self._encode(prompt)
             if one.stop_strings:
                 self._need_tokenizer()
+            one, constraint = self._prepared(one)
             answer = Answer(
                 index,
                 ids,
@@ -231,9 +239,27 @@ class LLM:
                 one.stop_strings,
                 keep_logprobs=one.logprobs is not None,
             )
-            work.append((Request(ids, one, self._model.eos_ids), answer))
+            work.append((Request(ids, one, self._model.eos_ids, constraint), answer))
         self._pump.submit(work)
         return [answer for _, answer in work]
+
+    def _prepared(self, params: SamplingParams) -> tuple[SamplingParams, Constraint | None]:
+        """What depends on the vocabulary, looked up: the engine sees token ids only."""
+        if params.dry_multiplier and self.tokenizer is not None:
+            params = with_breaker_ids(params, self._vocabulary)
+        if not params.constrained:
+            return params, None
+        return params, compile_constraint(params, self._vocabulary)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        tokenizer = self._need_tokenizer()
+        return Vocabulary(
+            tokenizer.all_token_bytes(),
+            self._model.eos_ids,
+            tokenizer.special_ids,
+            lambda text: tokenizer.encode(text, add_special=False),
+        )
 
     def _collect(self, answers: list[Answer]) -> list[GenerationResult]:
         try:

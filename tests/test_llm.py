@@ -230,6 +230,41 @@ def test_a_model_without_a_tokenizer_serves_token_ids(bare):
         bare.generate([1], SamplingParams(stop="x"))
 
 
+def test_an_answer_follows_its_schema_and_ends_with_it(llm):
+    schema = {"enum": ["red", "green", 17]}
+    params = SamplingParams(json_schema=schema, temperature=2.0, seed=3, max_tokens=40)
+    for result in llm.generate(["Hello", "colour?", [1, 2]], params):
+        assert json.loads(result.text) in schema["enum"]
+        assert result.finish_reason == "stop"
+        assert result.receipt.stopped_by == "constraint"
+        assert result.receipt.generated_tokens == len(result.token_ids) > 0
+
+
+def test_constrained_and_free_requests_share_a_batch(llm):
+    free = SamplingParams(temperature=0.9, seed=4, max_tokens=6, ignore_eos=True)
+    chosen = SamplingParams(choices=["yes", "no"], max_tokens=6)
+    alone = llm.generate("Hello", free)
+    one, two = llm.generate(["Hello", "Hello"], [free, chosen])
+    assert one.token_ids == alone.token_ids
+    assert two.text in ("yes", "no")
+
+
+def test_a_constraint_that_cannot_be_is_refused_before_anything_runs(llm, bare):
+    with pytest.raises(InvalidRequest, match="regex"):
+        llm.generate("Hello", SamplingParams(regex="("))
+    with pytest.raises(InvalidRequest, match="no tokenizer"):
+        bare.generate([1], SamplingParams(regex="a"))
+    with pytest.raises(InvalidRequest, match="dry_sequence_breakers"):
+        bare.generate([1], SamplingParams(dry_multiplier=1.0))
+
+
+def test_dry_takes_its_breakers_as_text(llm):
+    params = SamplingParams(
+        temperature=0, max_tokens=12, dry_multiplier=5.0, dry_sequence_breakers=["e"]
+    )
+    assert llm.generate("abcabcab", params).token_ids
+
+
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [

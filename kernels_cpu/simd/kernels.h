@@ -17,6 +17,7 @@ constexpr int kLanes = 16;        // rows in a weight panel, lanes in a virtual 
 constexpr int kGroup = 32;        // activations quantized together; inputs in a code block
 constexpr int kStep = 32;         // tokens in an attention step
 constexpr int kPart = 512;        // tokens in an attention part
+constexpr int kSampleBlock = 64;  // logits that the sampler takes or skips together
 constexpr int kPanelBlock = 512;  // bytes of an unpacked code block: 32 inputs x 16 rows
 
 enum class WeightKind : int32_t { kFloat32, kFloat16, kBfloat16, kQ4, kQ5, kQ6, kQ8 };
@@ -183,6 +184,14 @@ struct Kernels {
   // Normalized Walsh-Hadamard transform, in place, over runs of the largest power of two in n, at
   // most 256.
   void (*rotate)(float* x, int n);
+
+  // Maxima of runs of kSampleBlock logits into out; returns the maximum of all, NaN if any is NaN.
+  float (*block_max)(const float* x, int n, float* out);
+  // Sum of 2^((x - from) * factor) over the x below a limit, to a relative 1e-5; for no x > from.
+  double (*exp_sum_below)(const float* x, int n, float below, float from, float factor);
+  // Philox4x32-10 of kSampleBlock / 4 counters (first + i, position, 0, 0): word w of counter i at
+  // words[w * kSampleBlock / 4 + i]. Returns the largest word.
+  uint64_t (*noise_words)(uint32_t first, uint32_t position, uint64_t seed, uint64_t* words);
 };
 
 constexpr size_t kTileScratch = size_t{32} << 10;  // what AMX keeps beside its panels

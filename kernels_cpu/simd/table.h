@@ -6,13 +6,15 @@
 #include "simd/kv.h"
 #include "simd/matmul.h"
 #include "simd/rows.h"
+#include "simd/sampling.h"
 
 namespace localllm::LOCALLLM_ISA {
 namespace {
 
 constexpr Kernels make_table(const char* name) {
-  return {name,          norm,   quantize, add_scaled,  scale,  activate,    rope,         softmax,
-          finish_logits, matmul, write_kv, reset_state, attend, merge_state, finish_state, rotate};
+  return {name,         norm,          quantize,  add_scaled,    scale,       activate, rope,
+          softmax,      finish_logits, matmul,    write_kv,      reset_state, attend,   merge_state,
+          finish_state, rotate,        block_max, exp_sum_below, noise_words};
 }
 
 }  // namespace

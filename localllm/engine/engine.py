@@ -132,8 +132,14 @@ class Engine:
         length = len(request.token_ids)
         asked = request.params.max_tokens
         limit = self.context if asked is None else min(self.context, length + asked)
-        vocab = self.backend.spec.vocab_size
-        sampler = Sampler(request.params, request.token_ids, vocab, request.stop_ids)
+        constraint = request.constraint
+        sampler = Sampler(
+            request.params,
+            request.token_ids,
+            self.backend.spec.vocab_size,
+            request.stop_ids,
+            None if constraint is None else constraint.fork(),
+        )
         sequence = Sequence(
             next(self._ids),
             request,

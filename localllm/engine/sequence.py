@@ -10,7 +10,7 @@ import numpy as np
 
 from localllm.engine.kv_cache import BlockTable, PrefixHit
 from localllm.engine.receipt import Receipt
-from localllm.sampling import Draw, Sampler, SamplingParams
+from localllm.sampling import Constraint, Draw, Sampler, SamplingParams
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -19,6 +19,7 @@ FinishReason = Literal["stop", "length", "cancelled"]
 class Request:
     """token_ids: the prompt. eos_ids: the model's own end ids (ignored with `ignore_eos`).
 
+    constraint: what the answer must match, at its beginning; it is copied, not changed.
     priority: lower goes first; equal ones in order of arrival.
     reuse: whether cached KV may stand in for computing the prompt.
     """
@@ -26,6 +27,7 @@ class Request:
     token_ids: tuple[int, ...]
     params: SamplingParams
     eos_ids: frozenset[int] = frozenset()
+    constraint: Constraint | None = None
     priority: int = 0
     reuse: bool = True
 

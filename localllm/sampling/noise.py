@@ -39,3 +39,10 @@ def gumbel(seed: int, position: int, token_ids: np.ndarray) -> np.ndarray:
     uniform = (words.astype(np.float64) + 0.5) * 2.0**-32  # never 0 and never 1
     noise: np.ndarray = -np.log(-np.log(uniform))
     return noise
+
+
+def coin(seed: int, position: int) -> float:
+    """A uniform number in (0, 1) for one position, from a stream apart from the tokens' noise."""
+    counter = np.array([[0, position, 1, 0]], dtype=np.uint32)
+    word = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))[0, 0]
+    return (float(word) + 0.5) * 2.0**-32

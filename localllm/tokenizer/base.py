@@ -101,6 +101,10 @@ class Tokenizer:
             raise InvalidRequest(f"{token_id} is no token id")
         return self._codec.bytes(token_id)
 
+    def all_token_bytes(self) -> list[bytes]:
+        """What each token adds to the text, by id: `token_bytes` of the whole vocabulary."""
+        return [self._codec.bytes(token_id) for token_id in range(self.vocab_size)]
+
     def token_text(self, token_id: int) -> str:
         """The token as the vocabulary spells it ("▁the", "Ġthe"); "" beyond the vocabulary."""
         if token_id < 0:

@@ -1,0 +1,87 @@
+// Rows of logits to tokens, for localllm/sampling.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include <stdexcept>
+
+#include "bind_kernels.h"
+#include "core/dispatch.h"
+#include "core/sampling.h"
+
+namespace nb = nanobind;
+
+namespace localllm {
+
+namespace {
+
+template <class T, int N>
+using Array = nb::ndarray<const T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+using Out = nb::ndarray<int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void check(bool good, const char* message) {
+  if (!good) throw std::invalid_argument(message);
+}
+
+// settings [n, 4]: temperature, top_k, top_p, log(min_p). Row i of `out` is that of
+// logits[rows[i]].
+void sample_rows(const std::string& name, Array<float, 2> logits, Array<int32_t, 1> rows,
+                 Array<double, 2> settings, Array<uint64_t, 1> seeds, Array<uint32_t, 1> positions,
+                 Array<int32_t, 1> edit_ends, Array<int32_t, 1> edit_ids,
+                 Array<double, 1> edit_values, Array<int32_t, 1> mask_rows,
+                 Array<uint32_t, 2> masks, Out out) {
+  const Kernels* kernels = find_kernels(name);
+  check(kernels != nullptr, "these kernels cannot run here");
+  const size_t count = rows.shape(0), vocab = logits.shape(1), words = masks.shape(1);
+  check(vocab > 0 && vocab <= 0x7fffff00, "vocabulary too small or too large");
+  check(settings.shape(0) == count && settings.shape(1) == 4 && seeds.shape(0) == count &&
+            positions.shape(0) == count && edit_ends.shape(0) == count &&
+            mask_rows.shape(0) == count && out.shape(0) == count,
+        "arrays differ in length");
+  check(edit_ids.shape(0) == edit_values.shape(0), "edits differ in length");
+  check(masks.shape(0) == 0 || words * 32 >= vocab, "masks are shorter than the vocabulary");
+  int32_t start = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const int32_t row = rows.data()[i], end = edit_ends.data()[i], mask = mask_rows.data()[i];
+    check(row >= 0 && static_cast<size_t>(row) < logits.shape(0), "row outside the logits");
+    check(end >= start && static_cast<size_t>(end) <= edit_ids.shape(0), "edits out of range");
+    check(mask >= -1 && mask < static_cast<int64_t>(masks.shape(0)), "mask out of range");
+    start = end;
+  }
+  for (size_t i = 0; i < edit_ids.shape(0); ++i)
+    check(edit_ids.data()[i] >= 0 && static_cast<size_t>(edit_ids.data()[i]) < vocab,
+          "edit outside the vocabulary");
+
+  const nb::gil_scoped_release release;
+  RowSampler sampler(*kernels, static_cast<int>(vocab));
+  start = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const double* setting = settings.data() + i * 4;
+    SampleRow row;
+    row.logits = logits.data() + static_cast<size_t>(rows.data()[i]) * vocab;
+    row.temperature = setting[0];
+    row.top_k = setting[1] < static_cast<double>(vocab) ? static_cast<int>(setting[1]) : 0;
+    row.top_p = setting[2];
+    row.log_min_p = setting[3];
+    row.seed = seeds.data()[i];
+    row.position = positions.data()[i];
+    row.edits = edit_ends.data()[i] - start;
+    row.edit_ids = edit_ids.data() + start;
+    row.edit_values = edit_values.data() + start;
+    if (mask_rows.data()[i] >= 0)
+      row.allowed = masks.data() + static_cast<size_t>(mask_rows.data()[i]) * words;
+    out.data()[i] = sampler.sample(row);
+    start = edit_ends.data()[i];
+  }
+}
+
+}  // namespace
+
+void bind_sampling(nb::module_& m) {
+  m.def("sample_rows", &sample_rows, nb::arg("kernels"), nb::arg("logits"), nb::arg("rows"),
+        nb::arg("settings"), nb::arg("seeds"), nb::arg("positions"), nb::arg("edit_ends"),
+        nb::arg("edit_ids"), nb::arg("edit_values"), nb::arg("mask_rows"), nb::arg("masks"),
+        nb::arg("out"), "Tokens of rows of logits into `out`; -1 where it is too close to call.");
+}
+
+}  // namespace localllm
