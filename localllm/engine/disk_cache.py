@@ -73,7 +73,7 @@ class DiskCache:
         with contextlib.suppress(OSError):
             for part in os.scandir(self._parts):
                 remove_abandoned(Path(part.path))
-        self._look()
+        self._glance()
 
     @property
     def blocks(self) -> int:
@@ -91,7 +91,7 @@ class DiskCache:
             return True
         if time.monotonic() - self._looked < _LOOK_AGAIN:
             return False
-        self._look()
+        self._glance()
         return self._index.size(digest) == self._file_bytes
 
     def load(self, digest: Digest, into: np.ndarray) -> bool:
@@ -195,7 +195,7 @@ class DiskCache:
 
     def _make_room(self) -> str | None:
         """Removes the least recently used until one more block fits; or why it cannot."""
-        self._look()
+        self._index.refresh()
         needed = pages(self._file_bytes)
         if needed > self.limit_bytes:
             return f"a block of {needed} bytes is more than the limit of {self.limit_bytes}"
@@ -221,9 +221,10 @@ class DiskCache:
                     total += max(pages(part.stat().st_size), pages(self._file_bytes))
         return total
 
-    def _look(self) -> None:
+    def _glance(self) -> None:
         self._looked = time.monotonic()
-        self._index.refresh()
+        with contextlib.suppress(OSError):
+            self._index.refresh()
 
 
 def _header(digest: bytes, payload: memoryview) -> bytes:

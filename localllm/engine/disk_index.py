@@ -7,12 +7,12 @@ import heapq
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe in a block's place must not hold us
 _PAGE = 4096  # file systems give space in pages
-_SETTLED = 100_000_000  # ns; a folder that changed just now may change again in the same instant
+_SETTLED = 50_000_000  # ns; a folder that changed just now may change again in the same instant
+_SUBFOLDERS = {f"{first:02x}": first for first in range(256)}
 
 
 class DiskIndex:
@@ -23,7 +23,7 @@ class DiskIndex:
         self._folder = folder
         self._known: dict[bytes, tuple[int, int]] = {}  # digest -> file size, stamp (ns)
         self._by_age: list[tuple[int, bytes]] = []  # a heap; entries that `_known` belies are void
-        self._members: list[set[bytes]] = [set() for _ in range(256)]
+        self._names: list[set[str]] = [set() for _ in range(256)]  # of the known, by sub-folder
         self._seen: dict[int, int] = {}  # sub-folder -> its change time when scanned
         self._lock = threading.RLock()
         self._last_stamp = 0
@@ -33,8 +33,7 @@ class DiskIndex:
 
     def path(self, digest: bytes) -> Path:
         assert len(digest) == 32
-        name = digest.hex()
-        return self._folder / name[:2] / f"{name}.kv"
+        return self._folder / f"{digest[0]:02x}" / _name(digest)
 
     def size(self, digest: bytes) -> int | None:
         known = self._known.get(digest)
@@ -69,21 +68,22 @@ class DiskIndex:
         with self._lock:
             size, _ = self._known.pop(digest, (0, 0))
             self.total -= pages(size)
-            self._members[digest[0]].discard(digest)
+            self._names[digest[0]].discard(_name(digest))
 
     def refresh(self) -> None:
-        """Scans the sub-folders that changed since they were last scanned."""
+        """Scans the sub-folders that changed since they were last scanned.
+
+        Raises OSError where it cannot look; then nothing is forgotten, as it may still take room.
+        """
         with self._lock:
             present: dict[int, int] = {}
-            with contextlib.suppress(OSError):
-                for entry in os.scandir(self._folder):
-                    if len(entry.name) == 2 and (name := _unhex(entry.name)):
-                        with contextlib.suppress(OSError):
-                            present[name[0]] = entry.stat().st_mtime_ns
+            for entry in _listed(self._folder):
+                first = _SUBFOLDERS.get(entry.name)
+                if first is not None:
+                    present[first] = entry.stat().st_mtime_ns
             for first in self._seen.keys() - present.keys():
                 del self._seen[first]
-                for digest in list(self._members[first]):
-                    self.forget(digest)
+                self._forget_names(set(self._names[first]))
             for first, changed in present.items():
                 if self._seen.get(first) != changed:
                     settled = time.time_ns() - changed > _SETTLED
@@ -115,19 +115,30 @@ class DiskIndex:
             return False
 
     def _scan(self, first: int) -> None:
-        gone = set(self._members[first])
-        for digest, size, stamp in _blocks_in(self._folder / f"{first:02x}"):
-            gone.discard(digest)
-            known = self._known.get(digest)
-            if known is None or known[0] != size or known[1] < stamp:
-                self._put(digest, size, stamp)
-        for digest in gone:
+        """Looks at what is new there. A known block does not change but for its time of use."""
+        known = self._names[first]
+        there: set[str] = set()
+        for entry in _listed(self._folder / f"{first:02x}"):
+            there.add(entry.name)
+            digest = None if entry.name in known else _digest(entry.name)
+            if digest is None or digest[0] != first:
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                if entry.is_file(follow_symlinks=False):
+                    status = entry.stat(follow_symlinks=False)
+                    self._put(digest, status.st_size, status.st_mtime_ns)
+        self._forget_names(known - there)
+
+    def _forget_names(self, names: set[str]) -> None:
+        for name in names:
+            digest = _digest(name)
+            assert digest is not None
             self.forget(digest)
 
     def _put(self, digest: bytes, size: int, stamp: int) -> None:
         before, _ = self._known.get(digest, (0, 0))
         self._known[digest] = (size, stamp)
-        self._members[digest[0]].add(digest)
+        self._names[digest[0]].add(_name(digest))
         self.total += pages(size) - pages(before)
         heapq.heappush(self._by_age, (stamp, digest))
         if len(self._by_age) > 2 * len(self._known) + 64:
@@ -140,29 +151,28 @@ class DiskIndex:
         return self._last_stamp
 
 
-def _blocks_in(folder: Path) -> Iterator[tuple[bytes, int, int]]:
-    """Digest, file size and time of last use of each file named like a block."""
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(folder):
-            name = entry.name.removesuffix(".kv")
-            digest = _unhex(name) if len(name) == 64 and name != entry.name else None
-            if digest is None or f"{digest[0]:02x}" != folder.name:
-                continue
-            with contextlib.suppress(OSError):
-                if entry.is_file(follow_symlinks=False):
-                    status = entry.stat(follow_symlinks=False)
-                    yield digest, status.st_size, status.st_mtime_ns
+def _listed(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder; a missing one is empty. Raises OSError."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except FileNotFoundError:
+        return []
+
+
+def _name(digest: bytes) -> str:
+    return f"{digest.hex()}.kv"
+
+
+def _digest(name: str) -> bytes | None:
+    """The digest that a block's file name spells, or None."""
+    try:
+        digest = bytes.fromhex(name.removesuffix(".kv"))
+    except ValueError:
+        return None
+    return digest if len(digest) == 32 and _name(digest) == name else None
 
 
 def pages(size: int) -> int:
     """Bytes that a file of this size takes on disk."""
     return -(-size // _PAGE) * _PAGE
-
-
-def _unhex(name: str) -> bytes | None:
-    """The bytes that a lower-case hexadecimal name spells, or None."""
-    try:
-        value = bytes.fromhex(name)
-    except ValueError:
-        return None
-    return value if value.hex() == name else None
