@@ -105,8 +105,10 @@ class DiskCache:
         path = self._index.path(digest)
         try:
             handle = os.open(path, OPEN)
-        except OSError:
+        except FileNotFoundError:
             self._index.forget(digest)
+            return False
+        except OSError:
             return False
         try:
             if self._read(handle, digest, into):
@@ -116,8 +118,8 @@ class DiskCache:
             pass  # what cannot be read is as good as damaged
         finally:
             os.close(handle)
-        _unlink(path)
-        self._index.forget(digest)
+        if _unlink(path):  # otherwise it still takes its room
+            self._index.forget(digest)
         return False
 
     def load_many(self, wanted: Sequence[tuple[Digest, np.ndarray]]) -> list[bool]:
@@ -199,15 +201,15 @@ class DiskCache:
         needed = pages(self._file_bytes)
         if needed > self.limit_bytes:
             return f"a block of {needed} bytes is more than the limit of {self.limit_bytes}"
-        unfinished = self._unfinished_bytes()
-        while self._index.total + unfinished + needed > self.limit_bytes:
-            if not self._index.remove_oldest():
-                return f"{self.folder}: what is there cannot be removed to make room"
         if self._reserve:
             place = next(p for p in (self.folder, *self.folder.parents) if p.exists())
             free = shutil.disk_usage(place).free
             if free < needed + self._reserve:
                 return f"{free >> 20} MiB are free on the disk of {self.folder}, too few to use"
+        unfinished = self._unfinished_bytes()
+        while self._index.total + unfinished + needed > self.limit_bytes:
+            if not self._index.remove_oldest():
+                return f"{self.folder}: what is there cannot be removed to make room"
         return None
 
     def _unfinished_bytes(self) -> int:
@@ -232,9 +234,13 @@ def _header(digest: bytes, payload: memoryview) -> bytes:
     return head + _CRC.pack(zlib.crc32(payload, zlib.crc32(head)))
 
 
-def _unlink(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink()
+def _unlink(path: Path) -> bool:
+    """Whether the file is gone now."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
 
 
 assert _HEAD.size + _CRC.size == HEADER_BYTES

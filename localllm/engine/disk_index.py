@@ -48,12 +48,12 @@ class DiskIndex:
             os.utime(handle, ns=(stamp, stamp))
 
     def refresh_use(self, digest: bytes, size: int) -> bool:
-        """Marks a block as used if it is known and still there with this size."""
+        """Marks a block as used if it is known and still there with this size. Raises OSError."""
         if self.size(digest) != size:
             return False
         try:
             handle = os.open(self.path(digest), OPEN)
-        except OSError:
+        except FileNotFoundError:
             self.forget(digest)
             return False
         try:

@@ -287,9 +287,11 @@ def test_a_smaller_limit_than_before_removes_what_is_too_much(tmp_path):
 
 
 def test_it_leaves_the_disk_its_reserve(tmp_path):
-    cache = open_cache(tmp_path, reserve_bytes=1 << 60)
-    assert not cache.save(digest(1), payload(1))
+    open_cache(tmp_path, 1).save(digest(1), payload(1))
+    cache = open_cache(tmp_path, 1, reserve_bytes=1 << 60)
+    assert not cache.save(digest(2), payload(2))
     assert "free on the disk" in cache.note
+    assert loaded(cache, 1) == payload(1)
 
 
 def test_a_file_in_place_of_the_folder_is_told_not_raised(tmp_path):
@@ -351,6 +353,24 @@ def test_a_folder_that_cannot_be_listed_for_a_moment_is_not_taken_for_empty(tmp_
     assert cache.blocks == 2
     assert cache.save(digest(3), payload(3))
     assert bytes_on_disk(tmp_path) == 2 * FILE
+
+
+def test_blocks_that_cannot_be_opened_for_a_moment_still_count(tmp_path, monkeypatch):
+    cache = open_cache(tmp_path, 2)
+    for number in (1, 2):
+        cache.save(digest(number), payload(number))
+
+    def fail(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fail)
+        assert loaded(cache, 1) is None
+        assert not cache.save(digest(1), payload(1))
+    assert cache.bytes == 2 * FILE
+    assert cache.save(digest(3), payload(3))
+    assert bytes_on_disk(tmp_path) == 2 * FILE
+    assert loaded(cache, 2) == payload(2)
 
 
 def test_a_disk_that_fills_in_the_middle_of_a_block_keeps_no_half_of_it(tmp_path):
