@@ -16,7 +16,7 @@ from localllm.engine import Request
 from localllm.errors import InvalidRequest
 from localllm.hub.progress import Progress
 from localllm.loading import LoadedModel, load
-from localllm.pump import Pump, Stream
+from localllm.pump import InFlight, Pump, Stream
 from localllm.results import GenerationResult
 from localllm.sampling import (
     Constraint,
@@ -162,6 +162,11 @@ class LLM:
     def stream(self, prompts: Prompts, params: Params = None) -> Stream:
         """As `generate`, giving pieces as they come: an iterator of `GenerationDelta`."""
         return Stream(self._pump, self._submit(prompts, params))
+
+    def in_flight(self) -> InFlight:
+        """For work that never ends or is too long for a list: submit requests one by one, take
+        each when it is done. As many as `max_batch` run together; the others wait."""
+        return InFlight(self._pump, lambda prompt, params: self._submit([prompt], params)[0])
 
     def chat(
         self,

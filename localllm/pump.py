@@ -6,14 +6,16 @@ until its own has news. Callers on several threads are thereby batched together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from threading import Lock
 from typing import TypeVar
 
 from localllm.answer import Answer
 from localllm.engine import Engine, Finished, Request, Token
 from localllm.errors import LocalLLMError
-from localllm.results import GenerationDelta
+from localllm.results import GenerationDelta, GenerationResult
+from localllm.sampling import SamplingParams
 
 T = TypeVar("T")
 
@@ -146,3 +148,67 @@ class Stream:
                         open_answers.remove(answer)
         finally:
             self._pump.end(open_answers)
+
+
+class InFlight:
+    """Requests that come and go: others may be submitted while some run.
+
+    Leaving the context ends those that still run. One thread uses it, except for `cancel`.
+    """
+
+    def __init__(
+        self,
+        pump: Pump,
+        submit: Callable[[str | Sequence[int], SamplingParams | None], Answer],
+    ) -> None:
+        self._pump = pump
+        self._submit = submit
+        self._answers: dict[int, Answer] = {}
+        self._submitted = 0
+
+    def __len__(self) -> int:
+        """Requests submitted and not yet taken."""
+        return len(self._answers)
+
+    def submit(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> int:
+        """Queues a request and returns its number: 0, 1, … Raises as `LLM.generate` does."""
+        answer = self._submit(prompt, params)
+        number = self._submitted
+        self._submitted += 1
+        self._answers[number] = answer
+        return number
+
+    def finished(
+        self, within: float | None = None
+    ) -> list[tuple[int, GenerationResult | Exception]]:
+        """Runs the requests until some have ended: their numbers, and results or what failed.
+
+        Empty if none is left, or none ended within so many seconds.
+        """
+        until = None if within is None else time.monotonic() + within
+        while self._answers:
+            self._pump.wait(list(self._answers.values()))
+            ended: list[tuple[int, GenerationResult | Exception]] = []
+            for number, answer in list(self._answers.items()):
+                answer.deltas.clear()
+                outcome = answer.error or answer.result
+                if outcome is not None:
+                    del self._answers[number]
+                    ended.append((number, outcome))
+            if ended or (until is not None and time.monotonic() > until):
+                return ended
+        return []
+
+    def cancel(self) -> None:
+        """From any thread or a signal handler: what runs ends soon, with what it has."""
+        self._pump.cancel(list(self._answers.values()))
+
+    def close(self) -> None:
+        self._pump.end(list(self._answers.values()))
+        self._answers.clear()
+
+    def __enter__(self) -> InFlight:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

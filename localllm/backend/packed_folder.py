@@ -8,18 +8,17 @@ PLACE.source    the weight files it was made of, and what their content hashed t
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from localllm.hub.lock import locked_part, remove_abandoned
 from localllm.spec import DecoderSpec
 
 FORM = 1  # raise it when the same files are packed to other weights than before
@@ -89,7 +88,7 @@ class PackedFolder:
     @contextmanager
     def _replacing(self, target: Path) -> Iterator[Path]:
         self.path.mkdir(parents=True, exist_ok=True)
-        handle, part = _locked_part(self.path)
+        handle, part = locked_part(self.path)
         try:
             yield part
             part.replace(target)
@@ -108,7 +107,7 @@ class PackedFolder:
     def tidy(self) -> None:
         """Removes what killed writers left, and the oldest beyond what is kept."""
         for part in _listed(self.path, "*.part"):
-            _remove_abandoned(part)
+            remove_abandoned(part)
         newest = _newest_first(_listed(self.path, "*.packed"))
         total = 0
         for number, path in enumerate(newest):
@@ -201,30 +200,6 @@ def _source_key(source: Path) -> str:
         return str(json.loads(source.read_text())["key"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-
-
-def _locked_part(folder: Path) -> tuple[int, Path]:
-    while True:
-        part = folder / f"{uuid.uuid4().hex}.part"
-        handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            if os.fstat(handle).st_nlink:
-                return handle, part
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)  # taken for abandoned in the moment before it was locked
-
-
-def _remove_abandoned(part: Path) -> None:
-    with contextlib.suppress(OSError):
-        handle = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            part.unlink()
-        finally:
-            os.close(handle)
 
 
 def _listed(folder: Path, pattern: str) -> list[Path]:

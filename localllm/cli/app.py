@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from localllm.cli.batch import batch
 from localllm.cli.bench import bench
 from localllm.cli.chat import chat
 from localllm.cli.doctor import doctor
@@ -28,6 +29,7 @@ app = typer.Typer(
 # The commands' modules are light: what a command needs is imported when it is called.
 app.command()(run)
 app.command()(chat)
+app.command()(batch)
 app.command()(pull)
 app.command(name="list")(list_models)
 app.command()(show)

@@ -1,9 +1,11 @@
-"""A lock between processes that dies with its holder."""
+"""Locks between processes that die with their holder, and unfinished files that tell they are."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,3 +43,29 @@ def try_lock(path: Path) -> Iterator[bool]:
             yield True
     finally:
         os.close(handle)
+
+
+def locked_part(folder: Path, *, mode: int = 0o666) -> tuple[int, Path]:
+    """A new *.part file in `folder`, open and locked: its handle and path. Raises OSError."""
+    while True:
+        part = folder / f"{uuid.uuid4().hex}.part"
+        handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if os.fstat(handle).st_nlink:
+                return handle, part
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # taken for abandoned in the moment before it was locked
+
+
+def remove_abandoned(part: Path) -> None:
+    """Removes an unfinished file that no living process has locked."""
+    with contextlib.suppress(OSError):
+        handle = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
+        finally:
+            os.close(handle)

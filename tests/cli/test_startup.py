@@ -58,6 +58,7 @@ def test_importing_localllm_loads_nothing_heavy(tmp_path: Path) -> None:
         ["--version"],
         ["run", "--help"],
         ["chat", "--help"],
+        ["batch", "--help"],
         ["doctor", "--help"],
         ["bench", "--help"],
     ],
