@@ -18,6 +18,7 @@ constexpr int kGroup = 32;        // activations quantized together; inputs in a
 constexpr int kStep = 32;         // tokens in an attention step
 constexpr int kPart = 512;        // tokens in an attention part
 constexpr int kPanelBlock = 512;  // bytes of an unpacked code block: 32 inputs x 16 rows
+constexpr int kAdapterRanks = 4;  // ranks of an adapter's A that are summed side by side
 
 enum class WeightKind : int32_t { kFloat32, kFloat16, kBfloat16, kQ4, kQ5, kQ6, kQ8 };
 enum class Activation : int32_t { kSilu, kGelu, kGeluTanh, kRelu };
@@ -79,6 +80,15 @@ struct Input {
   ptrdiff_t q_stride = 0;
   const GroupInfo* info = nullptr;
   ptrdiff_t info_stride = 0;
+};
+
+// One side of a low-rank adapter, in float32, float16 or bfloat16. Zeros fill up lanes and ranks.
+//   A [rank, size]: panels of 4 ranks, each [size / 16][4][16]
+//   B [size, rank]: panels of 16 outputs, each [rank][16]
+struct AdapterMatrix {
+  WeightKind kind = WeightKind::kFloat32;
+  int rank = 0, size = 0;
+  const uint8_t* data = nullptr;
 };
 
 struct NormParams {
@@ -183,6 +193,13 @@ struct Kernels {
   // Normalized Walsh-Hadamard transform, in place, over runs of the largest power of two in n, at
   // most 256.
   void (*rotate)(float* x, int n);
+
+  // out[i * stride + j] = scale * (A x[i])[j]; `stride` has room for the ranks rounded up to 4.
+  void (*adapter_down)(const AdapterMatrix& a, float scale, const float* const* x, int rows,
+                       float* out, ptrdiff_t stride);
+  // out[i] = B t[i * stride], with room for the outputs rounded up to 16.
+  void (*adapter_up)(const AdapterMatrix& b, const float* t, ptrdiff_t stride, float* const* out,
+                     int rows);
 };
 
 constexpr size_t kTileScratch = size_t{32} << 10;  // what AMX keeps beside its panels
