@@ -2,9 +2,9 @@
 
     python -m benchmarks.adapters [--rounds 9] [--threads 1 2] [--json FILE]
 
-Wanted: 8 adapters of rank 8 on q and v (what PEFT takes for Llama when not told), mixed in a batch
-of 8 decode rows, at no less than 0.8 x the tokens/s of the base alone. Random matrices: their values
-cost nothing. Cells of one setting take turns in one process over the same weights.
+Wanted: 8 adapters of rank 8 on q and v (what PEFT takes for Llama when not told), mixed in a
+batch of 8 decode rows, at no less than 0.8 x the tokens/s of the base alone. Random matrices:
+their values cost nothing. Cells of one setting take turns in one process over the same weights.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Row:
-    """Tokens a second: of 8 decode rows at context 128, and of a prefill of 512 with one adapter."""
+    """Tokens/s: of 8 decode rows at context 128, and of a prefill of 512 with one adapter."""
 
     threads: int
     rank: int

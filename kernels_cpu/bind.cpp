@@ -103,7 +103,7 @@ void add_dense(WeightStore& store, const std::string& name, AnyMatrix values) {
 
 AdapterSource adapter_source(const AnyMatrix& a, const AnyMatrix& b, float scale) {
   check(a.shape(0) == b.shape(1), "the ranks of an adapter's matrices differ");
-  return {a.data(),        b.data(),           dense_kind(a),      dense_kind(b),
+  return {a.data(),           b.data(),           dense_kind(a),      dense_kind(b),
           to_int(a.shape(1)), to_int(a.shape(0)), to_int(b.shape(0)), scale};
 }
 

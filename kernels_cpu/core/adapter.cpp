@@ -59,8 +59,8 @@ bool Adapter::fits(const Program& program) const {
                                              ffn.gate,    ffn.up,      ffn.down};
     for (int t = 0; t < kTargets; ++t) {
       const AdapterPair* pair = find(i, static_cast<Target>(t));
-      if (pair && !(linears[t] && linears[t]->cols == pair->a.size &&
-                    linears[t]->rows == pair->b.size))
+      if (pair &&
+          !(linears[t] && linears[t]->cols == pair->a.size && linears[t]->rows == pair->b.size))
         return false;
     }
   }
@@ -75,7 +75,8 @@ AdapterMatrix Adapter::pack_down(const void* values, WeightKind kind, int rank, 
   for (size_t j = 0; j < static_cast<size_t>(rank); ++j)
     for (size_t v = 0; v < blocks; ++v) {
       const size_t at = ((j / kAdapterRanks * blocks + v) * kAdapterRanks + j % kAdapterRanks);
-      const size_t first = v * kLanes, n = std::min<size_t>(kLanes, static_cast<size_t>(in) - first);
+      const size_t first = v * kLanes,
+                   n = std::min<size_t>(kLanes, static_cast<size_t>(in) - first);
       std::memcpy(data + at * kLanes * width, from + (j * static_cast<size_t>(in) + first) * width,
                   n * width);
     }

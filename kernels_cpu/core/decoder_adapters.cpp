@@ -82,8 +82,8 @@ void Decoder::adapt(int layer, const MatmulRows& in, std::initializer_list<Targe
       const int rows = static_cast<int>(group.rows.size());
       work += static_cast<int64_t>(rows) * pair->a.rank * (pair->a.size + pair->b.size);
       for (int at = 0; at < rows; at += kTileRows)
-        items.push_back({pair, group.rows.data() + at, std::min(kTileRows, rows - at),
-                         &deltas_of(target)});
+        items.push_back(
+            {pair, group.rows.data() + at, std::min(kTileRows, rows - at), &deltas_of(target)});
     }
   const int count = static_cast<int>(items.size());
   const int grain = work <= kInlineWork ? count : std::max(1, count / (8 * pool_.size()));

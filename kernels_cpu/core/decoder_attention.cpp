@@ -187,8 +187,7 @@ void Decoder::attend_whole(const std::vector<AttendItem>& items, int index) {
       fill_rows(
           item, c, q_, [&](int, int, int i) { return fresh + static_cast<ptrdiff_t>(i) * size; },
           rows);
-      const KvHead kv =
-          kv_.head(index, item.head, item.tile.chunk->table(kv_.group_of(index)));
+      const KvHead kv = kv_.head(index, item.head, item.tile.chunk->table(kv_.group_of(index)));
       const int last_position = rows[count - 1].position;
       for (int part = first_part(rows[0].position, c.window); part <= last_position / kPart;
            ++part) {
@@ -234,8 +233,8 @@ void Decoder::attend_in_parts(const Step& step, const std::vector<AttendItem>& i
           item, c, q_, [&](int row, int head, int) { return state_at(row, head, item.part); },
           rows);
       for (int i = 0; i < item.heads * count; ++i) k_.reset_state(rows[i].state, dim);
-      k_.attend(kv_.head(index, item.head, item.tile.chunk->table(kv_.group_of(index))), params, rows, count, item.heads,
-                item.part, tokens);
+      k_.attend(kv_.head(index, item.head, item.tile.chunk->table(kv_.group_of(index))), params,
+                rows, count, item.heads, item.part, tokens);
     }
   });
   each_row(step.rows, 2 * c.heads * size, [&](int r) {

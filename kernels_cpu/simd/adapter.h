@@ -26,7 +26,8 @@ void adapter_down_as(const AdapterMatrix& a, float scale, const float* const* x,
           sum[j] = fma(Format::get(w + j * kLanes), in, sum[j]);
         w += step;
       });
-      for (int j = 0; j < kAdapterRanks; ++j) out[r * stride + rank + j] = scale * reduce_add(sum[j]);
+      for (int j = 0; j < kAdapterRanks; ++j)
+        out[r * stride + rank + j] = scale * reduce_add(sum[j]);
     }
     panel += static_cast<ptrdiff_t>((a.size + kLanes - 1) / kLanes) * step;
   }

@@ -12,9 +12,9 @@ namespace localllm::LOCALLLM_ISA {
 namespace {
 
 constexpr Kernels make_table(const char* name) {
-  return {name,          norm,   quantize, add_scaled,  scale,  activate,    rope,         softmax,
-          finish_logits, matmul, write_kv, reset_state, attend, merge_state, finish_state, rotate,
- adapter_down, adapter_up};
+  return {name,   norm,        quantize,      add_scaled, scale,        activate,
+          rope,   softmax,     finish_logits, matmul,     write_kv,     reset_state,
+          attend, merge_state, finish_state,  rotate,     adapter_down, adapter_up};
 }
 
 }  // namespace

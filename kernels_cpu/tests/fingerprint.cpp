@@ -98,8 +98,10 @@ std::vector<Case> cases() {
   all.push_back({"mixture", moe});
   // The linears of attention; and all, in a decoder whose sizes no vector divides.
   all.push_back({"adapter", base, KvKind::kFloat16, 32, 70, false, 8});
-  all.push_back({"adapter-bfloat16", gpt, KvKind::kFloat16, 32, 70, false, 3, WeightKind::kBfloat16});
-  all.push_back({"adapter-float16", gemma, KvKind::kFloat16, 32, 70, false, 17, WeightKind::kFloat16});
+  all.push_back(
+      {"adapter-bfloat16", gpt, KvKind::kFloat16, 32, 70, false, 3, WeightKind::kBfloat16});
+  all.push_back(
+      {"adapter-float16", gemma, KvKind::kFloat16, 32, 70, false, 17, WeightKind::kFloat16});
   all.push_back({"adapter-mixture", moe, KvKind::kFloat16, 32, 70, false, 4});
   Shape lone = base;
   lone.layers = 1;

@@ -98,7 +98,8 @@ class _Table:
         layer = found[0].layer
         if layer >= len(self._spec.layers):
             raise CheckpointError(
-                f"{file.path}: adapts layer {layer} of a model with {len(self._spec.layers)} layers",
+                f"{file.path}: adapts layer {layer} of a model with "
+                f"{len(self._spec.layers)} layers",
                 hint="The adapter belongs to another model.",
             )
         return found
@@ -126,9 +127,7 @@ def _check_layer(adapter: AdapterFile, module: str, layer: int, layers: int) -> 
         )
 
 
-def _read(
-    adapter: AdapterFile, module: str, pair: ModulePair, out: int, inner: int
-) -> LowRank:
+def _read(adapter: AdapterFile, module: str, pair: ModulePair, out: int, inner: int) -> LowRank:
     """Shapes are compared before a byte is read."""
     turned = adapter.transposed
     rank = pair.a.shape[turned] if len(pair.a.shape) == 2 else 0

@@ -31,13 +31,14 @@ _PREFIX = "base_model.model."
 
 # Read here, or without bearing on what the tensors compute.
 _KNOWN = frozenset(
-    """
-    peft_type task_type r lora_alpha use_rslora rank_pattern alpha_pattern target_modules
-    layers_to_transform bias fan_in_fan_out init_lora_weights
-    auto_mapping base_model_name_or_path revision inference_mode lora_dropout exclude_modules
-    layers_pattern peft_version loftq_config eva_config corda_config lora_ga_config
-    megatron_config megatron_core qalora_group_size runtime_config ensure_weight_tying
-    """.split()
+    {
+        *("peft_type", "task_type", "r", "lora_alpha", "use_rslora", "rank_pattern"),
+        *("alpha_pattern", "target_modules", "layers_to_transform", "bias", "fan_in_fan_out"),
+        *("init_lora_weights", "auto_mapping", "base_model_name_or_path", "revision"),
+        *("inference_mode", "lora_dropout", "exclude_modules", "layers_pattern", "peft_version"),
+        *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_config"),
+        *("megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying"),
+    }
 )
 _REFUSED = {
     "use_dora": "DoRA scales every row of the adapted weights",

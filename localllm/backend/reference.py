@@ -80,9 +80,7 @@ class ReferenceBackend:
         self._cancelled.clear()
         step = _Step(self.spec, self._pool, chunks, self._cancelled)
         with mx.stream(mx.cpu):
-            rows = self._decoder(
-                step.tokens, step.positions, step.lengths, step.attend, adapters
-            )
+            rows = self._decoder(step.tokens, step.positions, step.lengths, step.attend, adapters)
             if not len(step.logit_rows):
                 mx.eval(rows)
                 return np.zeros((0, self.spec.vocab_size), np.float32)
@@ -153,9 +151,7 @@ class ReferenceBackend:
         assert stop <= limit, f"positions up to {stop - 1} in a context of {limit}"
         needed = -(-stop // self.block_size)
         size = chunk.block_table.shape[-1]
-        assert size >= needed, (
-            f"a block table of {size} for {stop} positions: {needed} are needed"
-        )
+        assert size >= needed, f"a block table of {size} for {stop} positions: {needed} are needed"
         for number, group in enumerate(kv_groups(self.spec)):
             first = _first_seen(group.window, chunk.start) // self.block_size
             used = _table(chunk, number)[first:needed]

@@ -176,7 +176,7 @@ class AdapterSlots:
         return entry.index
 
     def _victims(self, wanted: _Entry) -> list[_Entry] | None:
-        """What must go so that `wanted` fits, least recently used first; None if that is not enough."""
+        """What must go so that `wanted` fits, least recently used first; None if it cannot."""
         if wanted.index is not None:
             return []
         idle = sorted((e for e in self._entries.values() if e.idle), key=lambda e: e.used_at)

@@ -90,7 +90,8 @@ def write_golden(name: str) -> None:
         config = json.loads((folder / "saved/adapter_config.json").read_text())
         config["base_model_name_or_path"] = "model"
         with safe_open(folder / "saved/adapter_model.safetensors", "np") as file:
-            shapes = {key: list(file.get_slice(key).get_shape()) for key in file.keys()}
+            names = file.keys()
+            shapes = {key: list(file.get_slice(key).get_shape()) for key in names}
         write_adapter(folder / "adapter", config, adapter_tensors(shapes, dtype))
         adapted = PeftModel.from_pretrained(
             _load(case.config, folder / "model"), folder / "adapter"

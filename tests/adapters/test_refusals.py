@@ -1,12 +1,13 @@
-"""What cannot be computed, or does not fit, is refused by its name; nothing is left out in silence."""
+"""What is not computed, or does not fit, is refused by name; nothing is left out in silence."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -266,7 +267,7 @@ class TestFolders:
     def test_a_file_cut_short_is_told(self, tmp_path: Path):
         path = write_adapter(tmp_path, CONFIG, good()) / "adapter_model.safetensors"
         path.write_bytes(path.read_bytes()[:-8])
-        with pytest.raises(CheckpointError, match="cut short|has only"):
+        with pytest.raises(CheckpointError, match="but the file has only"):
             load_adapter(tmp_path, LLAMA)
 
     def test_what_is_loaded_does_not_change_with_its_file(self, tmp_path: Path):
@@ -281,7 +282,7 @@ class TestFolders:
 
 
 class TestMlx:
-    CONFIG: dict[str, Any] = {
+    CONFIG: ClassVar[dict[str, Any]] = {
         "fine_tune_type": "lora",
         "num_layers": -1,
         "lora_parameters": {"rank": 4, "scale": 20.0, "dropout": 0.0},
@@ -294,9 +295,7 @@ class TestMlx:
             f"{self.AT}.lora_b": matrix(4, 32),
         }
         config = {**self.CONFIG, **changes}
-        return load_adapter(
-            write_adapter(folder, config, tensors, "adapters.safetensors"), LLAMA
-        )
+        return load_adapter(write_adapter(folder, config, tensors, "adapters.safetensors"), LLAMA)
 
     def test_a_plain_one_is_read(self, tmp_path: Path):
         assert self.load(tmp_path).targets["layers.0.attn.q"].scale == 20.0
@@ -354,10 +353,8 @@ class TestMlx:
 )
 def test_any_config_is_read_or_refused_with_an_error_of_ours(tmp_path: Path, changes):
     folder = write_adapter(tmp_path, {**CONFIG, **changes}, good())
-    try:
+    with suppress(LocalLLMError):
         load_adapter(folder, LLAMA)
-    except LocalLLMError as error:
-        assert str(error)
 
 
 def test_a_hostile_pattern_takes_no_time(tmp_path: Path):

@@ -21,8 +21,10 @@ def adapter_tensors(shapes: Shapes, dtype: str = "float32") -> dict[str, Dense]:
         small = value * np.float32(0.3)
         if dtype == "bfloat16":
             tensors[name] = Dense((small.view(np.uint32) >> 16).astype(np.uint16), "bfloat16")
+        elif dtype == "float16":
+            tensors[name] = Dense(small.astype(np.float16), "float16")
         else:
-            tensors[name] = Dense(small.astype(dtype), "float16" if dtype == "float16" else "float32")
+            tensors[name] = Dense(small, "float32")
     return tensors
 
 

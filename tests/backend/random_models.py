@@ -165,7 +165,7 @@ def linears_of(spec: DecoderSpec) -> list[str]:
 def random_adapter(
     spec: DecoderSpec, seed: int = 0, *, rank: int = 3, dtype: str = "float32", share: float = 1.0
 ) -> LoraAdapter:
-    """On so large a share of the linears, at least one; it changes them by half of what they are."""
+    """On so large a share of the linears, one at least; it changes them by half of their size."""
     rng = np.random.default_rng(seed)
     shapes = weight_shapes(spec)
     linears = linears_of(spec)

@@ -76,6 +76,7 @@ class TestOneArithmetic:
     def test_adapters_do_not_change_that(self, dtype):
         spec = llama(hidden=96)
         adapters = [random_adapter(spec, n, rank=7, dtype=dtype, share=0.7) for n in range(3)]
+
         def answers(**options) -> np.ndarray:
             backend = small(spec, num_blocks=20, **options)
             for adapter in adapters:

@@ -78,7 +78,7 @@ def test_one_in_use_or_pinned_is_never_evicted():
     found.pin("a")
     found.acquire("b")
     assert not found.can_acquire("c")
-    with pytest.raises(AdaptersBusy, match="all 2 adapter slots are taken.*'a', 'b'") as error:
+    with pytest.raises(AdaptersBusy, match=r"all 2 adapter slots are taken.*'a', 'b'") as error:
         found.acquire("c")
     assert "max_adapters" in error.value.hint
     found.release("b")
