@@ -86,20 +86,31 @@ void add_affine(WeightStore& store, const std::string& name, Array<uint32_t, 2> 
   store.add_affine(name, s);
 }
 
-void add_dense(WeightStore& store, const std::string& name, AnyMatrix values) {
+WeightKind dense_kind(const AnyMatrix& values) {
   using nb::dlpack::dtype_code;
-  WeightKind kind;
-  if (is_type(values, dtype_code::Float, 32))
-    kind = WeightKind::kFloat32;
-  else if (is_type(values, dtype_code::Float, 16))
-    kind = WeightKind::kFloat16;
-  else if (is_type(values, dtype_code::UInt, 16))
-    kind = WeightKind::kBfloat16;
-  else
-    throw std::invalid_argument("dense weights must be float32, float16 or bfloat16 bits");
+  if (is_type(values, dtype_code::Float, 32)) return WeightKind::kFloat32;
+  if (is_type(values, dtype_code::Float, 16)) return WeightKind::kFloat16;
+  if (is_type(values, dtype_code::UInt, 16)) return WeightKind::kBfloat16;
+  throw std::invalid_argument("dense weights must be float32, float16 or bfloat16 bits");
+}
+
+void add_dense(WeightStore& store, const std::string& name, AnyMatrix values) {
+  const WeightKind kind = dense_kind(values);
   const int rows = to_int(values.shape(0)), cols = to_int(values.shape(1));
   const nb::gil_scoped_release release;
   store.add_dense(name, values.data(), kind, rows, cols);
+}
+
+AdapterSource adapter_source(const AnyMatrix& a, const AnyMatrix& b, float scale) {
+  check(a.shape(0) == b.shape(1), "the ranks of an adapter's matrices differ");
+  return {a.data(),           b.data(),           dense_kind(a),      dense_kind(b),
+          to_int(a.shape(1)), to_int(a.shape(0)), to_int(b.shape(0)), scale};
+}
+
+void add_pair(Adapter& adapter, int layer, Target target, AnyMatrix a, AnyMatrix b, float scale) {
+  const AdapterSource source = adapter_source(a, b, scale);
+  const nb::gil_scoped_release release;
+  adapter.add(layer, target, source);
 }
 
 // The first position that some layer of the group still sees from `position`.
@@ -148,7 +159,8 @@ class SignalWatch {
 bool forward(Decoder& decoder, Array<int32_t, 1> tokens, Array<int32_t, 1> starts,
              Array<int32_t, 1> counts, Array<int32_t, 1> tables, Array<int32_t, 1> table_sizes,
              const std::vector<RopeInput>& ropes, Array<int32_t, 1> logit_rows, OutMatrix out,
-             std::optional<OutMatrix> hidden) {
+             std::optional<OutMatrix> hidden,
+             const std::vector<std::shared_ptr<Adapter>>& adapters) {
   const Program& program = decoder.program();
   const KvPool& kv = decoder.kv();
   Step step;
@@ -160,7 +172,9 @@ bool forward(Decoder& decoder, Array<int32_t, 1> tokens, Array<int32_t, 1> start
           "token id outside the vocabulary");
 
   const size_t chunks = starts.shape(0);
-  check(counts.shape(0) == chunks && table_sizes.shape(0) == chunks, "chunk arrays differ");
+  check(counts.shape(0) == chunks && table_sizes.shape(0) == chunks &&
+            (adapters.empty() || adapters.size() == chunks),
+        "chunk arrays differ");
   std::vector<int32_t> positions;
   positions.reserve(static_cast<size_t>(step.rows));
   int64_t row = 0, table_at = 0;
@@ -173,7 +187,9 @@ bool forward(Decoder& decoder, Array<int32_t, 1> tokens, Array<int32_t, 1> start
           "block table out of range");
     const int64_t end = static_cast<int64_t>(start) + count;
     check(end <= static_cast<int64_t>(size) * kv.block(), "block table too short");
-    const Chunk chunk{static_cast<int>(row), count, start, tables.data() + table_at, size};
+    const Adapter* adapter = adapters.empty() ? nullptr : adapters[i].get();
+    check(!adapter || adapter->fits(program), "the adapter is not one of this model");
+    const Chunk chunk{static_cast<int>(row), count, start, tables.data() + table_at, size, adapter};
     for (int g = 0; g < kv.groups(); ++g)
       for (int64_t b = first_seen(program, g, start) / kv.block(); b * kv.block() < end; ++b)
         check(chunk.table(g)[b] >= 0 && chunk.table(g)[b] < kv.blocks(g),
@@ -351,6 +367,33 @@ NB_MODULE(_native, m) {
       .def_rw("logit_softcap", &ModelConfig::logit_softcap)
       .def_rw("float_activations", &ModelConfig::float_activations);
 
+  nb::enum_<Target>(m, "Target")
+      .value("q", Target::kQ)
+      .value("k", Target::kK)
+      .value("v", Target::kV)
+      .value("o", Target::kO)
+      .value("gate", Target::kGate)
+      .value("up", Target::kUp)
+      .value("down", Target::kDown);
+
+  m.def(
+      "adapter_pair_bytes",
+      [](AnyMatrix a, AnyMatrix b) {
+        const AdapterSource s = adapter_source(a, b, 1.0f);
+        return Adapter::packed_bytes(s.a_kind, s.b_kind, s.in, s.rank, s.out);
+      },
+      nb::arg("a"), nb::arg("b"), "Bytes that A [rank, in] and B [out, rank] take when packed.");
+  nb::class_<Adapter>(m, "Adapter", "A low-rank adapter, packed.")
+      .def(nb::new_([](int layers, size_t bytes) {
+             check(layers > 0 && layers <= 65536 && bytes <= size_t{1} << 40,
+                   "an adapter of an impossible size");
+             return std::make_shared<Adapter>(layers, bytes);
+           }),
+           nb::arg("layers"), nb::arg("bytes"), "bytes: what all its pairs together take.")
+      .def("add", &add_pair, nb::arg("layer"), nb::arg("target"), nb::arg("a"), nb::arg("b"),
+           nb::arg("scale"))
+      .def_prop_ro("nbytes", &Adapter::bytes);
+
   nb::class_<Decoder>(m, "Decoder", "A decoder with its KV pool and threads.")
       .def(nb::new_(&make_decoder), nb::arg("store"), nb::arg("config"), nb::arg("layers"),
            nb::arg("kv_bits"), nb::arg("block"), nb::arg("blocks"), nb::arg("threads"),
@@ -358,8 +401,9 @@ NB_MODULE(_native, m) {
       .def("forward", &forward, nb::arg("tokens"), nb::arg("starts"), nb::arg("counts"),
            nb::arg("tables"), nb::arg("table_sizes"), nb::arg("ropes"), nb::arg("logit_rows"),
            nb::arg("out"), nb::arg("hidden").none() = nb::none(),
+           nb::arg("adapters") = std::vector<std::shared_ptr<Adapter>>(),
            "Runs one step into `out` [logit_rows, vocab] and `hidden` [logit_rows, hidden]; False "
-           "when cancelled.")
+           "when cancelled. adapters: one or None for each chunk; nothing for the base alone.")
       .def("project", &project, nb::arg("hidden"), nb::arg("out"), "The head's logits into `out`.")
       .def("embed", &embed, nb::arg("tokens"), nb::arg("out"), "Rows of the embedding into `out`.")
       .def("block_bytes",

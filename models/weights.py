@@ -99,7 +99,7 @@ class _Finder:
         """Compares shapes as the file must have them."""
         rows, whole = None, shape
         if source.part is not None:
-            first, last, total = self._rows(source.part, layer)
+            first, last, total = part_rows(self._spec, source.part, layer)
             rows = slice(first, last)
             whole = (*shape[:-2], total, shape[-1]) if len(shape) > 1 else (total,)
         transposed = source.conv1d and len(shape) == 2 and self._keeps_conv1d(layer)
@@ -116,20 +116,10 @@ class _Finder:
         order = self._order(stem, layer) if source.interleaved else None
         return _Pick(shape, files, stacked, rows, transposed, order)
 
-    def _rows(self, part: Part, layer: int) -> tuple[int, int, int]:
-        """First row, row past the last, and rows in all of a fused tensor."""
-        if part in ("gate", "up"):
-            hidden = self._spec.layers[layer].ffn.hidden
-            return (0, hidden, 2 * hidden) if part == "gate" else (hidden, 2 * hidden, 2 * hidden)
-        mixer = self._spec.layers[layer].mixer
-        q, kv = mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim
-        first = {"q": 0, "k": q, "v": q + kv}[part]
-        return first, first + (q if part == "q" else kv), q + 2 * kv
-
     def _keeps_conv1d(self, layer: int) -> bool:
         """MLX converters turn Conv1D weights around; that of q, k and v, never square, tells."""
         name = self._files(sources(self._layout.names, "attn.q")[0], "attn.q", "weight", layer)[0]
-        total = self._rows("v", layer)[2]
+        total = part_rows(self._spec, "v", layer)[2]
         turned = (total, self._spec.hidden)
         return name not in self._checkpoint or self._checkpoint.shape(name) != turned
 
@@ -140,6 +130,17 @@ class _Finder:
         heads = mixer.heads if stem == "attn.q" else mixer.kv_heads
         rows = np.arange(heads * mixer.head_dim).reshape(heads, mixer.head_dim // 2, 2)
         return rows.swapaxes(1, 2).reshape(-1)
+
+
+def part_rows(spec: DecoderSpec, part: Part, layer: int) -> tuple[int, int, int]:
+    """First row, row past the last, and rows in all of a fused tensor."""
+    if part in ("gate", "up"):
+        hidden = spec.layers[layer].ffn.hidden
+        return (0, hidden, 2 * hidden) if part == "gate" else (hidden, 2 * hidden, 2 * hidden)
+    mixer = spec.layers[layer].mixer
+    q, kv = mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim
+    first = {"q": 0, "k": q, "v": q + kv}[part]
+    return first, first + (q if part == "q" else kv), q + 2 * kv
 
 
 def _refuse_leftovers(

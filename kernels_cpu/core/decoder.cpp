@@ -56,6 +56,7 @@ bool Decoder::run(const Step& step, const std::function<bool()>& stop) {
   cancelled_ = false;
   const auto stopped = [&] { return cancelled_ || (stop && stop()); };
   reserve(step);
+  group_adapters(step);
   embed(step);
   for (size_t i = 0; i < program_.layers.size(); ++i) {
     if (stopped()) return false;
@@ -65,7 +66,7 @@ bool Decoder::run(const Step& step, const std::function<bool()>& stop) {
     if (layer.config.experts > 0)
       mixture(step, layer);
     else
-      feed_forward(step, layer);
+      feed_forward(step, static_cast<int>(i));
   }
   logits(step);
   return true;
@@ -143,9 +144,11 @@ void Decoder::enter(const Norm& norm, const float* x, MatmulRows* to, int row) {
   quantize(to, row, width);
 }
 
-void Decoder::add_residual(const Layer& layer, const Norm& post, const float* bias, int row) {
+void Decoder::add_residual(const Layer& layer, const Norm& post, const float* delta,
+                           const float* bias, int row) {
   const int width = program_.config.hidden;
   float* y = y_.row(row);
+  if (delta) k_.add_scaled(delta, width, 1.0f, y);
   if (bias) k_.add_scaled(bias, width, 1.0f, y);
   if (post.present) k_.norm(y, width, post.params, y);
   k_.add_scaled(y, width, layer.config.residual_scale, x_.row(row));
@@ -178,13 +181,17 @@ void Decoder::multiply(const Input& in, std::initializer_list<Product> products)
 // Panels [first, last) of act(gate) * up, in place in `gate` (in `up` when not gated).
 void Decoder::hidden_panels(const LayerConfig& c, const FeedForward& f, const Input& in,
                             float* gate, float* up, ptrdiff_t stride, int first, int last,
-                            void* scratch) {
+                            void* scratch, int adapted_layer) {
   if (f.gate) k_.matmul(*f.gate, in, gate, stride, first, last, scratch);
   k_.matmul(*f.up, in, up, stride, first, last, scratch);
   const int at = first * kLanes, n = std::min(last * kLanes, c.hidden) - at;
   for (int r = 0; r < in.rows; ++r) {
     float* g = gate + r * stride + at;
     float* u = up + r * stride + at;
+    if (adapted_layer >= 0) {
+      add_delta(adapted_layer, Target::kUp, r, at, n, u);
+      if (f.gate) add_delta(adapted_layer, Target::kGate, r, at, n, g);
+    }
     if (f.up_bias) k_.add_scaled(f.up_bias + at, n, 1.0f, u);
     if (!f.gate) {
       k_.activate(c.activation, u, nullptr, n, g);
@@ -195,25 +202,29 @@ void Decoder::hidden_panels(const LayerConfig& c, const FeedForward& f, const In
   }
 }
 
-void Decoder::feed_forward(const Step& step, const Layer& layer) {
+void Decoder::feed_forward(const Step& step, int index) {
+  const Layer& layer = program_.layers[static_cast<size_t>(index)];
   const LayerConfig& c = layer.config;
   const FeedForward& f = layer.ffn;
   const int width = program_.config.hidden;
   const bool quantized = !program_.config.float_activations;
   const Input in = normed_.input(0, step.rows, quantized);
   each_row(step.rows, 4 * width, [&](int r) { enter(layer.ffn_norm, x_.row(r), &normed_, r); });
+  adapt(index, normed_, {Target::kGate, Target::kUp});
   pool_.parallel(f.up->panels(), panel_grain(*f.up, f.up->panels(), step.rows),
                  [&](int first, int last, int thread) {
                    hidden_panels(c, f, in, gate_.row(0), up_.row(0), gate_.stride(), first, last,
-                                 thread_scratch_[static_cast<size_t>(thread)].data());
+                                 thread_scratch_[static_cast<size_t>(thread)].data(), index);
                  });
   each_row(step.rows, 2 * c.hidden, [&](int r) {
     std::memcpy(inner_.row(r), gate_.row(r), static_cast<size_t>(c.hidden) * sizeof(float));
     quantize(&inner_, r, c.hidden);
   });
+  adapt(index, inner_, {Target::kDown});
   multiply(inner_.input(0, step.rows, quantized), {{f.down, y_.row(0), y_.stride()}});
-  each_row(step.rows, 4 * width,
-           [&](int r) { add_residual(layer, layer.ffn_post_norm, f.down_bias, r); });
+  each_row(step.rows, 4 * width, [&](int r) {
+    add_residual(layer, layer.ffn_post_norm, delta(index, Target::kDown, r), f.down_bias, r);
+  });
 }
 
 void Decoder::logits(const Step& step) {

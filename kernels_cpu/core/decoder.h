@@ -8,6 +8,7 @@
 #include <mutex>
 #include <vector>
 
+#include "core/adapter.h"
 #include "core/governor.h"
 #include "core/kv.h"
 #include "core/program.h"
@@ -22,6 +23,7 @@ struct Chunk {
   int first_row = 0, rows = 0, start = 0;
   const int32_t* tables = nullptr;
   int table_size = 0;
+  const Adapter* adapter = nullptr;  // one that fits the program; null: the base alone
 
   const int32_t* table(int group) const {
     return tables + static_cast<ptrdiff_t>(group) * table_size;
@@ -81,6 +83,12 @@ class Decoder {
     ptrdiff_t stride;
   };
 
+  // The rows of a step that have the same adapter.
+  struct AdapterRows {
+    const Adapter* adapter;
+    std::vector<int> rows;
+  };
+
   bool run(const Step& step, const std::function<bool()>& stop);
   void reserve(const Step& step);
   void embed(const Step& step);
@@ -90,22 +98,34 @@ class Decoder {
   void attend_whole(const std::vector<AttendItem>& items, int index);
   void attend_in_parts(const Step& step, const std::vector<AttendItem>& items, int index);
   void finish_head(const float* state, int index, int row, int head);
-  void feed_forward(const Step& step, const Layer& layer);
+  void feed_forward(const Step& step, int index);
   void mixture(const Step& step, const Layer& layer);
   void choose_experts(const Step& step, const Layer& layer);
   void logits(const Step& step);
   // Logits of the first `rows` of normed_.
   void run_head(int rows, float* out);
 
-  // x += residual_scale * post(y + bias), where y is the sublayer's output.
-  void add_residual(const Layer& layer, const Norm& post, const float* bias, int row);
+  void group_adapters(const Step& step);
+  // What the step's adapters add to some linears of one input. It stays until the linears of
+  // another input are asked for.
+  void adapt(int layer, const MatmulRows& in, std::initializer_list<Target> targets);
+  const FloatRows& deltas_of(Target target) const;
+  // A row of it; null where the row's adapter leaves the linear alone.
+  const float* delta(int layer, Target target, int row) const;
+  // y += its entries [first, first + n), if there are any.
+  void add_delta(int layer, Target target, int row, int first, int n, float* y) const;
+
+  // x += residual_scale * post(y + delta + bias), where y is the sublayer's output.
+  void add_residual(const Layer& layer, const Norm& post, const float* delta, const float* bias,
+                    int row);
   // Normalizes x into the matmul's input.
   void enter(const Norm& norm, const float* x, MatmulRows* to, int row);
   void quantize(MatmulRows* rows, int row, int width);
   // The products of one input, their panels shared out over the threads.
   void multiply(const Input& in, std::initializer_list<Product> products);
   void hidden_panels(const LayerConfig& c, const FeedForward& f, const Input& in, float* gate,
-                     float* up, ptrdiff_t stride, int first, int last, void* scratch);
+                     float* up, ptrdiff_t stride, int first, int last, void* scratch,
+                     int adapted_layer = -1);
   int panel_grain(const Matrix& w, int panels, int rows) const;
   // f(row) for rows of about `width` floats each; small jobs stay on this thread.
   template <class F>
@@ -134,6 +154,12 @@ class Decoder {
   MatmulRows normed_, mixed_, inner_;
   std::vector<Scratch<uint8_t>> thread_scratch_;
   Scratch<float> states_;
+
+  // Adapters: rows by adapter, each row's own, and what they add. Linears of one input take
+  // different ones of `deltas_`.
+  std::vector<AdapterRows> adapter_rows_;
+  std::vector<const Adapter*> row_adapter_;
+  FloatRows deltas_[3];
 
   // Mixture of experts: rows sorted by expert.
   FloatRows router_, expert_out_;

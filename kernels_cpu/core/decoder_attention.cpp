@@ -77,6 +77,7 @@ void Decoder::attention(const Step& step, int index) {
   const int width = program_.config.hidden;
   const bool quantized = !program_.config.float_activations;
   each_row(step.rows, 4 * width, [&](int r) { enter(layer.attn_norm, x_.row(r), &normed_, r); });
+  adapt(index, normed_, {Target::kQ, Target::kK, Target::kV});
   multiply(normed_.input(0, step.rows, quantized), {{a.q, q_.row(0), q_.stride()},
                                                     {a.k, key_.row(0), key_.stride()},
                                                     {a.v, value_.row(0), value_.stride()}});
@@ -89,9 +90,11 @@ void Decoder::attention(const Step& step, int index) {
     });
   }
   attend(step, index);
+  adapt(index, mixed_, {Target::kO});
   multiply(mixed_.input(0, step.rows, quantized), {{a.o, y_.row(0), y_.stride()}});
-  each_row(step.rows, 4 * width,
-           [&](int r) { add_residual(layer, layer.attn_post_norm, a.o_bias, r); });
+  each_row(step.rows, 4 * width, [&](int r) {
+    add_residual(layer, layer.attn_post_norm, delta(index, Target::kO, r), a.o_bias, r);
+  });
 }
 
 // Bias, qk-norm and RoPE of the rows; keys and values into the cache, queries scaled in place.
@@ -116,6 +119,9 @@ void Decoder::write_rows(const Step& step, int index, int first, int last) {
   };
   for (int r = first; r < last; ++r) {
     float *q = q_.row(r), *k = key_.row(r), *v = value_.row(r);
+    add_delta(index, Target::kQ, r, 0, a.q_width, q);
+    add_delta(index, Target::kK, r, 0, a.kv_width, k);
+    add_delta(index, Target::kV, r, 0, a.kv_width, v);
     if (a.q_bias) k_.add_scaled(a.q_bias, a.q_width, 1.0f, q);
     if (a.k_bias) k_.add_scaled(a.k_bias, a.kv_width, 1.0f, k);
     if (a.v_bias) k_.add_scaled(a.v_bias, a.kv_width, 1.0f, v);
@@ -181,8 +187,7 @@ void Decoder::attend_whole(const std::vector<AttendItem>& items, int index) {
       fill_rows(
           item, c, q_, [&](int, int, int i) { return fresh + static_cast<ptrdiff_t>(i) * size; },
           rows);
-      const KvHead kv =
-          kv_.head(index, item.head, item.tile.chunk->table(kv_.group_of(index)));
+      const KvHead kv = kv_.head(index, item.head, item.tile.chunk->table(kv_.group_of(index)));
       const int last_position = rows[count - 1].position;
       for (int part = first_part(rows[0].position, c.window); part <= last_position / kPart;
            ++part) {
@@ -228,8 +233,8 @@ void Decoder::attend_in_parts(const Step& step, const std::vector<AttendItem>& i
           item, c, q_, [&](int row, int head, int) { return state_at(row, head, item.part); },
           rows);
       for (int i = 0; i < item.heads * count; ++i) k_.reset_state(rows[i].state, dim);
-      k_.attend(kv_.head(index, item.head, item.tile.chunk->table(kv_.group_of(index))), params, rows, count, item.heads,
-                item.part, tokens);
+      k_.attend(kv_.head(index, item.head, item.tile.chunk->table(kv_.group_of(index))), params,
+                rows, count, item.heads, item.part, tokens);
     }
   });
   each_row(step.rows, 2 * c.heads * size, [&](int r) {

@@ -19,6 +19,7 @@ constexpr int kStep = 32;         // tokens in an attention step
 constexpr int kPart = 512;        // tokens in an attention part
 constexpr int kSampleBlock = 64;  // logits that the sampler takes or skips together
 constexpr int kPanelBlock = 512;  // bytes of an unpacked code block: 32 inputs x 16 rows
+constexpr int kAdapterRanks = 4;  // ranks of an adapter's A that are summed side by side
 
 enum class WeightKind : int32_t { kFloat32, kFloat16, kBfloat16, kQ4, kQ5, kQ6, kQ8 };
 enum class Activation : int32_t { kSilu, kGelu, kGeluTanh, kRelu };
@@ -80,6 +81,15 @@ struct Input {
   ptrdiff_t q_stride = 0;
   const GroupInfo* info = nullptr;
   ptrdiff_t info_stride = 0;
+};
+
+// One side of a low-rank adapter, in float32, float16 or bfloat16. Zeros fill up lanes and ranks.
+//   A [rank, size]: panels of 4 ranks, each [size / 16][4][16]
+//   B [size, rank]: panels of 16 outputs, each [rank][16]
+struct AdapterMatrix {
+  WeightKind kind = WeightKind::kFloat32;
+  int rank = 0, size = 0;
+  const uint8_t* data = nullptr;
 };
 
 struct NormParams {
@@ -192,6 +202,12 @@ struct Kernels {
   // Philox4x32-10 of kSampleBlock / 4 counters (first + i, position, 0, 0): word w of counter i at
   // words[w * kSampleBlock / 4 + i]. Returns the largest word.
   uint64_t (*noise_words)(uint32_t first, uint32_t position, uint64_t seed, uint64_t* words);
+  // out[i * stride + j] = scale * (A x[i])[j]; `stride` has room for the ranks rounded up to 4.
+  void (*adapter_down)(const AdapterMatrix& a, float scale, const float* const* x, int rows,
+                       float* out, ptrdiff_t stride);
+  // out[i] = B t[i * stride], with room for the outputs rounded up to 16.
+  void (*adapter_up)(const AdapterMatrix& b, const float* t, ptrdiff_t stride, float* const* out,
+                     int rows);
 };
 
 constexpr size_t kTileScratch = size_t{32} << 10;  // what AMX keeps beside its panels

@@ -31,6 +31,8 @@ struct Case {
   int block = 32;
   int tokens = 70;
   bool float_activations = false;
+  int rank = 0;  // of the adapter that it runs with; 0: none
+  WeightKind adapter = WeightKind::kFloat32;
 };
 
 LayerConfig layer(int heads, int kv_heads, int head_dim) {
@@ -94,6 +96,13 @@ std::vector<Case> cases() {
   moe.layer.top_k = 2;
   moe.hidden = 96;
   all.push_back({"mixture", moe});
+  // The linears of attention; and all, in a decoder whose sizes no vector divides.
+  all.push_back({"adapter", base, KvKind::kFloat16, 32, 70, false, 8});
+  all.push_back(
+      {"adapter-bfloat16", gpt, KvKind::kFloat16, 32, 70, false, 3, WeightKind::kBfloat16});
+  all.push_back(
+      {"adapter-float16", gemma, KvKind::kFloat16, 32, 70, false, 17, WeightKind::kFloat16});
+  all.push_back({"adapter-mixture", moe, KvKind::kFloat16, 32, 70, false, 4});
   Shape lone = base;
   lone.layers = 1;
   all.push_back({"long-context", lone, KvKind::kFloat16, 32, 1100});
@@ -127,11 +136,18 @@ std::vector<float> check(const Case& c, bool thorough) {
   const std::vector<int32_t> order = shuffled(2 * needed, &random);
   const int32_t *table = order.data(), *other = order.data() + needed;
 
+  const unsigned linears = c.shape.layer.experts ? 0xf : c.shape.layer.gated ? 0x7f : 0x6f;
+  std::unique_ptr<Adapter> own, others;
+  if (c.rank > 0) {
+    own = model.adapter(c.rank, c.adapter, linears, 3);
+    others = model.adapter(c.rank + 5, c.adapter, linears & 0x25, 4);
+  }
+
   std::vector<float> wanted;
   for (const std::string& name : usable_kernels())
     for (const int threads : {1, 3}) {
       auto decoder = model.decoder(*find_kernels(name), threads, c.kv, c.block, 2 * needed);
-      const auto whole = model.run(*decoder, {{tokens.data(), 0, c.tokens, table}});
+      const auto whole = model.run(*decoder, {{tokens.data(), 0, c.tokens, table, own.get()}});
       if (wanted.empty()) wanted = whole;
       expect_same(c, name.c_str(), whole, wanted);
       if (!thorough) continue;
@@ -140,10 +156,10 @@ std::vector<float> check(const Case& c, bool thorough) {
       int at = 0, ahead = 0;
       while (at < c.tokens) {
         const int n = std::min(c.tokens - at, 1 + random.below(20));
-        std::vector<Model::Part> parts{{tokens.data() + at, at, n, table}};
+        std::vector<Model::Part> parts{{tokens.data() + at, at, n, table, own.get()}};
         if (ahead < c.tokens && random.below(3)) {
           const int m = std::min(c.tokens - ahead, 1 + random.below(4));
-          parts.push_back({tokens.data() + ahead, ahead, m, other});
+          parts.push_back({tokens.data() + ahead, ahead, m, other, others.get()});
           ahead += m;
         }
         const auto part = model.run(*decoder, parts);

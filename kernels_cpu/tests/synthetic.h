@@ -86,8 +86,53 @@ class Model {
 
   std::unique_ptr<Decoder> decoder(const Kernels& kernels, int threads, KvKind kv, int block,
                                    int blocks) const {
-    return std::make_unique<Decoder>(store_, config_, layers_, kv, block,
-                                     std::vector<int>{blocks}, threads, kernels);
+    return std::make_unique<Decoder>(store_, config_, layers_, kv, block, std::vector<int>{blocks},
+                                     threads, kernels);
+  }
+  // Low-rank pairs of the given rank on the linears whose bit is set in `targets`.
+  std::unique_ptr<Adapter> adapter(int rank, WeightKind kind, unsigned targets,
+                                   uint64_t seed) const {
+    Random random(seed);
+    const LayerConfig& c = shape_.layer;
+    const int q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim, width = shape_.width;
+    const int sizes[kTargets][2] = {{width, q},
+                                    {width, kv},
+                                    {width, kv},
+                                    {q, width},
+                                    {width, shape_.hidden},
+                                    {width, shape_.hidden},
+                                    {shape_.hidden, width}};
+    const size_t bytes_each = kind == WeightKind::kFloat32 ? 4 : 2;
+    const auto matrix = [&](int rows, int cols) {
+      std::vector<uint8_t> data(static_cast<size_t>(rows) * static_cast<size_t>(cols) * bytes_each);
+      for (size_t i = 0; i < data.size(); i += bytes_each) {
+        const float x = random.uniform() / std::sqrt(static_cast<float>(cols));
+        uint32_t bits;
+        std::memcpy(&bits, &x, sizeof(bits));
+        // The upper half of a float is a bfloat16; of a float16 any small number will do.
+        const auto half = static_cast<uint16_t>(
+            kind == WeightKind::kBfloat16 ? bits >> 16
+                                          : 0x2000 | (bits >> 16 & 0x8000) | (bits & 0xfff));
+        std::memcpy(data.data() + i,
+                    kind == WeightKind::kFloat32 ? static_cast<const void*>(&bits) : &half,
+                    bytes_each);
+      }
+      return data;
+    };
+    size_t bytes = 0;
+    for (int t = 0; t < kTargets; ++t)
+      if (targets >> t & 1)
+        bytes += Adapter::packed_bytes(kind, kind, sizes[t][0], rank, sizes[t][1]);
+    auto adapter =
+        std::make_unique<Adapter>(shape_.layers, bytes * static_cast<size_t>(shape_.layers));
+    for (int layer = 0; layer < shape_.layers; ++layer)
+      for (int t = 0; t < kTargets; ++t) {
+        if (!(targets >> t & 1)) continue;
+        const auto a = matrix(rank, sizes[t][0]), b = matrix(sizes[t][1], rank);
+        adapter->add(layer, static_cast<Target>(t),
+                     {a.data(), b.data(), kind, kind, sizes[t][0], rank, sizes[t][1], 1.7f});
+      }
+    return adapter;
   }
   ModelConfig& config() { return config_; }
   const Shape& shape() const { return shape_; }
@@ -98,13 +143,14 @@ class Model {
     const int32_t* tokens;
     int start, n;
     const int32_t* table;
+    const Adapter* adapter = nullptr;
   };
   std::vector<float> run(Decoder& decoder, const std::vector<Part>& parts,
                          bool* done = nullptr) const {
     Step step;
     std::vector<int32_t> tokens, positions, rows;
     for (const Part& p : parts) {
-      step.chunks.push_back({static_cast<int>(tokens.size()), p.n, p.start, p.table, 0});
+      step.chunks.push_back({static_cast<int>(tokens.size()), p.n, p.start, p.table, 0, p.adapter});
       for (int i = 0; i < p.n; ++i) {
         rows.push_back(static_cast<int32_t>(tokens.size()));
         tokens.push_back(p.tokens[i]);

@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from localllm.adapters.lora import LoraAdapter
+from localllm.backend.adapters import MAX_ADAPTERS, AdapterTable, check_adapter
+from localllm.backend.cpu_adapters import pack_adapter, packed_bytes
 from localllm.backend.cpu_cache import PackedCache
 from localllm.backend.cpu_config import layer_configs, model_config, ropes_of
 from localllm.backend.cpu_rope import RopeTable
@@ -30,6 +33,7 @@ class CpuBackend:
         evaluation, slower.
     kernels: an instruction set of `usable_kernels()`; None for the best, or what the
         environment's LOCALLLM_CPU names.
+    max_adapters: how many adapters may be loaded at a time.
     cache: where packed weights are kept. If they are there, `weights` is not read.
 
     weight_bytes: of the packed weights. token_bytes: how many of them one token's step reads.
@@ -53,6 +57,7 @@ class CpuBackend:
         kv_bits: int = 16,
         float_activations: bool = False,
         kernels: str | None = None,
+        max_adapters: int = MAX_ADAPTERS,
         cache: PackedCache | None = None,
     ) -> None:
         self.group_blocks = blocks_of_groups(spec, num_blocks)
@@ -66,6 +71,7 @@ class CpuBackend:
         layers = layer_configs(spec)
         self.spec = spec
         self._cache = cache
+        self._adapters: AdapterTable[_native.Adapter] = AdapterTable(self.name, max_adapters)
         self.block_size = block_size
         self.activations: Activations = "float32" if float_activations else "int8"
         self._ropes = [RopeTable(rope) for rope in ropes_of(spec)]
@@ -129,9 +135,7 @@ class CpuBackend:
 
     def _forward(self, batch: Batch, hidden: np.ndarray | None) -> np.ndarray:
         decoder, chunks = self._engine, batch.chunks
-        for chunk in chunks:
-            if chunk.adapter is not None:
-                raise InvalidRequest(f"adapter {chunk.adapter} is not loaded in the cpu backend")
+        adapters = [None if c.adapter is None else self._adapters[c.adapter] for c in chunks]
         if not chunks:
             return np.zeros((0, self.spec.vocab_size), np.float32)
         counts = [len(c.token_ids) for c in chunks]
@@ -156,6 +160,7 @@ class CpuBackend:
             np.array(logit_rows, np.int32),
             out,
             hidden,
+            [] if all(adapter is None for adapter in adapters) else adapters,
         )
         if not done:
             raise StepCancelled("the step was cancelled")
@@ -179,6 +184,27 @@ class CpuBackend:
         self._engine.embed(np.array(token_ids, np.int32), out)
         return out
 
+    def add_adapter(self, adapter: LoraAdapter) -> int:
+        """See `Backend.add_adapter`."""
+        check_adapter(self.spec, adapter)
+        self._adapters.require_room()
+        try:
+            packed = pack_adapter(self.spec, adapter)
+        except MemoryError as error:
+            raise OutOfMemoryPlan(
+                f"no memory for the adapter {adapter.name!r} of {packed_bytes(adapter)} bytes",
+                hint="remove another adapter first",
+            ) from error
+        return self._adapters.put(packed)
+
+    def remove_adapter(self, index: int) -> None:
+        """See `Backend.remove_adapter`."""
+        self._adapters.remove(index)
+
+    def adapter_bytes(self, adapter: LoraAdapter) -> int:
+        """See `Backend.adapter_bytes`."""
+        return packed_bytes(adapter)
+
     def copy_block(self, group: int, source: int, target: int) -> None:
         """See `Backend.copy_block`."""
         self._engine.copy_block(group, source, target)
@@ -200,6 +226,7 @@ class CpuBackend:
     def close(self) -> None:
         """Frees weights, pool and threads; the backend answers no more."""
         self._decoder = None
+        self._adapters.clear()
 
     @property
     def _engine(self) -> _native.Decoder:

@@ -23,7 +23,7 @@ def pack(spec: DecoderSpec, weights: Iterable[tuple[str, Tensor]]) -> _native.We
     Raises CheckpointError for a missing, unknown, repeated or misshapen weight.
     """
     shapes = weight_shapes(spec)
-    orders = dict(_row_orders(spec))
+    orders = dict(row_orders(spec))
     offsets = dict(_norm_offsets(spec))
     store = _native.WeightStore()
     seen: set[str] = set()
@@ -131,7 +131,7 @@ def _norm_offsets(spec: DecoderSpec) -> Iterable[tuple[str, float]]:
     yield "final_norm.weight", spec.final_norm.offset
 
 
-def _row_orders(spec: DecoderSpec) -> Iterable[tuple[str, np.ndarray]]:
+def row_orders(spec: DecoderSpec) -> Iterable[tuple[str, np.ndarray]]:
     """Row orders that turn interleaved RoPE pairs (2i, 2i + 1) into halves (i, i + dim / 2).
 
     Q and K change alike, so their products stay what they were.

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from localllm.adapters.lora import LoraAdapter
 from localllm.errors import LocalLLMError
 from localllm.spec import DecoderSpec
 from localllm.spec.memory import kv_groups
@@ -27,7 +28,7 @@ class Chunk:
     prompt_length: RoPE kinds whose frequencies depend on the length (dynamic, longrope) use
         max(prompt_length, position + 1) for each row, as transformers does when it generates;
         a row's result then does not depend on how the prompt was chunked.
-    adapter: index of a loaded adapter, or None for the base model.
+    adapter: index of a loaded adapter (see `Backend.add_adapter`), or None for the base model.
     """
 
     token_ids: np.ndarray
@@ -94,6 +95,22 @@ class Backend(Protocol):
 
     def embed(self, token_ids: Sequence[int]) -> np.ndarray:
         """float32 [n, spec.hidden]: the tokens' embeddings as the first layer takes them."""
+        ...
+
+    def add_adapter(self, adapter: LoraAdapter) -> int:
+        """Loads it and returns its index, for chunks to name until it is removed.
+
+        Raises CheckpointError for one that does not fit the model, OutOfMemoryPlan when all of the
+        `max_adapters` slots are taken or there is no memory for it.
+        """
+        ...
+
+    def remove_adapter(self, index: int) -> None:
+        """Frees the index. K and V that were computed with the adapter stay in their blocks."""
+        ...
+
+    def adapter_bytes(self, adapter: LoraAdapter) -> int:
+        """What loading it takes."""
         ...
 
     def copy_block(self, group: int, source: int, target: int) -> None: ...

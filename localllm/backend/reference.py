@@ -9,14 +9,16 @@ from threading import Event
 import mlx.core as mx
 import numpy as np
 
+from localllm.adapters.lora import LoraAdapter
+from localllm.backend.adapters import MAX_ADAPTERS, AdapterTable, check_adapter
 from localllm.backend.protocol import Activations, Batch, Chunk, StepCancelled, blocks_of_groups
+from localllm.backend.reference_adapters import Loaded, RowAdapters, loaded_bytes, to_loaded
 from localllm.backend.reference_attention import attention
 from localllm.backend.reference_decoder import Decoder, Weight
 from localllm.backend.reference_kv import KVPool
 from localllm.backend.reference_linear import to_matrices, to_matrix, to_vector
 from localllm.backend.weights import checked_weights
 from localllm.checkpoint.tensor import Tensor
-from localllm.errors import InvalidRequest
 from localllm.spec import DecoderSpec
 from localllm.spec.memory import kv_groups
 
@@ -29,6 +31,7 @@ class ReferenceBackend:
     weights: every name of `weight_shapes(spec)` once, in any order; taken one at a time.
     num_blocks, block_size: the KV pool; one number of blocks, or one for each of `kv_groups(spec)`.
         A group's block costs `kv_group_block_bytes(spec, group, block_size)`.
+    max_adapters: how many adapters may be loaded at a time.
 
     Weights keep the size they have in the file and become float32 when used; only group sizes
     and code widths unknown to MLX are held as float32. Raises CheckpointError for a missing,
@@ -48,6 +51,7 @@ class ReferenceBackend:
         *,
         num_blocks: int | Sequence[int],
         block_size: int = 32,
+        max_adapters: int = MAX_ADAPTERS,
     ) -> None:
         self.group_blocks = blocks_of_groups(spec, num_blocks)
         self.num_blocks = min(self.group_blocks)
@@ -56,6 +60,7 @@ class ReferenceBackend:
         self.block_size = block_size
         self._pool: KVPool | None = KVPool(spec, self.group_blocks, block_size)
         self._cancelled = Event()
+        self._adapters: AdapterTable[Loaded] = AdapterTable(self.name, max_adapters)
         with mx.stream(mx.cpu):
             self._decoder: Decoder | None = Decoder(spec, _load(spec, weights))
 
@@ -65,12 +70,17 @@ class ReferenceBackend:
         assert self._decoder is not None
         for chunk in batch.chunks:
             self._check(chunk)
-        if not batch.chunks:
+        chunks = batch.chunks
+        adapters = RowAdapters(
+            [len(c.token_ids) for c in chunks],
+            [None if c.adapter is None else self._adapters[c.adapter] for c in chunks],
+        )
+        if not chunks:
             return np.zeros((0, self.spec.vocab_size), np.float32)
         self._cancelled.clear()
-        step = _Step(self.spec, self._pool, batch.chunks, self._cancelled)
+        step = _Step(self.spec, self._pool, chunks, self._cancelled)
         with mx.stream(mx.cpu):
-            rows = self._decoder(step.tokens, step.positions, step.lengths, step.attend)
+            rows = self._decoder(step.tokens, step.positions, step.lengths, step.attend, adapters)
             if not len(step.logit_rows):
                 mx.eval(rows)
                 return np.zeros((0, self.spec.vocab_size), np.float32)
@@ -91,6 +101,21 @@ class ReferenceBackend:
         with mx.stream(mx.cpu):
             rows = self._decoder.embed.rows(mx.array(np.array(token_ids, np.int32)))
             return np.array(rows * self.spec.embed_scale)
+
+    def add_adapter(self, adapter: LoraAdapter) -> int:
+        """See `Backend.add_adapter`."""
+        check_adapter(self.spec, adapter)
+        self._adapters.require_room()
+        with mx.stream(mx.cpu):
+            return self._adapters.put(to_loaded(adapter))
+
+    def remove_adapter(self, index: int) -> None:
+        """See `Backend.remove_adapter`."""
+        self._adapters.remove(index)
+
+    def adapter_bytes(self, adapter: LoraAdapter) -> int:
+        """See `Backend.adapter_bytes`."""
+        return loaded_bytes(adapter)
 
     def copy_block(self, group: int, source: int, target: int) -> None:
         """See `Backend.copy_block`."""
@@ -118,11 +143,10 @@ class ReferenceBackend:
         """Frees weights and pool; the backend answers no more."""
         self._pool = None
         self._decoder = None
+        self._adapters.clear()
 
     def _check(self, chunk: Chunk) -> None:
         """The engine's promises. Block ids count from the first position that a layer can see."""
-        if chunk.adapter is not None:
-            raise InvalidRequest(f"adapter {chunk.adapter} is not loaded in the reference backend")
         count, stop = len(chunk.token_ids), chunk.start + len(chunk.token_ids)
         assert count > 0, "a chunk without tokens"
         assert chunk.start >= 0, f"a chunk at position {chunk.start}"
@@ -134,9 +158,7 @@ class ReferenceBackend:
         assert stop <= limit, f"positions up to {stop - 1} in a context of {limit}"
         needed = -(-stop // self.block_size)
         size = chunk.block_table.shape[-1]
-        assert size >= needed, (
-            f"a block table of {size} for {stop} positions: {needed} are needed"
-        )
+        assert size >= needed, f"a block table of {size} for {stop} positions: {needed} are needed"
         for number, group in enumerate(kv_groups(self.spec)):
             first = _first_seen(group.window, chunk.start) // self.block_size
             used = _table(chunk, number)[first:needed]

@@ -27,6 +27,9 @@ from localllm.spec.rope import tables
 
 # (layer, q [n, heads, head_dim], k and v [n, kv_heads, head_dim]) -> [n, heads, head_dim]
 Attend = Callable[[int, mx.array, mx.array, mx.array], mx.array]
+# (target, x [n, in], y [n, out] = W x) -> y with what adapters add; target: "attn.q", and at the
+# decoder "layers.0.attn.q" …
+Adapt = Callable[[str, mx.array, mx.array], mx.array]
 Angles = tuple[mx.array, mx.array]  # cos and sin, each [n, dim / 2]
 Weight = mx.array | Matrix | list[Matrix]  # a vector, a matrix, or one matrix per expert
 
@@ -98,11 +101,16 @@ class Attention(Part):
         x: mx.array,
         angles: Angles | None,
         attend: Callable[[mx.array, mx.array, mx.array], mx.array],
+        adapt: Adapt,
     ) -> mx.array:
-        q = self._heads(self.q(x), self.spec.heads, self.q_norm, angles)
-        k = self._heads(self.k(x), self.spec.kv_heads, self.k_norm, angles)
-        v = self.v(x).reshape(x.shape[0], self.spec.kv_heads, self.spec.head_dim)
-        return self.o(attend(q, k, v).reshape(x.shape[0], -1))
+        q = adapt("attn.q", x, self.q(x))
+        k = adapt("attn.k", x, self.k(x))
+        v = adapt("attn.v", x, self.v(x))
+        q = self._heads(q, self.spec.heads, self.q_norm, angles)
+        k = self._heads(k, self.spec.kv_heads, self.k_norm, angles)
+        v = v.reshape(x.shape[0], self.spec.kv_heads, self.spec.head_dim)
+        mixed = attend(q, k, v).reshape(x.shape[0], -1)
+        return adapt("attn.o", mixed, self.o(mixed))
 
     def _heads(self, x: mx.array, heads: int, norm: Norm | None, angles: Angles | None) -> mx.array:
         """[n, heads * head_dim] -> [n, heads, head_dim], normalized and rotated."""
@@ -125,10 +133,13 @@ class FeedForward(Part):
         self.up = weights.linear("up", spec.bias)
         self.down = weights.linear("down", spec.bias)
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, adapt: Adapt) -> mx.array:
+        up = adapt("ffn.up", x, self.up(x))
         if self.gate is None:
-            return self.down(activate(self.up(x), self.spec.activation))
-        return self.down(activate(self.gate(x), self.spec.activation) * self.up(x))
+            inner = activate(up, self.spec.activation)
+        else:
+            inner = activate(adapt("ffn.gate", x, self.gate(x)), self.spec.activation) * up
+        return adapt("ffn.down", inner, self.down(inner))
 
 
 class MixtureOfExperts(Part):
@@ -142,7 +153,7 @@ class MixtureOfExperts(Part):
         self.up = weights.experts("up")
         self.down = weights.experts("down")
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, adapt: Adapt) -> mx.array:
         probabilities = mx.softmax(self.router(x), axis=-1)  # [n, E]
         order = np.argsort(-np.array(probabilities), axis=-1, kind="stable")
         chosen = order[:, : self.spec.top_k]  # [n, top_k]
@@ -186,10 +197,11 @@ class Layer(Part):
         x: mx.array,
         angles: Angles | None,
         attend: Callable[[mx.array, mx.array, mx.array], mx.array],
+        adapt: Adapt,
     ) -> mx.array:
-        y = self.attn(_apply(self.attn_norm, x), angles, attend)
+        y = self.attn(_apply(self.attn_norm, x), angles, attend, adapt)
         x = x + _apply(self.attn_post_norm, y) * self.residual_scale
-        y = self.ffn(_apply(self.ffn_norm, x))
+        y = self.ffn(_apply(self.ffn_norm, x), adapt)
         return x + _apply(self.ffn_post_norm, y) * self.residual_scale
 
 
@@ -215,7 +227,12 @@ class Decoder(Part):
         self.head_bias = tree.vector("head.bias") if spec.head_bias else None
 
     def __call__(
-        self, tokens: np.ndarray, positions: np.ndarray, lengths: np.ndarray, attend: Attend
+        self,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        lengths: np.ndarray,
+        attend: Attend,
+        adapt: Adapt | None = None,
     ) -> mx.array:
         """float32 [n, hidden] after the last layer, before the final norm.
 
@@ -234,7 +251,10 @@ class Decoder(Part):
             def attend_here(q: mx.array, k: mx.array, v: mx.array, at: int = index) -> mx.array:
                 return attend(at, q, k, v)
 
-            x = layer(x, None if rope is None else angles[rope], attend_here)
+            def adapt_here(name: str, x: mx.array, y: mx.array, at: int = index) -> mx.array:
+                return y if adapt is None else adapt(f"layers.{at}.{name}", x, y)
+
+            x = layer(x, None if rope is None else angles[rope], attend_here, adapt_here)
         return x
 
     def logits(self, hidden: mx.array) -> mx.array:

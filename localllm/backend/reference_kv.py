@@ -14,8 +14,8 @@ from localllm.spec.memory import kv_group_block_bytes, kv_groups
 class KVPool:
     """K and V of every layer, a block holding all layers of its KV group side by side.
 
-    One zeroed numpy array a group, of fixed size: the operating system backs a page of it only when a
-    block there is first written, and rows are written in place, which an MLX array cannot do.
+    One zeroed numpy array a group, of fixed size: the operating system backs a page of it only when
+    a block there is first written, and rows are written in place, which an MLX array cannot do.
     """
 
     def __init__(self, spec: DecoderSpec, num_blocks: Sequence[int], block_size: int) -> None:

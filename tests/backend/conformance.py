@@ -14,8 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from localllm.adapters.lora import make_adapter
+from localllm.backend.adapters import MAX_ADAPTERS
 from localllm.backend.protocol import Backend, Batch, Chunk, StepCancelled
 from localllm.checkpoint.tensor import Tensor
+from localllm.errors import CheckpointError, InvalidRequest, OutOfMemoryPlan
 from localllm.spec import DecoderSpec
 from localllm.spec.memory import kv_groups
 from tests.backend import oracle
@@ -23,7 +26,10 @@ from tests.backend.random_models import (
     PACKINGS,
     Packing,
     dense,
+    linears_of,
     llama,
+    merged,
+    random_adapter,
     random_dense,
     random_weights,
     specs,
@@ -49,7 +55,9 @@ class Sequence:
         self.prompt_length = len(tokens) if prompt_length is None else prompt_length
         self.done = 0
 
-    def next(self, count: int, rows: tuple[int, ...] | None = None) -> Chunk:
+    def next(
+        self, count: int, rows: tuple[int, ...] | None = None, adapter: int | None = None
+    ) -> Chunk:
         start, self.done = self.done, self.done + count
         return Chunk(
             token_ids=self.tokens[start : self.done],
@@ -57,6 +65,7 @@ class Sequence:
             block_table=self.blocks,
             logit_rows=tuple(range(count)) if rows is None else rows,
             prompt_length=self.prompt_length,
+            adapter=adapter,
         )
 
 
@@ -278,6 +287,104 @@ class BackendConformance:
             draft.done = 6
             run(backend, draft.next(4))
             self.assert_same(run(backend, sequence.next(6)), wanted)
+
+    @settings(property_test, max_examples=60)
+    @given(spec=specs(), seed=st.integers(0, 2**32 - 1), data=st.data())
+    def test_an_adapter_computes_what_weights_with_it_merged_in_do(self, spec, seed, data):
+        weights = random_weights(spec, seed)
+        adapter = random_adapter(
+            spec,
+            seed,
+            rank=data.draw(st.sampled_from([1, 2, 4, 7, 16])),
+            dtype=data.draw(st.sampled_from(["float32", "float16", "bfloat16"])),
+            share=data.draw(st.sampled_from([0.3, 1.0])),
+        )
+        tokens = np.random.default_rng(seed).integers(0, spec.vocab_size, 12)
+        with self.backend(spec, dense(weights)) as backend:
+            index = backend.add_adapter(adapter)
+            got = run(backend, Sequence(tokens, np.arange(3)).next(12, adapter=index))
+        self.assert_right(got, oracle.logits(spec, merged(weights, adapter), tokens, 12))
+
+    @settings(property_test, max_examples=40)
+    @given(spec=specs(), seed=st.integers(0, 2**32 - 1), data=st.data())
+    def test_rows_of_any_adapters_and_of_none_share_a_step_as_if_alone(self, spec, seed, data):
+        rng = np.random.default_rng(seed)
+        adapters = [
+            random_adapter(spec, seed, rank=5),
+            random_adapter(spec, seed + 1, rank=2, dtype="bfloat16", share=0.4),
+        ]
+        count = data.draw(st.integers(2, 5))
+        blocks = np.split(rng.permutation(BLOCKS)[: 3 * count], count)
+        lengths = [data.draw(st.integers(1, 12)) for _ in range(count)]
+        tokens = [rng.integers(0, spec.vocab_size, length) for length in lengths]
+        weights = dense(random_weights(spec, seed))
+        with self.backend(spec, weights) as backend:
+            alone = [run(backend, Sequence(t, blocks[0]).next(len(t))) for t in tokens]
+        with self.backend(spec, weights) as backend:
+            indices = [None, *map(backend.add_adapter, adapters)]
+            own = [data.draw(st.sampled_from(indices)) for _ in range(count)]
+            for at, (t, adapter) in enumerate(zip(tokens, own, strict=True)):
+                sequence = Sequence(t, blocks[0])
+                single = run(backend, sequence.next(len(t), adapter=adapter))
+                if adapter is None:
+                    self.assert_same(single, alone[at])
+                alone[at] = single
+            sequences = [Sequence(t, b) for t, b in zip(tokens, blocks, strict=True)]
+            parts: list[list[np.ndarray]] = [[] for _ in sequences]
+            while left := [i for i, s in enumerate(sequences) if s.done < len(s.tokens)]:
+                chunks = [
+                    sequences[i].next(
+                        data.draw(st.integers(1, len(tokens[i]) - sequences[i].done)),
+                        adapter=own[i],
+                    )
+                    for i in left
+                ]
+                logits = run(backend, *chunks)
+                ends = np.cumsum([len(c.token_ids) for c in chunks])[:-1]
+                for i, part in zip(left, np.split(logits, ends), strict=True):
+                    parts[i].append(part)
+        for at, wanted in enumerate(alone):
+            self.assert_same(np.concatenate(parts[at]), wanted)
+
+    def test_a_removed_adapter_is_refused_and_its_index_given_to_another(self):
+        spec = llama()
+        first, second = random_adapter(spec, 1), random_adapter(spec, 2, rank=4)
+        chunk = Sequence(np.arange(5), np.arange(2)).next(5)
+        with self.llama() as backend:
+            base = run(backend, chunk)
+            index = backend.add_adapter(first)
+            wanted = run(backend, replace(chunk, adapter=index))
+            assert not np.allclose(wanted, base)
+            backend.remove_adapter(index)
+            with pytest.raises(InvalidRequest, match=f"adapter {index} is not loaded"):
+                run(backend, replace(chunk, adapter=index))
+            with pytest.raises(InvalidRequest, match="not loaded"):
+                backend.remove_adapter(index)
+            assert backend.add_adapter(second) == index
+            other = backend.add_adapter(first)
+            self.assert_same(run(backend, replace(chunk, adapter=other)), wanted)
+            self.assert_same(run(backend, chunk), base)
+
+    def test_adapters_are_loaded_until_no_slot_is_left(self):
+        adapter = random_adapter(llama())
+        with self.llama() as backend:
+            assert backend.adapter_bytes(adapter) >= adapter.nbytes
+            taken = [backend.add_adapter(adapter) for _ in range(MAX_ADAPTERS)]
+            with pytest.raises(OutOfMemoryPlan, match="adapter slots") as error:
+                backend.add_adapter(adapter)
+            assert "max_adapters" in error.value.hint
+            assert len(set(taken)) == len(taken) >= 8
+
+    def test_an_adapter_of_another_model_is_refused(self):
+        spec = llama()
+        wide = random_adapter(llama(hidden=128))
+        deep = random_adapter(llama(layers=3))
+        pair = random_adapter(spec).targets[linears_of(spec)[0]]
+        norm = make_adapter("norm", {"layers.0.attn_norm": pair})
+        with self.llama() as backend:
+            for adapter in (wide, deep, norm):
+                with pytest.raises(CheckpointError, match=r"layers\.\d\."):
+                    backend.add_adapter(adapter)
 
     def test_a_cancelled_step_can_be_run_again(self):
         chunk = Sequence(np.arange(40) % 96, np.arange(16)).next(40)

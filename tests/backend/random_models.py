@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from hypothesis import strategies as st
 
+from localllm.adapters import LoraAdapter, LowRank
+from localllm.adapters.lora import LINEARS, make_adapter
 from localllm.checkpoint.tensor import Affine, Dense, GroupValues, Tensor
 from localllm.spec import (
     AttentionSpec,
@@ -152,6 +154,38 @@ def random_weights(spec: DecoderSpec, seed: int = 0) -> dict[str, np.ndarray]:
 
 def dense(weights: dict[str, np.ndarray]) -> dict[str, Tensor]:
     return {name: Dense(value, "float32") for name, value in weights.items()}
+
+
+def linears_of(spec: DecoderSpec) -> list[str]:
+    """Those that an adapter may touch: `layers.0.attn.q` …"""
+    names = [name.removesuffix(".weight") for name in weight_shapes(spec) if ".weight" in name]
+    return [name for name in names if name.split(".", 2)[-1] in LINEARS]
+
+
+def random_adapter(
+    spec: DecoderSpec, seed: int = 0, *, rank: int = 3, dtype: str = "float32", share: float = 1.0
+) -> LoraAdapter:
+    """On so large a share of the linears, one at least; it changes them by half of their size."""
+    rng = np.random.default_rng(seed)
+    shapes = weight_shapes(spec)
+    linears = linears_of(spec)
+    chosen = [name for name in linears if rng.random() < share] or linears[:1]
+    targets = {}
+    for name in chosen:
+        out, inner = shapes[f"{name}.weight"]
+        targets[name] = LowRank(
+            random_dense(rng, (rank, inner), dtype), random_dense(rng, (out, rank), dtype), 0.5
+        )
+    return make_adapter(f"random {seed}", targets)
+
+
+def merged(weights: dict[str, np.ndarray], adapter: LoraAdapter) -> dict[str, np.ndarray]:
+    """W + scale * B A in float64."""
+    result = dict(weights)
+    for target, pair in adapter.targets.items():
+        product = unpacked(pair.b) @ unpacked(pair.a)
+        result[f"{target}.weight"] = weights[f"{target}.weight"] + pair.scale * product
+    return result
 
 
 def random_dense(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Dense:

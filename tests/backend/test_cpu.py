@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from localllm.backend.cpu import CpuBackend
+from localllm.backend.cpu_adapters import pack_adapter
 from localllm.backend.cpu_cache import PackedCache
 from localllm.backend.protocol import StepCancelled
 from localllm.errors import BackendUnavailable, CheckpointError, InvalidRequest, OutOfMemoryPlan
 from localllm.kernels_cpu import _native
 from tests.backend.conformance import BackendConformance, Sequence, assert_close, run
-from tests.backend.random_models import PACKINGS, dense, llama, random_weights
+from tests.backend.random_models import PACKINGS, dense, llama, random_adapter, random_weights
 
 KERNELS = _native.usable_kernels()
 
@@ -70,6 +71,28 @@ class TestOneArithmetic:
         for kernels in _native.usable_kernels():
             for threads in (1, 2, 5):
                 assert np.array_equal(logits(small(threads=threads, kernels=kernels)), wanted)
+
+    @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+    def test_adapters_do_not_change_that(self, dtype):
+        spec = llama(hidden=96)
+        adapters = [random_adapter(spec, n, rank=7, dtype=dtype, share=0.7) for n in range(3)]
+
+        def answers(**options) -> np.ndarray:
+            backend = small(spec, num_blocks=20, **options)
+            for adapter in adapters:
+                backend.add_adapter(adapter)
+            chunks = [
+                Sequence(np.arange(12), np.arange(5) + 5 * at).next(12, adapter=index)
+                for at, index in enumerate((2, None, 0, 2))
+            ]
+            return run(backend, *chunks)
+
+        wanted = answers(threads=1, kernels="scalar")
+        assert not np.array_equal(wanted[:12], wanted[12:24])
+        assert np.array_equal(wanted[:12], wanted[36:])
+        for kernels in KERNELS:
+            for threads in (1, 2, 5):
+                assert np.array_equal(answers(threads=threads, kernels=kernels), wanted)
 
     def test_block_sizes_give_the_same_bits(self):
         spec = llama(window=7)
@@ -184,6 +207,20 @@ class TestSteps:
         chunk = Sequence(np.arange(4), np.arange(8)).next(4)
         with pytest.raises(InvalidRequest, match="adapter 3"):
             run(small(), replace(chunk, adapter=3))
+
+    def test_adapters_of_16_bits_are_held_in_16_bits(self):
+        spec = llama(hidden=256)
+        backend = small(spec)
+        wide, narrow = (random_adapter(spec, rank=8, dtype=d) for d in ("float32", "bfloat16"))
+        assert backend.adapter_bytes(wide) == wide.nbytes == 2 * backend.adapter_bytes(narrow)
+
+    def test_a_packed_adapter_of_another_model_never_reaches_a_step(self):
+        spec = llama(hidden=128)
+        packed = pack_adapter(spec, random_adapter(spec))
+        backend = small()
+        index = backend._adapters.put(packed)
+        with pytest.raises(ValueError, match="not one of this model"):
+            run(backend, replace(Sequence(np.arange(4), np.arange(8)).next(4), adapter=index))
 
     @pytest.mark.parametrize(
         "changes",

@@ -1,0 +1,61 @@
+// A low-rank adapter as the engine runs it: y = W x + B (scale * (A x)) in the linears it touches.
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "core/memory.h"
+#include "core/program.h"
+#include "simd/kernels.h"
+
+namespace localllm {
+
+// The linears of a layer that an adapter may touch.
+enum class Target { kQ, kK, kV, kO, kGate, kUp, kDown };
+constexpr int kTargets = 7;
+
+struct AdapterPair {
+  AdapterMatrix a, b;
+  float scale = 1.0f;
+  bool present() const { return a.data != nullptr; }
+};
+
+// A [rank, in] and B [out, rank] as they come, row by row.
+struct AdapterSource {
+  const void *a, *b;
+  WeightKind a_kind, b_kind;
+  int in, rank, out;
+  float scale;
+};
+
+class Adapter {
+ public:
+  // Bytes that a pair takes when packed.
+  static size_t packed_bytes(WeightKind a, WeightKind b, int in, int rank, int out);
+
+  // `bytes`: what all pairs together take. Throws std::bad_alloc.
+  Adapter(int layers, size_t bytes);
+  // Throws std::invalid_argument when the pair makes no sense, is there already, or has no room.
+  void add(int layer, Target target, const AdapterSource& source);
+
+  // Null where the adapter leaves the linear as it is.
+  const AdapterPair* find(size_t layer, Target target) const {
+    const AdapterPair& pair = layers_[layer][static_cast<size_t>(target)];
+    return pair.present() ? &pair : nullptr;
+  }
+  bool fits(const Program& program) const;
+  int widest_rank() const { return widest_rank_; }
+  size_t bytes() const { return region_.size(); }
+
+ private:
+  AdapterMatrix pack_down(const void* values, WeightKind kind, int rank, int in);
+  AdapterMatrix pack_up(const void* values, WeightKind kind, int out, int rank);
+  uint8_t* take(size_t bytes);
+
+  Region region_;
+  size_t used_ = 0;
+  int widest_rank_ = 0;
+  std::vector<std::array<AdapterPair, kTargets>> layers_;
+};
+
+}  // namespace localllm

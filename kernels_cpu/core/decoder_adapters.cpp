@@ -1,0 +1,108 @@
+// What adapters add to the linears of a layer: rows of one adapter are taken together, so that its
+// weights are read once a step, and rows of none are not looked at.
+#include <algorithm>
+
+#include "core/decoder.h"
+
+namespace localllm {
+
+namespace {
+
+constexpr int kTileRows = 32;  // rows of an adapter that one thread takes at a time
+
+ptrdiff_t rank_stride(int rank) {
+  return (rank + kAdapterRanks - 1) / kAdapterRanks * kAdapterRanks;
+}
+
+struct AdapterItem {
+  const AdapterPair* pair;
+  const int* rows;
+  int count;
+  const FloatRows* out;
+};
+
+}  // namespace
+
+void Decoder::group_adapters(const Step& step) {
+  adapter_rows_.clear();
+  row_adapter_.assign(static_cast<size_t>(step.rows), nullptr);
+  int widest = 0;
+  for (const Chunk& chunk : step.chunks) {
+    if (!chunk.adapter) continue;
+    auto group = std::find_if(adapter_rows_.begin(), adapter_rows_.end(),
+                              [&](const AdapterRows& g) { return g.adapter == chunk.adapter; });
+    if (group == adapter_rows_.end())
+      group = adapter_rows_.insert(group, AdapterRows{chunk.adapter, {}});
+    for (int r = chunk.first_row; r < chunk.first_row + chunk.rows; ++r) {
+      group->rows.push_back(r);
+      row_adapter_[static_cast<size_t>(r)] = chunk.adapter;
+    }
+    widest = std::max(widest, chunk.adapter->widest_rank());
+  }
+  if (adapter_rows_.empty()) return;
+  int width = program_.config.hidden, kv = 1;
+  for (const Layer& layer : program_.layers) {
+    width = std::max({width, layer.attention.q_width, layer.config.hidden});
+    kv = std::max(kv, layer.attention.kv_width);
+  }
+  deltas_[0].reserve(step.rows, width);
+  deltas_[1].reserve(step.rows, width);
+  deltas_[2].reserve(step.rows, kv);
+  const auto ranks = static_cast<size_t>(rank_stride(widest));
+  for (Scratch<uint8_t>& s : thread_scratch_) s.reserve(kTileRows * ranks * sizeof(float));
+}
+
+const FloatRows& Decoder::deltas_of(Target target) const {
+  switch (target) {
+    case Target::kK:
+    case Target::kUp: return deltas_[1];
+    case Target::kV: return deltas_[2];
+    default: return deltas_[0];
+  }
+}
+
+const float* Decoder::delta(int layer, Target target, int row) const {
+  if (adapter_rows_.empty()) return nullptr;
+  const Adapter* adapter = row_adapter_[static_cast<size_t>(row)];
+  const bool touched = adapter && adapter->find(static_cast<size_t>(layer), target);
+  return touched ? deltas_of(target).row(row) : nullptr;
+}
+
+void Decoder::add_delta(int layer, Target target, int row, int first, int n, float* y) const {
+  if (const float* d = delta(layer, target, row)) k_.add_scaled(d + first, n, 1.0f, y);
+}
+
+void Decoder::adapt(int layer, const MatmulRows& in, std::initializer_list<Target> targets) {
+  std::vector<AdapterItem> items;
+  int64_t work = 0;
+  for (const AdapterRows& group : adapter_rows_)
+    for (const Target target : targets) {
+      const AdapterPair* pair = group.adapter->find(static_cast<size_t>(layer), target);
+      if (!pair) continue;
+      const int rows = static_cast<int>(group.rows.size());
+      work += static_cast<int64_t>(rows) * pair->a.rank * (pair->a.size + pair->b.size);
+      for (int at = 0; at < rows; at += kTileRows)
+        items.push_back(
+            {pair, group.rows.data() + at, std::min(kTileRows, rows - at), &deltas_of(target)});
+    }
+  const int count = static_cast<int>(items.size());
+  const int grain = work <= kInlineWork ? count : std::max(1, count / (8 * pool_.size()));
+  pool_.parallel(count, grain, [&](int first, int last, int thread) {
+    auto* t = reinterpret_cast<float*>(thread_scratch_[static_cast<size_t>(thread)].data());
+    for (int i = first; i < last; ++i) {
+      const AdapterItem& item = items[static_cast<size_t>(i)];
+      const AdapterPair& pair = *item.pair;
+      const ptrdiff_t stride = rank_stride(pair.a.rank);
+      const float* x[kTileRows];
+      float* out[kTileRows];
+      for (int r = 0; r < item.count; ++r) {
+        x[r] = in.row(item.rows[r]);
+        out[r] = item.out->row(item.rows[r]);
+      }
+      k_.adapter_down(pair.a, pair.scale, x, item.count, t, stride);
+      k_.adapter_up(pair.b, t, stride, out, item.count);
+    }
+  });
+}
+
+}  // namespace localllm

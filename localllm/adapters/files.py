@@ -1,0 +1,111 @@
+"""What the readers of adapter folders have in common: the pairs of a safetensors file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from localllm.checkpoint.safetensors import SafetensorsFile, StoredTensor
+from localllm.errors import CheckpointError, UnsupportedModel
+
+MAX_RANK = 4096
+MAX_SCALE = 1e6
+
+
+@dataclass(frozen=True)
+class ModulePair:
+    """A module's two matrices, not read yet."""
+
+    a: StoredTensor
+    b: StoredTensor
+    scale: float
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """An adapter folder whose config and file agree; names are those of the base model's modules.
+
+    transposed: A is [in, r] and B [r, out], as MLX-LM keeps them.
+    layers: the layers that the config allows, None for all. last_layers: the same, from the end.
+    """
+
+    file: SafetensorsFile
+    pairs: Mapping[str, ModulePair]
+    transposed: bool = False
+    layers: frozenset[int] | None = None
+    last_layers: int | None = None
+
+
+def find_pairs(
+    file: SafetensorsFile, a_ending: str, b_ending: str
+) -> dict[str, tuple[StoredTensor, StoredTensor]]:
+    """Both matrices of each module, by the module's name as the file has it.
+
+    Raises CheckpointError for one without the other, UnsupportedModel for any other tensor.
+    """
+    stems: dict[str, set[str]] = {}
+    for name in file.tensors:
+        ending = next((end for end in (a_ending, b_ending) if name.endswith(end)), None)
+        if ending is None:
+            raise _foreign(file.path, name)
+        stems.setdefault(name.removesuffix(ending), set()).add(ending)
+    for stem, endings in stems.items():
+        for ending in {a_ending, b_ending} - endings:
+            raise CheckpointError(
+                f"{file.path}: {stem}{ending} is missing",
+                hint="The file is incomplete; save or download the adapter again.",
+            )
+    if not stems:
+        raise CheckpointError(f"{file.path}: holds no tensors")
+    return {stem: (file.find(stem + a_ending), file.find(stem + b_ending)) for stem in stems}
+
+
+def checked_scale(path: Path, module: str, scale: float) -> float:
+    if not (math.isfinite(scale) and abs(scale) <= MAX_SCALE):
+        raise CheckpointError(f"{path}: the scale of {module} is {scale:g}, which makes no sense")
+    return scale
+
+
+def names_match(name: str, targets: Collection[str]) -> bool:
+    """Whether the module is one of these, or ends like one, as PEFT compares them."""
+    return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def check_targets(path: Path, modules: Collection[str], targets: Collection[str]) -> None:
+    """Every module is named by the config, and every name has a module."""
+    for module in modules:
+        if not names_match(module, targets):
+            raise CheckpointError(
+                f"{path}: has tensors for {module}, which adapter_config.json does not name"
+            )
+    for target in targets:
+        if not any(names_match(module, (target,)) for module in modules):
+            raise CheckpointError(
+                f"{path}: has no tensors for {target!r}, which adapter_config.json names",
+                hint="The file is incomplete; save or download the adapter again.",
+            )
+
+
+def _foreign(path: Path, name: str) -> UnsupportedModel:
+    if "lora_embedding" in name:
+        return UnsupportedModel(
+            f"{path}: {name} adapts an embedding, which is not supported",
+            hint="Train the adapter on the linears of attention and feed-forward alone.",
+        )
+    if "lora_magnitude_vector" in name or name.endswith(".m"):
+        return UnsupportedModel(
+            f"{path}: {name} belongs to DoRA, which is not supported",
+            hint="Merge the adapter into its model and load that, or train it without DoRA.",
+        )
+    if ".lora_" in name and name.endswith(".bias"):
+        return UnsupportedModel(
+            f"{path}: {name} is a bias of LoRA's own (lora_bias), which is not supported",
+            hint="Train the adapter without lora_bias.",
+        )
+    return UnsupportedModel(
+        f"{path}: {name} is no matrix of LoRA",
+        hint="Weights trained in full cannot be loaded beside the base model: merge the adapter "
+        "into its model and load that.",
+    )

@@ -1,0 +1,69 @@
+"""A low-rank adapter as every backend takes it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from localllm.checkpoint.tensor import Dense
+
+# The linears of a layer that an adapter may touch: `layers.N.` and one of these.
+LINEARS = ("attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ffn.down")
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """y = W x + B (scale * (A x)).
+
+    a: [r, in], b: [out, r], in the dtype of the file. The scale stays a number of its own, so that
+    16-bit matrices are held in 16 bits without loss.
+    """
+
+    a: Dense
+    b: Dense
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        return self.a.nbytes + self.b.nbytes
+
+    def delta(self) -> np.ndarray:
+        """What it adds to W: float32 [out, in]."""
+        product: np.ndarray = self.b.to_float32() @ self.a.to_float32()
+        return product * np.float32(self.scale)
+
+
+@dataclass(frozen=True)
+class LoraAdapter:
+    """name: for people. digest: of what it computes, the same for the same tensors and scales.
+
+    targets: by our weight name without `.weight`: `layers.0.attn.q` …
+    """
+
+    name: str
+    digest: bytes
+    targets: Mapping[str, LowRank]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its matrices."""
+        return sum(pair.nbytes for pair in self.targets.values())
+
+
+def make_adapter(name: str, targets: Mapping[str, LowRank]) -> LoraAdapter:
+    """With the digest of its content."""
+    digest = hashlib.sha256()
+    for target in sorted(targets):
+        pair = targets[target]
+        digest.update(f"{target} {pair.scale.hex()}".encode())
+        for side in (pair.a, pair.b):
+            digest.update(f" {side.dtype} {side.shape};".encode())
+            digest.update(np.ascontiguousarray(side.data).view(np.uint8).data)
+    return LoraAdapter(name, digest.digest(), dict(targets))

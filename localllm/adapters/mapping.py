@@ -1,0 +1,160 @@
+"""From the modules of a checkpoint to our linears, by the architecture's own table of names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from localllm.adapters.files import MAX_RANK, AdapterFile, ModulePair
+from localllm.adapters.lora import LINEARS, LowRank
+from localllm.checkpoint.finite import require_finite
+from localllm.checkpoint.safetensors import SafetensorsFile, StoredTensor
+from localllm.checkpoint.tensor import Dense
+from localllm.errors import CheckpointError, UnsupportedModel
+from localllm.models.layout import PREFIXES, Source, sources
+from localllm.models.registry import ARCHITECTURES
+from localllm.models.weights import part_rows
+from localllm.spec import DecoderSpec
+from localllm.spec.weights import weight_shapes
+
+_NOT_ADAPTED = {
+    "embed": "an embedding",
+    "pos_embed": "an embedding",
+    "head": "the output head",
+    "moe": "experts or their router",
+}
+
+
+class _Place(NamedTuple):
+    stem: str
+    source: Source
+    layer: int
+
+
+def map_targets(adapter: AdapterFile, spec: DecoderSpec) -> dict[str, LowRank]:
+    """Every pair, checked against the spec and read, by our names (`layers.0.attn.q` …).
+
+    One pair of a module that holds several of our linears (Phi's qkv_proj, GPT-2's c_attn) becomes
+    several: they share A, and each has its own rows of B.
+    """
+    table = _Table(spec)
+    shapes = weight_shapes(spec)
+    found: dict[str, LowRank] = {}
+    for module, pair in adapter.pairs.items():
+        places = table.places(adapter.file, module)
+        _check_layer(adapter, module, places[0].layer, len(spec.layers))
+        targets = {f"layers.{p.layer}.{p.stem}": p for p in places}
+        for target in targets:
+            if f"{target}.weight" not in shapes:
+                raise UnsupportedModel(
+                    f"{adapter.file.path}: this {spec.architecture} model has no {module}"
+                )
+            if target in found:
+                raise CheckpointError(f"{adapter.file.path}: two modules adapt {target}")
+        inner = shapes[f"{next(iter(targets))}.weight"][1]
+        total = sum(shapes[f"{target}.weight"][0] for target in targets)
+        whole = _read(adapter, module, pair, total, inner)
+        for target, place in targets.items():
+            found[target] = whole
+            if place.source.part is not None:
+                first, last, _ = part_rows(spec, place.source.part, place.layer)
+                found[target] = replace(whole, b=_rows(whole.b, first, last))
+    return found
+
+
+class _Table:
+    """Which of our linears a module of the checkpoint holds."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        if spec.architecture not in ARCHITECTURES:
+            raise UnsupportedModel(f"adapters of {spec.architecture} models are not supported")
+        self._spec = spec
+        names = ARCHITECTURES[spec.architecture].names
+        self._entries = [
+            (re.compile(_as_pattern(source.name)), stem, source)
+            for stem in names
+            for source in sources(names, stem)
+        ]
+
+    def places(self, file: SafetensorsFile, module: str) -> list[_Place]:
+        """At least one, all of one layer."""
+        found = list(self._find(module))
+        if not found:
+            raise UnsupportedModel(
+                f"{file.path}: the {self._spec.architecture} architecture has no linear {module}",
+                hint="The adapter may belong to another model.",
+            )
+        for place in found:
+            if place.stem not in LINEARS:
+                what = _NOT_ADAPTED.get(place.stem.split(".")[0], "no linear")
+                raise UnsupportedModel(
+                    f"{file.path}: {module} is {what}, which adapters cannot change here",
+                    hint="Merge the adapter into its model and load that.",
+                )
+        layer = found[0].layer
+        if layer >= len(self._spec.layers):
+            raise CheckpointError(
+                f"{file.path}: adapts layer {layer} of a model with "
+                f"{len(self._spec.layers)} layers",
+                hint="The adapter belongs to another model.",
+            )
+        return found
+
+    def _find(self, module: str) -> Iterator[_Place]:
+        for expression, stem, source in self._entries:
+            if match := expression.fullmatch(module):
+                yield _Place(stem, source, int(match["n"]) if "n" in match.groupdict() else -1)
+
+
+def _as_pattern(name: str) -> str:
+    prefixes = "|".join(re.escape(prefix) for prefix in PREFIXES)
+    text = re.escape(name).replace(re.escape("{n}"), "(?P<n>[0-9]{1,6})")
+    return f"(?:{prefixes})" + text.replace(re.escape("{e}"), "[0-9]{1,6}")
+
+
+def _check_layer(adapter: AdapterFile, module: str, layer: int, layers: int) -> None:
+    allowed = adapter.layers
+    if adapter.last_layers is not None:
+        allowed = frozenset(range(max(0, layers - adapter.last_layers), layers))
+    if allowed is not None and layer not in allowed:
+        raise CheckpointError(
+            f"{adapter.file.path}: has tensors for {module}, a layer that adapter_config.json "
+            "leaves out"
+        )
+
+
+def _read(adapter: AdapterFile, module: str, pair: ModulePair, out: int, inner: int) -> LowRank:
+    """Shapes are compared before a byte is read."""
+    turned = adapter.transposed
+    rank = pair.a.shape[turned] if len(pair.a.shape) == 2 else 0
+    if not 1 <= rank <= MAX_RANK:
+        raise CheckpointError(
+            f"{adapter.file.path}: {pair.a.name} has the shape {list(pair.a.shape)}, no matrix of "
+            f"a rank from 1 to {MAX_RANK}"
+        )
+    sides = []
+    for stored, shape in ((pair.a, (rank, inner)), (pair.b, (out, rank))):
+        wanted = shape[::-1] if turned else shape
+        if stored.shape != wanted:
+            raise CheckpointError(
+                f"{adapter.file.path}: {stored.name} has the shape {list(stored.shape)}; "
+                f"{module} of this model calls for {list(wanted)}",
+                hint="The adapter belongs to another model.",
+            )
+        sides.append(_dense(adapter.file, stored, turned))
+    return LowRank(sides[0], sides[1], pair.scale)
+
+
+def _dense(file: SafetensorsFile, stored: StoredTensor, turned: bool) -> Dense:
+    """A copy: nothing that happens to the file later matters."""
+    tensor = file.dense(stored.name)
+    require_finite(file.path, stored.name, tensor)
+    return replace(tensor, data=np.array(tensor.data.T if turned else tensor.data, order="C"))
+
+
+def _rows(tensor: Dense, first: int, last: int) -> Dense:
+    return replace(tensor, data=np.ascontiguousarray(tensor.data[first:last]))

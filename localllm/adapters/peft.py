@@ -1,0 +1,185 @@
+"""Adapter folders of Hugging Face PEFT: adapter_config.json and adapter_model.safetensors.
+
+Source: https://huggingface.co/docs/peft/package_reference/lora and peft/tuners/lora in its
+repository. What a config may say is known here key by key; whatever would change the result and is
+not done is refused by its name, unknown keys that are set included.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from localllm.adapters.files import (
+    MAX_RANK,
+    AdapterFile,
+    ModulePair,
+    check_targets,
+    checked_scale,
+    find_pairs,
+)
+from localllm.adapters.patterns import MAX_NAME, pattern
+from localllm.checkpoint.safetensors import SafetensorsFile
+from localllm.errors import CheckpointError, UnsupportedModel
+from localllm.models.config import MAX_LAYERS, Config
+
+WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+
+# Read here, or without bearing on what the tensors compute.
+_KNOWN = frozenset(
+    {
+        *("peft_type", "task_type", "r", "lora_alpha", "use_rslora", "rank_pattern"),
+        *("alpha_pattern", "target_modules", "layers_to_transform", "bias", "fan_in_fan_out"),
+        *("init_lora_weights", "auto_mapping", "base_model_name_or_path", "revision"),
+        *("inference_mode", "lora_dropout", "exclude_modules", "layers_pattern", "peft_version"),
+        *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_config"),
+        *("megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying"),
+    }
+)
+_REFUSED = {
+    "use_dora": "DoRA scales every row of the adapted weights",
+    "lora_bias": "biases of LoRA's own are not computed",
+    "modules_to_save": "modules trained in full cannot be loaded beside the base model",
+    "trainable_token_indices": "trained token embeddings cannot be loaded beside the base model",
+    "target_parameters": "parameters outside of linears (experts) cannot be adapted",
+    "layer_replication": "replicated layers are another model than the base",
+    "use_qalora": "QALoRA pools the inputs of A",
+    "alora_invocation_tokens": "activated LoRA begins in the middle of a prompt",
+    "arrow_config": "Arrow routes each token among several adapters",
+}
+_MERGE = "Merge the adapter into its model with PEFT (merge_and_unload) and load that."
+# Ways to begin that leave the base model as it is; the others (PiSSA, OLoRA …) change it.
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+def read_peft(folder: Path, values: Mapping[str, Any]) -> AdapterFile:
+    """values: adapter_config.json. Headers are checked, tensors not yet read.
+
+    Raises CheckpointError for files that are damaged or contradict each other, UnsupportedModel for
+    what is sound but not computed here, each named.
+    """
+    config = Config(values, folder / "adapter_config.json")
+    _refuse_others(config)
+    file = SafetensorsFile(folder / WEIGHTS)
+    try:
+        found = find_pairs(file, ".lora_A.weight", ".lora_B.weight")
+        scales = _Scales(config)
+        pairs = {}
+        for stem, (a, b) in found.items():
+            module = stem.removeprefix(_PREFIX)
+            if module == stem:
+                raise UnsupportedModel(f"{file.path}: {a.name} does not begin with {_PREFIX!r}")
+            if len(module) > MAX_NAME:
+                raise CheckpointError(f"{file.path}: a module name of {len(module)} characters")
+            scale = scales.of(file.path, module, a.shape[0] if len(a.shape) == 2 else 0)
+            pairs[module] = ModulePair(a, b, scale)
+        _check_modules(config, file.path, pairs)
+    except BaseException:
+        file.close()
+        raise
+    return AdapterFile(file, pairs, layers=_layers(config))
+
+
+def _refuse_others(config: Config) -> None:
+    kind = config.text("peft_type")
+    if kind != "LORA":
+        raise config.unsupported("peft_type", kind, known=("LORA",))
+    for key, reason in _REFUSED.items():
+        if config.values.get(key):
+            raise UnsupportedModel(
+                f"{config.source}: {key} is set, which is not supported: {reason}", hint=_MERGE
+            )
+    bias = config.text("bias", "none")
+    if bias != "none":
+        raise UnsupportedModel(
+            f"{config.source}: bias = {bias[:20]!r} is not supported: biases of the base model "
+            "were trained along",
+            hint=_MERGE,
+        )
+    start = config.values.get("init_lora_weights", True)
+    if not any(start is plain or start == plain for plain in _PLAIN_STARTS):
+        raise UnsupportedModel(
+            f"{config.source}: init_lora_weights = {str(start)[:20]!r} changes the base model, so "
+            "the adapter does not fit the original one",
+            hint="Save it for the original model: PEFT's save_pretrained with "
+            "path_initial_model_for_weight_conversion.",
+        )
+    for key, value in config.values.items():
+        if key not in _KNOWN and key not in _REFUSED and value:
+            raise UnsupportedModel(
+                f"{config.source}: {key[:60]!r} is set, an option that is not known here",
+                hint="A newer PEFT may have written it. " + _MERGE,
+            )
+    config.flag("fan_in_fan_out", False)  # A and B lie the same way whichever it is
+
+
+class _Scales:
+    """alpha / r of each module, or alpha / sqrt(r) with rank-stabilized LoRA."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._rank = config.integer("r", high=MAX_RANK)
+        self._alpha = config.number("lora_alpha", above=-1e-9)
+        self._root = config.flag("use_rslora", False)
+        self._ranks = _patterns(config, "rank_pattern")
+        self._alphas = _patterns(config, "alpha_pattern")
+
+    def of(self, path: Path, module: str, found: int) -> float:
+        rank = _first(self._ranks, module)
+        wanted = self._rank if rank is None else int(rank)
+        if found != wanted:
+            raise CheckpointError(
+                f"{path}: the rank of {module} is {found}; adapter_config.json says {wanted}"
+            )
+        special = _first(self._alphas, module)
+        alpha = self._alpha if special is None else special
+        return checked_scale(path, module, alpha / (math.sqrt(wanted) if self._root else wanted))
+
+
+def _patterns(config: Config, key: str) -> list[tuple[re.Pattern[str], float]]:
+    if not config.has(key):
+        return []
+    section = config.section(key)
+    if len(section.values) > 10_000:
+        raise config.bad(key, f"has {len(section.values)} entries")
+    result: list[tuple[re.Pattern[str], float]] = []
+    for text in section.values:
+        if not isinstance(text, str):
+            raise config.bad(key, "has a key that is no string")
+        value: float
+        if key == "rank_pattern":
+            value = section.integer(text, high=MAX_RANK)
+        else:
+            value = section.number(text, above=-1e-9)
+        result.append((pattern(config.source, key, text), value))
+    return result
+
+
+def _first(patterns: list[tuple[re.Pattern[str], float]], module: str) -> float | None:
+    """As PEFT: the first that matches decides."""
+    return next((value for found, value in patterns if found.fullmatch(module)), None)
+
+
+def _check_modules(config: Config, path: Path, modules: Mapping[str, object]) -> None:
+    targets = config.values.get("target_modules")
+    if isinstance(targets, list | tuple):
+        if not targets or not all(isinstance(t, str) for t in targets) or len(targets) > 10_000:
+            raise config.bad("target_modules", "must be a list of module names")
+        check_targets(path, modules, targets)
+    elif not isinstance(targets, str):
+        raise config.bad("target_modules", "must be a list or a string")
+    # A string is "all-linear" or a regular expression: the tensors say what it stood for.
+
+
+def _layers(config: Config) -> frozenset[int] | None:
+    value = config.values.get("layers_to_transform")
+    if value is None or value == []:
+        return None
+    numbers = value if isinstance(value, list) else [value]
+    if len(numbers) > MAX_LAYERS or not all(type(n) is int and n >= 0 for n in numbers):
+        raise config.bad("layers_to_transform", "must be a layer or a list of layers")
+    return frozenset(numbers)

@@ -1,0 +1,38 @@
+"""Adapters into the native engine's packed form."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from localllm.adapters.lora import LoraAdapter
+from localllm.backend.cpu_weights import row_orders
+from localllm.checkpoint.tensor import Dense
+from localllm.kernels_cpu import _native
+from localllm.spec import DecoderSpec
+
+
+def packed_bytes(adapter: LoraAdapter) -> int:
+    """What `pack_adapter` takes."""
+    return sum(
+        int(_native.adapter_pair_bytes(pair.a.data, pair.b.data))
+        for pair in adapter.targets.values()
+    )
+
+
+def pack_adapter(spec: DecoderSpec, adapter: LoraAdapter) -> _native.Adapter:
+    """For weights as `pack` packs them; matrices of 16 bits stay so, and no value changes.
+
+    The adapter has passed `check_adapter`. Raises MemoryError.
+    """
+    orders = dict(row_orders(spec))
+    packed = _native.Adapter(len(spec.layers), packed_bytes(adapter))
+    for target, pair in adapter.targets.items():
+        _, layer, _, linear = target.split(".")
+        order = orders.get(f"{target}.weight")
+        b = pair.b if order is None else pair.b.rows(order)
+        packed.add(int(layer), _native.Target[linear], _array(pair.a), _array(b), pair.scale)
+    return packed
+
+
+def _array(matrix: Dense) -> np.ndarray:
+    return np.ascontiguousarray(matrix.data)
