@@ -29,14 +29,15 @@ class Pump:
         self._answers: dict[int, Answer] = {}
         self._closed = False
 
-    def submit(self, requests: list[tuple[Request, Answer]]) -> None:
-        """Queues all of them, or none if one is refused."""
+    def submit(self, requests: list[tuple[Request, list[Answer]]]) -> None:
+        """Queues all of them, or none if one is refused. Each has an answer for every sample."""
         with self._lock:
             self._check_open()
             for request, _ in requests:
                 self._engine.check(request)
-            for request, answer in requests:
-                self._answers[self._engine.add(request)] = answer
+            for request, answers in requests:
+                first = self._engine.add(request)
+                self._answers.update(enumerate(answers, start=first))
 
     def wait(self, answers: list[Answer]) -> None:
         """Runs steps until one of these answers has news."""

@@ -14,7 +14,6 @@ from typing import Literal
 
 from localllm.engine.receipt import Receipt
 
-
 RowKind = Literal["prefill", "decode", "verify"]
 
 
