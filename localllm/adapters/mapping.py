@@ -80,6 +80,8 @@ class _Table:
         if spec.architecture not in ARCHITECTURES:
             raise UnsupportedModel(f"adapters of {spec.architecture} models are not supported")
         self._spec = spec
+        weights = (name.removesuffix(".weight") for name in weight_shapes(spec))
+        self._linears = {name.split(".", 2)[-1] for name in weights} & set(LINEARS)
         names = ARCHITECTURES[spec.architecture].names
         self._entries = [
             (re.compile(_as_pattern(source.name)), stem, source)
@@ -116,17 +118,10 @@ class _Table:
 
         PEFT lets a list name modules that a model has not.
         """
-        shapes = weight_shapes(self._spec)
-        stems = {
-            stem
-            for expression, stem, source in self._entries
-            if names_match(source.name, (name,)) or expression.fullmatch(name)
-        }
-        layers = range(len(self._spec.layers))
         return any(
-            f"layers.{layer}.{stem}.weight" in shapes
-            for stem in stems & set(LINEARS)
-            for layer in layers
+            stem in self._linears
+            and (names_match(source.name, (name,)) or expression.fullmatch(name))
+            for expression, stem, source in self._entries
         )
 
     def _find(self, module: str) -> Iterator[_Place]:
