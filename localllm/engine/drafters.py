@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
@@ -18,19 +19,20 @@ _RATE = 0.2  # how quickly the latest guess changes a chance
 
 
 class Chances:
-    """How often guesses of a kind were right: for one sequence, beginning with what all had."""
+    """How often guesses of a kind were right: for one sequence, beginning with what all had.
 
-    def __init__(self, prior: float) -> None:
-        self._prior = prior
-        self._common: dict[int, float] = {}
+    priors: of each kind, before any was tried.
+    """
+
+    def __init__(self, priors: Mapping[int, float]) -> None:
+        self._common = dict(priors)
         self._own: dict[tuple[int, int], float] = {}
 
     def of(self, sequence: Sequence, kind: int = 0) -> float:
-        common = self._common.get(kind, self._prior)
-        return self._own.get((sequence.id, kind), common)
+        return self._own.get((sequence.id, kind), self._common[kind])
 
     def learn(self, sequence: Sequence, drafted: int, accepted: int, kind: int = 0) -> None:
-        chance, common = self.of(sequence, kind), self._common.get(kind, self._prior)
+        chance, common = self.of(sequence, kind), self._common[kind]
         for index in range(min(drafted, accepted + 1)):  # what follows a wrong one says nothing
             right = float(index < accepted)
             chance += _RATE * (right - chance)
@@ -63,7 +65,8 @@ class PromptLookup:
     row_cost = 0.0
 
     def __init__(self) -> None:
-        self._chances = Chances(0.5)
+        # By the length of the match: see _common_end.
+        self._chances = Chances({2: 0.35, 3: 0.5, 4: 0.7, 8: 0.85})
         self._indices: dict[int, _Index] = {}
 
     def ready(self, sequence: Sequence) -> float | None:
@@ -139,7 +142,7 @@ class DraftModel:
         self.backend = backend
         self.row_cost = 0.0
         self._cache = KvCache(backend)
-        self._chances = Chances(0.6)
+        self._chances = Chances({0: 0.6})
         self._followed: dict[int, _Followed] = {}  # least recently used first
 
     def ready(self, sequence: Sequence) -> float | None:
@@ -249,7 +252,7 @@ class HeadDrafter:
         self.head = head
         self.row_cost = 0.0
         self._backend = backend
-        self._chances = Chances(0.5)
+        self._chances = Chances({0: 0.5})
 
     def ready(self, sequence: Sequence) -> float | None:
         return None if sequence.hidden is None else self._chances.of(sequence)

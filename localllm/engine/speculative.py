@@ -51,7 +51,7 @@ class Pace:
 
     def record(self, rows: int, seconds: float) -> None:
         # Old steps fade: contexts grow, and other work on the machine comes and goes.
-        fade = 0.95
+        fade = 0.97
         self._n = fade * self._n + 1
         self._x = fade * self._x + rows
         self._y = fade * self._y + seconds
@@ -59,16 +59,14 @@ class Pace:
         self._xy = fade * self._xy + rows * seconds
 
     def cost(self) -> tuple[float, float]:
-        """(a, b), in any unit; until steps of several sizes were seen, a row counts a fifth."""
+        """(a, b), in any unit. Until steps of several sizes were seen, a row adds a fifth to one."""
         if not self._n:
             return 0.8, 0.2
-        mean = self._y / self._n
-        spread = self._xx / self._n - (self._x / self._n) ** 2
-        rows = self._x / self._n
-        if spread < 0.05:
-            unit = mean / (0.8 + 0.2 * rows)
-            return 0.8 * unit, 0.2 * unit
-        slope = (self._xy / self._n - rows * mean) / spread
+        mean, rows = self._y / self._n, self._x / self._n
+        usual = mean / (4 + rows)
+        spread = self._xx / self._n - rows**2
+        along = self._xy / self._n - rows * mean
+        slope = (along + 0.5 * usual) / (spread + 0.5)
         slope = min(max(slope, 0.01 * mean / rows), mean / rows)
         return mean - slope * rows, slope
 

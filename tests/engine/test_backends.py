@@ -1,4 +1,4 @@
-"""The engine's promises on the real backends: bit for bit on `cpu`, within rounding on `reference`."""
+"""The engine on real backends: bit for bit on `cpu`, within rounding on `reference`."""
 
 from __future__ import annotations
 
