@@ -2,7 +2,7 @@
 
     python -m benchmarks.reuse [--rounds 5] [--threads N] [--json FILE]
 
-SmolLM2-135M, a chat of 4,000 tokens whose next message has 20. Time to the first token of the second
+SmolLM2-135M, a chat of 4,000 tokens whose next message has 20. Time to first token of the second
 turn: against the same without any cache (wanted: 20 x less), and in a new engine over the same disk
 cache (10 x less; the files are in the system's page cache). Then the time of a fork of the
 4,000-token sequence (under 1 ms, 0 bytes copied).

@@ -59,7 +59,7 @@ class Pace:
         self._xy = fade * self._xy + rows * seconds
 
     def cost(self) -> tuple[float, float]:
-        """(a, b), in any unit. Until steps of several sizes were seen, a row adds a fifth to one."""
+        """(a, b), in any unit; until steps of several sizes were seen, b is a fifth of both."""
         if not self._n:
             return 0.8, 0.2
         mean, rows = self._y / self._n, self._x / self._n

@@ -1,0 +1,239 @@
+"""Speculation changes neither tokens nor their distribution, and gives up where it does not pay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+import numpy as np
+import pytest
+
+from localllm.checkpoint.safetensors import write_safetensors
+from localllm.engine import Engine, Finished, Request, Token
+from localllm.engine.draft_head import DraftHead
+from localllm.engine.drafters import DraftModel, PromptLookup
+from localllm.engine.sequence import Sequence
+from localllm.engine.speculative import MAX_DRAFTS, Pace, Speculator
+from localllm.errors import CheckpointError, InvalidRequest
+from localllm.sampling import SamplingParams
+from tests.engine.toy import VOCAB, ToyBackend, next_logits
+
+PROMPT = (1, 2, 4)
+
+
+def answers(engine: Engine, requests: list[Request]) -> tuple[list[list[int]], int]:
+    """Each request's tokens, and how many drafts were accepted altogether."""
+    ids = {engine.add(request): [] for request in requests}
+    accepted = 0
+    while engine.busy:
+        for event in engine.step():
+            if isinstance(event, Token):
+                ids[event.request_id].append(event.draw.token_id)
+            elif isinstance(event, Finished):
+                accepted += event.receipt.accepted_tokens
+    return list(ids.values()), accepted
+
+
+def eager(monkeypatch) -> None:
+    """Rows cost nothing, so that as much is guessed as may be."""
+    monkeypatch.setattr(Pace, "cost", lambda self: (1.0, 1e-6))
+
+
+def test_seed_by_seed_the_same_tokens_and_the_distribution_of_the_model(monkeypatch):
+    eager(monkeypatch)
+    count = 4000
+    engine = Engine(
+        ToyBackend(400),
+        context=1600,
+        max_batch=64,
+        drafters=[DraftModel(ToyBackend(400, doubt=0.5))],
+    )
+
+    def requests(speculation: str) -> list[Request]:
+        params = {"max_tokens": 4, "temperature": 0.9, "speculation": speculation}
+        return [Request(PROMPT, SamplingParams(seed=seed, **params)) for seed in range(count)]
+
+    drafted, accepted = answers(engine, requests("model"))
+    plain, none = answers(engine, requests("off"))
+    assert drafted == plain
+    assert accepted > count / 4
+    assert none == 0
+    # The second token, over all first ones: its probabilities are known.
+    first = softmax(next_logits(np.array(PROMPT)) / 0.9)
+    wanted = sum(
+        p * softmax(next_logits(np.array([*PROMPT, t])) / 0.9) for t, p in enumerate(first)
+    )
+    found = np.bincount([tokens[1] for tokens in drafted], minlength=VOCAB)
+    chi_square = float(((found - count * wanted) ** 2 / (count * wanted)).sum())
+    assert chi_square < 59.7  # 30 degrees of freedom: passed with probability 0.999
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits.astype(np.float64) - logits.max())
+    result: np.ndarray = weights / weights.sum()
+    return result
+
+
+def test_text_that_repeats_itself_takes_few_steps(monkeypatch):
+    eager(monkeypatch)
+    backend = ToyBackend(100)
+    params = SamplingParams(max_tokens=60, temperature=0, logit_bias={7: 100.0})
+    [tokens], accepted = answers(Engine(backend, context=400), [Request(PROMPT, params)])
+    assert tokens == [7] * 60
+    assert len(backend.steps) <= 3 + 60 / MAX_DRAFTS
+    assert accepted == 60 - len(backend.steps)
+
+
+def test_a_request_may_ask_for_a_drafter_and_not_for_one_that_is_not_here():
+    engine = Engine(ToyBackend(), context=60)
+    engine.check(Request(PROMPT, SamplingParams(speculation="ngram")))
+    with pytest.raises(InvalidRequest, match="speculation='model'"):
+        engine.check(Request(PROMPT, SamplingParams(speculation="model")))
+
+
+def test_a_draft_model_with_too_small_a_pool_drafts_less_and_breaks_nothing(monkeypatch):
+    eager(monkeypatch)
+    small = ToyBackend(6)
+    engine = Engine(ToyBackend(200), context=400, drafters=[DraftModel(small)])
+    requests = [
+        Request((i, *PROMPT), SamplingParams(max_tokens=30, temperature=0.7, seed=i))
+        for i in range(6)
+    ]
+    with_drafts, accepted = answers(engine, requests)
+    assert accepted > 0
+    off = [
+        Request(r.token_ids, SamplingParams(**{**r.params.__dict__, "speculation": "off"}))
+        for r in requests
+    ]
+    assert with_drafts == answers(engine, off)[0]
+
+
+class Guesser:
+    """Right with a probability of its own, and told what it is."""
+
+    name = "model"
+
+    def __init__(self, chance: float, row_cost: float = 0.0) -> None:
+        self.chance, self.row_cost = chance, row_cost
+        self.asked: list[int] = []
+
+    def ready(self, sequence: Sequence) -> float | None:
+        return self.chance
+
+    def propose(self, wishes: Seq[tuple[Sequence, int]]) -> list[list[int]]:
+        self.asked += [count for _, count in wishes]
+        return [[0] * count for _, count in wishes]
+
+    def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None: ...
+
+    def forget(self, sequence: Sequence) -> None: ...
+
+
+def proposals(chance: float, *, a: float, b: float, sequences: int = 1, row_cost: float = 0.0):
+    """How many drafts each sequence is given, when a step takes a + b · rows."""
+    backend = ToyBackend(200)
+    engine = Engine(backend, context=400)
+    guesser = Guesser(chance, row_cost)
+    speculator = Speculator([guesser])
+    for rows in (1, 2, 4, 8) * 8:
+        speculator.pace.record(rows, a + b * rows)
+    for i in range(sequences):
+        engine.add(Request((i, 1), SamplingParams(max_tokens=90, temperature=0)))
+    engine.step()
+    speculator.propose(engine.scheduler.running, 64)
+    return [len(s.speculation.drafts) for s in engine.scheduler.running]
+
+
+def test_as_many_guesses_as_make_the_time_per_token_shortest():
+    for chance in (0.2, 0.5, 0.8, 0.95):
+        for b in (0.05, 0.2, 0.4):
+            times = [
+                (1 - b + b * (1 + k)) / sum(chance**i for i in range(k + 1))
+                for k in range(MAX_DRAFTS + 1)
+            ]
+            [given] = proposals(chance, a=1 - b, b=b)
+            assert times[given] <= min(times) * 1.02
+
+
+def test_guesses_that_cost_more_than_they_bring_are_not_made():
+    assert proposals(0.1, a=0.5, b=0.5) == [0]
+    assert proposals(0.9, a=0.8, b=0.2, row_cost=1.0) == [0]
+    assert proposals(0.3, a=0.0, b=1.0, sequences=5) == [0] * 5
+
+
+def test_after_a_long_time_without_guesses_one_is_tried():
+    engine = Engine(ToyBackend(200), context=400)
+    guesser = Guesser(0.01)
+    speculator = Speculator([guesser])
+    engine.add(Request(PROMPT, SamplingParams(max_tokens=390, temperature=0)))
+    engine.step()
+    for _ in range(480):
+        speculator.propose(engine.scheduler.running, 64)
+    assert guesser.asked == [1] * 10
+
+
+def test_the_pace_follows_what_steps_take():
+    pace = Pace()
+    for step in range(200):
+        rows = 1 + step % 4
+        pace.record(rows, 0.004 + 0.001 * rows)
+    a, b = pace.cost()
+    assert a == pytest.approx(0.004, rel=0.1)
+    assert b == pytest.approx(0.001, rel=0.1)
+    for _ in range(400):
+        pace.record(1, 0.02)
+    a, b = pace.cost()
+    assert a + b == pytest.approx(0.02, rel=0.01)
+
+
+def test_lookup_continues_what_followed_the_longest_match():
+    engine = Engine(ToyBackend(), context=60)
+    lookup = PromptLookup()
+    engine.add(Request((8, 1, 2, 3, 4, 9, 1, 2, 3, 5, 6, 1, 2, 3), SamplingParams(max_tokens=9)))
+    [sequence] = engine.scheduler.waiting
+    assert lookup.ready(sequence) is not None
+    assert lookup.propose([(sequence, 4)]) == [[5, 6, 1, 2]]
+    sequence.tokens += [4]
+    assert lookup.propose([(sequence, 2)]) == [[9, 1]]
+    sequence.tokens += [7, 7]
+    assert lookup.ready(sequence) is None
+
+
+class TestDraftHead:
+    def head(self) -> DraftHead:
+        rng = np.random.default_rng(0)
+        arrays = rng.normal(size=8), rng.normal(size=(3, 8)), rng.normal(size=(4, 3))
+        return DraftHead(*(array.astype(np.float32) for array in arrays))
+
+    def test_what_is_saved_is_read_again(self, tmp_path):
+        self.head().save(tmp_path)
+        again = DraftHead.load(tmp_path, hidden=4)
+        states = np.ones((2, 4), np.float32)
+        assert np.array_equal(
+            again.advance(states, 2 * states), self.head().advance(states, 2 * states)
+        )
+
+    def test_it_computes_what_its_page_says(self):
+        head, rng = self.head(), np.random.default_rng(1)
+        s, e = rng.normal(size=4), rng.normal(size=4)
+        x = np.concatenate([s, e])
+        x = x / np.sqrt((x * x).mean() + 1e-6) * head.norm
+        inner = head.inside @ x
+        wanted = s + head.outside @ (inner / (1 + np.exp(-inner)))
+        got = head.advance(s[None].astype(np.float32), e[None].astype(np.float32))
+        assert np.allclose(got[0], wanted, atol=1e-5)
+
+    def test_one_that_does_not_fit_or_is_damaged_is_refused_by_name(self, tmp_path):
+        self.head().save(tmp_path)
+        with pytest.raises(CheckpointError, match="hidden states of 4, the model's have 5"):
+            DraftHead.load(tmp_path, hidden=5)
+        weights = tmp_path / "draft_head.safetensors"
+        write_safetensors(weights, {"norm": np.ones(8, np.float32)})
+        with pytest.raises(CheckpointError, match="in"):
+            DraftHead.load(tmp_path, hidden=4)
+        bad = {"norm": np.ones(8), "in": np.ones((3, 8)), "out": np.full((4, 3), np.nan)}
+        write_safetensors(weights, {k: v.astype(np.float32) for k, v in bad.items()})
+        with pytest.raises(CheckpointError, match="NaN"):
+            DraftHead.load(tmp_path, hidden=4)
+        (tmp_path / "draft_head.json").write_text('{"format": "other"}')
+        with pytest.raises(CheckpointError, match="not a draft head"):
+            DraftHead.load(tmp_path, hidden=4)
