@@ -132,6 +132,11 @@ class LLM:
         )
 
     @property
+    def pump(self) -> Pump:
+        """What runs the engine. For `AsyncEngine`."""
+        return self._pump
+
+    @property
     def default_params(self) -> SamplingParams:
         """Used when a call gives none: what the model's makers recommend, where known."""
         return self._model.default_params
@@ -227,7 +232,8 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _submit(self, prompts: Prompts, params: Params) -> list[Answer]:
+    def prepare(self, prompts: Prompts, params: Params = None) -> list[tuple[Request, Answer]]:
+        """What `generate` would submit, and the answers that will come. For `AsyncEngine`."""
         many: Sequence[Prompt] = [prompts] if _is_one(prompts) else prompts  # type: ignore[assignment, list-item]
         work = []
         for index, (prompt, one) in enumerate(
@@ -245,6 +251,10 @@ class LLM:
                 keep_logprobs=one.logprobs is not None,
             )
             work.append((Request(ids, one, self._model.eos_ids, constraint), answer))
+        return work
+
+    def _submit(self, prompts: Prompts, params: Params) -> list[Answer]:
+        work = self.prepare(prompts, params)
         self._pump.submit(work)
         return [answer for _, answer in work]
 

@@ -1,0 +1,262 @@
+"""`AsyncEngine`: a model for programs built on asyncio, such as a server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from threading import Condition, Thread
+from typing import Any
+
+from localllm.answer import Answer
+from localllm.async_stream import AsyncStream, AsyncWatch, Bell, Call
+from localllm.engine import Request
+from localllm.errors import InvalidRequest, LocalLLMError, TooManyRequests
+from localllm.llm import LLM, Message, Prompt
+from localllm.pump import Load
+from localllm.results import GenerationResult
+from localllm.sampling import SamplingParams
+
+_Work = list[tuple[Request, Answer]]
+# Threads that tokenize prompts and compile grammars; a slow one must not hold up all others.
+_PREPARERS = 4
+
+
+class AsyncEngine:
+    """Answers any number of asyncio callers, on one or several event loops, in one batch.
+
+        async with AsyncEngine("smollm2:135m") as engine:
+            async for delta in engine.generate("Once upon a time"):
+                print(delta.text, end="")
+
+    model: what `LLM` takes, with the same `options`, or an `LLM`, which stays its owner's and may
+        be used beside this.
+    max_waiting: requests that may wait for a place in the batch; None for no limit. Further ones
+        are refused with `TooManyRequests`.
+
+    One thread loads the model, runs steps while there are requests, and sleeps otherwise. To the
+    `Pump` it is one more caller: synchronous calls go on driving the engine themselves when it
+    does not. The other way round, with `LLM` waiting for this thread, would be no simpler: every
+    script would need a thread and a handover for each token, while a signal stops a step within a
+    layer only where the main thread runs it or waits for it, and both would have to be kept.
+    """
+
+    def __init__(self, model: str | LLM, *, max_waiting: int | None = 1024, **options: Any) -> None:
+        if max_waiting is not None and max_waiting < 0:
+            raise InvalidRequest(f"max_waiting must not be negative, but is {max_waiting}")
+        if isinstance(model, LLM) and options:
+            raise InvalidRequest(f"the model is loaded; too late for {', '.join(options)}")
+        self._max_waiting = max_waiting
+        self._load: Callable[[], LLM]
+        self._own = not isinstance(model, LLM)
+        self._load = (lambda: model) if isinstance(model, LLM) else lambda: LLM(model, **options)
+        self._llm: LLM | None = None
+        self._failure: BaseException | None = None
+        self._thread: Thread | None = None
+        self._bell = Bell()  # rung when the model is loaded, and when all is over
+        self._bells: set[Bell] = set()  # of watches
+        self._condition = Condition()  # of what follows
+        self._closing = False
+        self._stopped = False
+        self._preparing: set[Call] = set()
+        self._running: set[Call] = set()  # known to the pump; whoever runs the engine takes out
+        self._preparers: ThreadPoolExecutor | None = None
+
+    # ---- life
+
+    async def start(self) -> AsyncEngine:
+        """Loads the model, beside the event loop. Raises what `LLM` does. `async with` calls it."""
+        if self._thread is None:
+            self._preparers = ThreadPoolExecutor(_PREPARERS, "localllm-prepare")
+            self._thread = Thread(target=self._run, name="localllm-engine", daemon=True)
+            self._thread.start()
+        try:
+            await self._bell.wait(lambda: self._llm is not None or self._stopped)
+        except BaseException:
+            self._begin_close()
+            raise
+        if self._failure is not None:
+            await self.close()
+            raise self._failure
+        return self
+
+    async def close(self) -> None:
+        """Ends running requests with what they have, and the thread. Idempotent."""
+        self._begin_close()
+        if self._thread is not None:
+            await self._bell.wait(lambda: self._stopped)
+            self._thread.join()
+
+    async def __aenter__(self) -> AsyncEngine:
+        return await self.start()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def llm(self) -> LLM:
+        """The model, to be used from any thread while this is open."""
+        if self._llm is None or self._closing:
+            raise LocalLLMError(
+                "this engine is closed or was not started", hint="use it inside `async with`"
+            )
+        return self._llm
+
+    # ---- requests
+
+    def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        timeout: float | None = None,
+        reuse: bool = True,
+    ) -> AsyncStream:
+        """Completes one prompt (text or token ids): an asynchronous iterator of deltas.
+
+        priority: lower goes first. timeout: seconds from now after which it is cancelled, with what
+        it has; `receipt.stopped_by` then is "timeout". It is looked at between steps. reuse:
+        whether cached KV may stand in for computing the prompt.
+
+        Raises `TooManyRequests` here; what is wrong with the request (`InvalidRequest`,
+        `PromptTooLong`) the stream raises, since the prompt is tokenized beside the event loop.
+        """
+        llm = self.llm
+        return self._begin(lambda: llm.prepare([prompt], params), priority, timeout, reuse)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_vars: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+        reuse: bool = True,
+    ) -> AsyncStream:
+        """Answers a conversation, as `LLM.chat`; in pieces, or by `await ….whole()` at once."""
+        llm = self.llm
+
+        def prepare() -> _Work:
+            return llm.prepare([llm.chat_prompt(messages, tools, template_vars)], params)
+
+        return self._begin(prepare, priority, timeout, reuse)
+
+    async def complete(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        timeout: float | None = None,
+        reuse: bool = True,
+    ) -> GenerationResult:
+        """As `generate`, giving the whole answer."""
+        stream = self.generate(prompt, params, priority=priority, timeout=timeout, reuse=reuse)
+        return await stream.whole()
+
+    def cancel(self, stream: AsyncStream) -> None:
+        """Ends a request soon, with what it has. From any thread."""
+        stream.cancel()
+
+    # ---- what goes on
+
+    def watch(self, capacity: int = 1024) -> AsyncWatch:
+        """The engine's events from now on; the oldest are lost when more than so many wait."""
+        return AsyncWatch(self.llm.pump.events, capacity, self._bells, lambda: self._stopped)
+
+    def stats(self) -> Load:
+        """The queue, the batch and the KV blocks, at about this moment."""
+        load = self.llm.pump.load()
+        return replace(load, waiting=load.waiting + len(self._preparing))
+
+    # ---- inside
+
+    def _begin(
+        self, prepare: Callable[[], _Work], priority: int, timeout: float | None, reuse: bool
+    ) -> AsyncStream:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._condition:
+            pump, preparers = self.llm.pump, self._preparers
+            assert preparers is not None
+            limit = self._max_waiting
+            if limit is not None and pump.queued(len(self._preparing) + 1) > limit:
+                raise TooManyRequests(
+                    f"{limit} requests wait already", hint="try again when some have been answered"
+                )
+            call = Call(pump, deadline)
+            self._preparing.add(call)
+            preparers.submit(self._prepare, call, prepare, priority, reuse)
+        return AsyncStream(call)
+
+    def _prepare(
+        self, call: Call, prepare: Callable[[], _Work], priority: int, reuse: bool
+    ) -> None:
+        """In a thread of its own: text becomes token ids, a grammar an automaton."""
+        try:
+            work = [
+                (replace(request, priority=priority, reuse=reuse), answer)
+                for request, answer in prepare()
+            ]
+            self.llm.pump.check(work)
+            call.bind(work, self._running.discard)
+            with self._condition:  # at every moment it counts once
+                self.llm.pump.take_in(work)
+                self._preparing.discard(call)
+                self._running.add(call)
+                if call.done:  # already, by a synchronous caller's step
+                    self._running.discard(call)
+                self._condition.notify()
+        except Exception as error:
+            self._preparing.discard(call)
+            call.fail(error)
+        else:
+            call.accept()
+
+    def _begin_close(self) -> None:
+        with self._condition:
+            self._closing = True
+            self._condition.notify()
+
+    def _run(self) -> None:
+        """The engine's thread."""
+        llm = None
+        try:
+            llm = self._llm = self._load()
+            self._bell.ring()
+            self._serve(llm)
+        except BaseException as error:
+            self._failure = error
+        finally:
+            self._end(llm)
+
+    def _serve(self, llm: LLM) -> None:
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: self._running or self._closing)
+                if self._closing:
+                    return
+            try:
+                llm.pump.drive(lambda: self._closing or not self._running)
+            except Exception as error:  # nobody shall wait for a thread that cannot go on
+                for call in list(self._running):
+                    call.fail(error)
+                    self._running.discard(call)
+
+    def _end(self, llm: LLM | None) -> None:
+        try:
+            assert self._preparers is not None
+            self._begin_close()
+            self._preparers.shutdown()  # those on their way come to the pump, and end there
+            if llm is not None:
+                calls = list(self._running)
+                llm.pump.end([answer for call in calls for answer in call.answers])
+                if self._own:
+                    llm.close()
+        finally:
+            self._stopped = True
+            for bell in (self._bell, *list(self._bells)):
+                bell.ring()
