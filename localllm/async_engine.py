@@ -19,8 +19,9 @@ from localllm.results import GenerationResult
 from localllm.sampling import SamplingParams
 
 _Work = list[tuple[Request, Answer]]
-# Threads that tokenize prompts and compile grammars; a slow one must not hold up all others.
-_PREPARERS = 4
+# Threads that compile grammars: a slow one must not hold up all others. Prompts that only need to
+# be tokenized have one thread, so that they stay in the order in which they came.
+_COMPILERS = 4
 
 
 class AsyncEngine:
@@ -61,14 +62,16 @@ class AsyncEngine:
         self._stopped = False
         self._preparing: set[Call] = set()
         self._running: set[Call] = set()  # known to the pump; whoever runs the engine takes out
-        self._preparers: ThreadPoolExecutor | None = None
+        self._tokenizing: ThreadPoolExecutor | None = None
+        self._compiling: ThreadPoolExecutor | None = None
 
     # ---- life
 
     async def start(self) -> AsyncEngine:
         """Loads the model, beside the event loop. Raises what `LLM` does. `async with` calls it."""
         if self._thread is None:
-            self._preparers = ThreadPoolExecutor(_PREPARERS, "localllm-prepare")
+            self._tokenizing = ThreadPoolExecutor(1, "localllm-tokenize")
+            self._compiling = ThreadPoolExecutor(_COMPILERS, "localllm-compile")
             self._thread = Thread(target=self._run, name="localllm-engine", daemon=True)
             self._thread.start()
         try:
@@ -124,7 +127,7 @@ class AsyncEngine:
         `PromptTooLong`) the stream raises, since the prompt is tokenized beside the event loop.
         """
         llm = self.llm
-        return self._begin(lambda: llm.prepare([prompt], params), priority, timeout, reuse)
+        return self._begin(lambda: llm.prepare([prompt], params), params, priority, timeout, reuse)
 
     def chat(
         self,
@@ -143,7 +146,7 @@ class AsyncEngine:
         def prepare() -> _Work:
             return llm.prepare([llm.chat_prompt(messages, tools, template_vars)], params)
 
-        return self._begin(prepare, priority, timeout, reuse)
+        return self._begin(prepare, params, priority, timeout, reuse)
 
     async def complete(
         self,
@@ -176,12 +179,18 @@ class AsyncEngine:
     # ---- inside
 
     def _begin(
-        self, prepare: Callable[[], _Work], priority: int, timeout: float | None, reuse: bool
+        self,
+        prepare: Callable[[], _Work],
+        params: SamplingParams | None,
+        priority: int,
+        timeout: float | None,
+        reuse: bool,
     ) -> AsyncStream:
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._condition:
-            pump, preparers = self.llm.pump, self._preparers
-            assert preparers is not None
+            pump = self.llm.pump
+            executor = self._compiling if _compiles(params) else self._tokenizing
+            assert executor is not None
             limit = self._max_waiting
             if limit is not None and pump.queued(len(self._preparing) + 1) > limit:
                 raise TooManyRequests(
@@ -189,7 +198,7 @@ class AsyncEngine:
                 )
             call = Call(pump, deadline)
             self._preparing.add(call)
-            preparers.submit(self._prepare, call, prepare, priority, reuse)
+            executor.submit(self._prepare, call, prepare, priority, reuse)
         return AsyncStream(call)
 
     def _prepare(
@@ -248,9 +257,10 @@ class AsyncEngine:
 
     def _end(self, llm: LLM | None) -> None:
         try:
-            assert self._preparers is not None
             self._begin_close()
-            self._preparers.shutdown()  # those on their way come to the pump, and end there
+            for executor in (self._tokenizing, self._compiling):
+                assert executor is not None
+                executor.shutdown()  # those on their way come to the pump, and end there
             if llm is not None:
                 calls = list(self._running)
                 llm.pump.end([answer for call in calls for answer in call.answers])
@@ -260,3 +270,8 @@ class AsyncEngine:
             self._stopped = True
             for bell in (self._bell, *list(self._bells)):
                 bell.ring()
+
+
+def _compiles(params: SamplingParams | None) -> bool:
+    """Whether these parameters need the vocabulary."""
+    return isinstance(params, SamplingParams) and (params.constrained or params.dry_multiplier != 0)

@@ -50,6 +50,7 @@ class Pump:
         self._intake = Lock()  # of the two that follow
         self._closed = False
         self._inbox: deque[tuple[Request, Answer]] = deque()
+        self._released = False  # some answer was, perhaps after the last look at them
         # What follows and the engine belong to the thread whose turn it is.
         self._answers: dict[int, Answer] = {}
         self._stuck = 0  # requests for which the last step had no place
@@ -85,7 +86,7 @@ class Pump:
                         self._turns.wake()
                     self._settle()
             finally:
-                self._turns.give()
+                self._give()
 
     def cancel(self, answers: list[Answer]) -> None:
         """From any thread or a signal handler: these end before the next step.
@@ -95,8 +96,8 @@ class Pump:
         going_on = [answer for answer in answers if not answer.done]
         for answer in going_on:
             answer.cancel_requested = True
-        # Taken into a list at once: other threads change it.
-        if going_on and all(a.cancel_requested for a in list(self._answers.values())):
+        under_way = list(self._answers.values())  # at once: other threads change it
+        if going_on and under_way and all(answer.cancel_requested for answer in under_way):
             self._engine.cancel_step()
 
     def end(self, answers: list[Answer]) -> None:
@@ -111,19 +112,18 @@ class Pump:
                 if self._turns.take(ended):
                     self._settle()
             finally:
-                self._turns.give()
+                self._give()
 
     def release(self, answers: list[Answer]) -> None:
         """As `end`, but never waits, so that the garbage collector may call it at any place.
 
         Where another thread runs the engine, that one ends them before its next step.
         """
+        if all(answer.done for answer in answers):
+            return
         self.cancel(answers)
-        if self._turns.take_free():
-            try:
-                self._settle()
-            finally:
-                self._turns.give()
+        self._released = True
+        self._tend()
 
     def alone(self, work: Callable[[Engine], T]) -> T:
         """Runs `work` with the engine to itself, between steps."""
@@ -132,7 +132,7 @@ class Pump:
             self._check_open()
             return work(self._engine)
         finally:
-            self._turns.give()
+            self._give()
 
     def close(self) -> None:
         """Ends every request and refuses new ones. Waits until a running step has stopped."""
@@ -145,7 +145,7 @@ class Pump:
                 answer.cancel_requested = True
             self._settle()
         finally:
-            self._turns.give()
+            self._give()
 
     def load(self) -> Load:
         """Without waiting for a step, so the figures may be of moments that lie a little apart."""
@@ -170,6 +170,19 @@ class Pump:
     @property
     def events(self) -> EventBus:
         return self._engine.events
+
+    def _give(self) -> None:
+        self._turns.give()
+        self._tend()
+
+    def _tend(self) -> None:
+        """Ends what was released. Whoever keeps another thread from it does it a moment later."""
+        while self._released and self._turns.take_free():
+            try:
+                self._released = False
+                self._settle()
+            finally:
+                self._turns.give()
 
     # ---- for the thread whose turn it is
 
@@ -255,7 +268,7 @@ class Stream:
     def __init__(self, pump: Pump, answers: list[Answer]) -> None:
         self._pump = pump
         self._answers = answers
-        self._deltas = self._run()
+        self._deltas = _deltas(pump, answers)
 
     def __iter__(self) -> Iterator[GenerationDelta]:
         return self
@@ -276,20 +289,25 @@ class Stream:
         self._deltas.close()
         self._pump.end(self._answers)
 
-    def _run(self) -> Generator[GenerationDelta, None, None]:
-        open_answers = list(self._answers)
-        try:
-            while open_answers:
-                self._pump.wait(open_answers)
-                for answer in list(open_answers):
-                    while answer.deltas:
-                        yield answer.deltas.popleft()
-                    if answer.error is not None:
-                        raise answer.error
-                    if answer.done and not answer.deltas:
-                        open_answers.remove(answer)
-        finally:  # maybe of the garbage collector, amid a step of this very thread
-            self._pump.release(open_answers)
+    def __del__(self) -> None:
+        self._pump.release(self._answers)
+
+
+def _deltas(pump: Pump, answers: list[Answer]) -> Generator[GenerationDelta, None, None]:
+    """Knows no `Stream`: together they would be a cycle, and wait for the garbage collector."""
+    open_answers = list(answers)
+    try:
+        while open_answers:
+            pump.wait(open_answers)
+            for answer in list(open_answers):
+                while answer.deltas:
+                    yield answer.deltas.popleft()
+                if answer.error is not None:
+                    raise answer.error
+                if answer.done and not answer.deltas:
+                    open_answers.remove(answer)
+    finally:  # maybe of the garbage collector, amid a step of this very thread
+        pump.release(open_answers)
 
 
 class InFlight:

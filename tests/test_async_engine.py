@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import random
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -329,12 +330,12 @@ clients = st.lists(
 )
 
 
-@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(clients)
 def test_whoever_leaves_at_any_time_changes_nothing_for_the_others(llm, plans):
     async def client(engine, index, how, after, length, seeded):
         prompt = [(index * 7 + i) % 250 for i in range(length)]
-        params = params_of(2 * index + seeded, 16)
+        params = params_of(2 * index + seeded, 40)
         stream = engine.generate(prompt, params, timeout=0.002 if how == "timeout" else None)
         if how == "stay":
             result = await stream.whole()
@@ -364,7 +365,7 @@ def test_whoever_leaves_at_any_time_changes_nothing_for_the_others(llm, plans):
             tasks = [asyncio.create_task(client(engine, i, *p)) for i, p in enumerate(plans)]
             for task, (how, after, *_) in zip(tasks, plans, strict=True):
                 if how == "task" and after > 6:
-                    await asyncio.sleep(0.0005 * after)  # in its prefill, or before it
+                    await asyncio.sleep(0.001 * (after - 7))  # before it, or in its prefill
                     task.cancel()
             found = await asyncio.gather(*tasks, return_exceptions=True)
             await until(lambda: engine.stats().running + engine.stats().waiting == 0)
@@ -395,6 +396,31 @@ def test_a_stream_that_the_garbage_collector_finds_during_a_step_ends(llm, monke
     monkeypatch.setattr(llm._model.backend, "forward", collecting)
     del lost, cycle
     assert len(llm.generate("Hello", GREEDY).token_ids) == 8
+    assert in_use(llm) == 0
+
+
+def test_ctrl_c_ends_a_synchronous_call_while_another_thread_runs_the_engine(llm, monkeypatch):
+    slow_down(llm, monkeypatch)
+    started, over = threading.Event(), threading.Event()
+
+    async def serve():
+        async with AsyncEngine(llm) as engine:
+            stream = engine.generate("other", LONG)
+            await anext(stream)
+            started.set()
+            await asyncio.to_thread(over.wait)
+            assert engine.stats().running == 1
+            stream.cancel()
+            return await stream.whole()
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(asyncio.run, serve())
+        started.wait()
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate("Hello", LONG)
+        over.set()
+        assert len(other.result().token_ids) > 1
     assert in_use(llm) == 0
 
 
@@ -469,7 +495,7 @@ def test_a_full_queue_refuses_and_takes_again_later(folder, monkeypatch):
             assert (engine.stats().running, engine.stats().waiting) == (2, 2)
             with pytest.raises(TooManyRequests):
                 await engine.complete("one too many", GREEDY)
-            for stream in streams[:2]:
+            for stream in streams:
                 await stream.aclose()
             assert len((await engine.complete("now", GREEDY)).token_ids) == 8
 
@@ -504,6 +530,42 @@ def test_a_request_that_takes_too_long_ends_with_what_it_has(llm, monkeypatch):
     assert (never.receipt.stopped_by, never.token_ids) == ("timeout", ())
     assert fine.finish_reason == "length"
     assert in_use(llm) == 0
+
+
+def test_a_slow_grammar_holds_nobody_up(llm, monkeypatch):
+    release = threading.Event()
+    prepare = llm.prepare
+
+    def slow(prompts, params):
+        if params.constrained:
+            release.wait(10)
+        return prepare(prompts, params)
+
+    monkeypatch.setattr(llm, "prepare", slow)
+
+    async def main():
+        async with AsyncEngine(llm) as engine:
+            chosen = engine.generate("x", SamplingParams(choices=["yes", "no"], max_tokens=6))
+            await engine.complete("quick", GREEDY)
+            assert engine.stats().waiting == 1
+            release.set()
+            return (await chosen.whole()).text
+
+    assert asyncio.run(main()) in ("yes", "no")
+
+
+def test_requests_stay_in_the_order_in_which_they_came(folder):
+    async def main():
+        async with AsyncEngine(str(folder), max_batch=1) as engine:
+            async with engine.watch() as watch:
+                lengths = [(7 * i) % 31 + 1 for i in range(30)]
+                streams = [engine.generate([1] * length, GREEDY) for length in lengths]
+                await asyncio.gather(*(stream.whole() for stream in streams))
+                events = watch._watch.take()
+            return lengths, [e.prompt_tokens for e in events if isinstance(e, Queued)]
+
+    lengths, queued = asyncio.run(main())
+    assert queued == lengths
 
 
 def test_priority_goes_first(folder, monkeypatch):
@@ -664,6 +726,15 @@ def test_an_idle_engine_uses_no_processor_time(llm):
 # ---- the long run
 
 
+HOWS = ("whole", "whole", "read", "cancel", "drop", "aclose", "task", "thread")
+
+
+def leave_early(llm: LLM, prompt: list[int], params: SamplingParams) -> None:
+    for delta in llm.stream(prompt, params):
+        if len(prompt) % 2 or delta.result is not None:
+            break
+
+
 async def soak(engine: AsyncEngine, count: int, clients: int, seed: int) -> None:
     todo = iter(range(count))
 
@@ -675,11 +746,13 @@ async def soak(engine: AsyncEngine, count: int, clients: int, seed: int) -> None
             stream = engine.generate(
                 prompt, params, timeout=0.001 if chance.random() < 0.05 else None
             )
-            how = chance.choice(["whole", "whole", "read", "cancel", "drop", "aclose", "task"])
+            how = chance.choice(HOWS)
             if how == "whole":
                 await stream.whole()
             elif how == "read":
                 assert [delta async for delta in stream][-1].result is not None
+            elif how == "thread":
+                await asyncio.to_thread(leave_early, engine.llm, prompt, params)
             elif how == "task":
                 task = asyncio.create_task(stream.whole())
                 await asyncio.sleep(chance.random() * 0.003)
