@@ -24,7 +24,7 @@ from benchmarks.harness.machine import print_heading
 from benchmarks.harness.ours import Ours
 from benchmarks.harness.table import Goal, markdown, verdict, wanted, write_json
 from localllm import LLM, SamplingParams, hub
-from localllm.sampling import Sampler, Vocabulary, batch, compile_constraint, draw_batch
+from localllm.sampling import Sampler, Vocabulary, batch, compile_constraint, draw_batch, noise
 
 MODEL = "smollm2:135m"
 ROWS, CALLS = 32, 20
@@ -112,7 +112,8 @@ def main() -> None:
     step = statistics.median(steps)
     rows = []
     for name, wish in SETTINGS.items():
-        with patch.object(batch, "native_sampler", lambda: None):
+        missing = {"native_module": lambda: None}
+        with patch.multiple(batch, **missing), patch.multiple(noise, **missing):
             alone = seconds(wish, logits, vocabulary, 3)
         taken = statistics.median(drawn[name])
         rows.append(Row(name, taken, taken / step, alone))

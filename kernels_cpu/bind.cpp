@@ -281,6 +281,7 @@ void embed(const Decoder& d, Array<int32_t, 1> tokens, OutMatrix out) {
 
 NB_MODULE(_native, m) {
   m.doc() = "localllm's native CPU engine.";
+  nb::set_leak_warnings(false);  // a model that nobody closed is no fault of the binding's
   m.def("cpu_features", &usable_cpu_features,
         "Instruction-set extensions that both the CPU and the operating system allow.");
   m.def("usable_kernels", &usable_kernels, "Kernel tables that run here, slowest first.");

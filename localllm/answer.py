@@ -69,8 +69,13 @@ class Answer:
         stops: tuple[str, ...],
         *,
         keep_logprobs: bool,
+        sample: int = 0,
+        n: int = 1,
     ) -> None:
         self.index = index
+        self.n = n  # answers that are wanted of all its prompt's samples
+        self.sample = sample
+        self.logprob = 0.0  # of the tokens together, where it was asked for
         self.deltas: deque[GenerationDelta] = deque()
         self.result: GenerationResult | None = None
         self.error: Exception | None = None
@@ -89,22 +94,32 @@ class Answer:
         return self.result is not None or self.error is not None
 
     @property
+    def mean_logprob(self) -> float:
+        return self.logprob / max(1, len(self._token_ids))
+
+    @property
     def news(self) -> bool:
         return bool(self.deltas) or self.done
 
     def push(self, draw: Draw) -> bool:
-        """Takes a token; True if a stop string is now complete."""
+        """Takes a token; True if a stop string is now complete. What comes after it is ignored."""
+        if self._stops.found is not None:
+            return False
         text = ""
         if self._detokenizer is not None:
             text = self._stops.push(self._detokenizer.push(draw.token_id))
         self._text.append(text)
         self._token_ids.append(draw.token_id)
         logprobs = None
+        if draw.logprob is not None:
+            self.logprob += draw.logprob
         if self._logprobs is not None:
             assert draw.logprob is not None
             self._logprobs.append(TokenLogprob(draw.token_id, draw.logprob, draw.top))
             logprobs = (self._logprobs[-1],)
-        self.deltas.append(GenerationDelta(self.index, text, (draw.token_id,), logprobs))
+        self.deltas.append(
+            GenerationDelta(self.index, text, (draw.token_id,), logprobs, sample=self.sample)
+        )
         self._tell()
         return self._stops.found is not None
 
@@ -117,9 +132,11 @@ class Answer:
             text = self._stops.push(self._detokenizer.finish()) + self._stops.finish()
         self._text.append(text)
         reason, receipt = event.reason, event.receipt
-        if self._stops.found is not None and reason == "length":
-            # The last token that was allowed also completed a stop string.
-            reason, receipt = "stop", replace(receipt, stopped_by="stop string")
+        if self._stops.found is not None:
+            # The engine may have been ahead: by drafts, or at the last token that was allowed.
+            reason = "stop"
+            count = len(self._token_ids)
+            receipt = replace(receipt, stopped_by="stop string", generated_tokens=count)
         result = GenerationResult(
             text="".join(self._text),
             token_ids=tuple(self._token_ids),
@@ -127,9 +144,10 @@ class Answer:
             receipt=receipt,
             prompt_token_ids=self._prompt,
             logprobs=None if self._logprobs is None else tuple(self._logprobs),
+            prompt_logprobs=_of_prompt(event),
         )
         # The delta first: whoever sees `done` without deltas left may go.
-        self.deltas.append(GenerationDelta(self.index, text, (), None, result))
+        self.deltas.append(GenerationDelta(self.index, text, (), None, result, self.sample))
         self.result = result
         self._tell()
 
@@ -153,8 +171,24 @@ class Answer:
             tuple(token_id for part in parts for token_id in part.token_ids),
             logprobs,
             parts[-1].result,
+            self.sample,
         )
 
     def _tell(self) -> None:
         if self.on_news is not None:
             self.on_news()
+
+
+def best(answers: list[Answer]) -> GenerationResult:
+    """The result of a prompt's answers: the first or likeliest of them, with the others."""
+    if len(answers) > answers[0].n:
+        answers = sorted(answers, key=lambda answer: -answer.mean_logprob)[: answers[0].n]
+    results = [answer.result for answer in answers if answer.result is not None]
+    return replace(results[0], alternatives=tuple(results[1:])) if results[1:] else results[0]
+
+
+def _of_prompt(event: Finished) -> tuple[TokenLogprob | None, ...] | None:
+    if event.prompt_logprobs is None:
+        return None
+    given = [(draw.token_id, draw.logprob, draw.top) for draw in event.prompt_logprobs]
+    return None, *(TokenLogprob(token, value or 0.0, top) for token, value, top in given)

@@ -7,18 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Condition, Thread
-from typing import Any
+from typing import Any, Unpack
 
-from localllm.answer import Answer
 from localllm.async_stream import AsyncStream, AsyncWatch, Bell, Call
-from localllm.engine import Request
 from localllm.errors import InvalidRequest, LocalLLMError, TooManyRequests
-from localllm.llm import LLM, Message, Prompt
-from localllm.pump import Load
+from localllm.llm import LLM, Message, Options, Prompt
+from localllm.pump import Load, Work
 from localllm.results import GenerationResult
 from localllm.sampling import SamplingParams
 
-_Work = list[tuple[Request, Answer]]
 # Threads that compile grammars: a slow one must not hold up all others. Prompts that only need to
 # be tokenized have one thread, so that they stay in the order in which they came.
 _COMPILERS = 4
@@ -113,21 +110,20 @@ class AsyncEngine:
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
-        priority: int = 0,
         timeout: float | None = None,
-        reuse: bool = True,
+        **options: Unpack[Options],
     ) -> AsyncStream:
         """Completes one prompt (text or token ids): an asynchronous iterator of deltas.
 
-        priority: lower goes first. timeout: seconds from now after which it is cancelled, with what
-        it has; `receipt.stopped_by` then is "timeout". It is looked at between steps. reuse:
-        whether cached KV may stand in for computing the prompt.
+        timeout: seconds from now after which it is cancelled, with what it has;
+        `receipt.stopped_by` then is "timeout". It is looked at between steps. options: see
+        `localllm.llm.Options`.
 
         Raises `TooManyRequests` here; what is wrong with the request (`InvalidRequest`,
         `PromptTooLong`) the stream raises, since the prompt is tokenized beside the event loop.
         """
         llm = self.llm
-        return self._begin(lambda: llm.prepare([prompt], params), params, priority, timeout, reuse)
+        return self._begin(lambda: llm.prepare(prompt, params, options), params, timeout)
 
     def chat(
         self,
@@ -136,30 +132,27 @@ class AsyncEngine:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_vars: Mapping[str, Any] | None = None,
-        priority: int = 0,
         timeout: float | None = None,
-        reuse: bool = True,
+        **options: Unpack[Options],
     ) -> AsyncStream:
         """Answers a conversation, as `LLM.chat`; in pieces, or by `await ….whole()` at once."""
         llm = self.llm
 
-        def prepare() -> _Work:
-            return llm.prepare([llm.chat_prompt(messages, tools, template_vars)], params)
+        def prepare() -> Work:
+            return llm.prepare(llm.chat_prompt(messages, tools, template_vars), params, options)
 
-        return self._begin(prepare, params, priority, timeout, reuse)
+        return self._begin(prepare, params, timeout)
 
     async def complete(
         self,
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
-        priority: int = 0,
         timeout: float | None = None,
-        reuse: bool = True,
+        **options: Unpack[Options],
     ) -> GenerationResult:
         """As `generate`, giving the whole answer."""
-        stream = self.generate(prompt, params, priority=priority, timeout=timeout, reuse=reuse)
-        return await stream.whole()
+        return await self.generate(prompt, params, timeout=timeout, **options).whole()
 
     def cancel(self, stream: AsyncStream) -> None:
         """Ends a request soon, with what it has. From any thread."""
@@ -179,12 +172,7 @@ class AsyncEngine:
     # ---- inside
 
     def _begin(
-        self,
-        prepare: Callable[[], _Work],
-        params: SamplingParams | None,
-        priority: int,
-        timeout: float | None,
-        reuse: bool,
+        self, prepare: Callable[[], Work], params: SamplingParams | None, timeout: float | None
     ) -> AsyncStream:
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._condition:
@@ -198,22 +186,19 @@ class AsyncEngine:
                 )
             call = Call(pump, deadline)
             self._preparing.add(call)
-            executor.submit(self._prepare, call, prepare, priority, reuse)
+            executor.submit(self._prepare, call, prepare)
         return AsyncStream(call)
 
-    def _prepare(
-        self, call: Call, prepare: Callable[[], _Work], priority: int, reuse: bool
-    ) -> None:
-        """In a thread of its own: text becomes token ids, a grammar an automaton."""
+    def _prepare(self, call: Call, prepare: Callable[[], Work]) -> None:
+        """In another thread: text becomes token ids, a grammar an automaton."""
+        assert self._llm is not None
+        pump = self._llm.pump
         try:
-            work = [
-                (replace(request, priority=priority, reuse=reuse), answer)
-                for request, answer in prepare()
-            ]
-            self.llm.pump.check(work)
-            call.bind(work, self._running.discard)
+            work = prepare()
+            pump.check([work])
+            call.bind(work[1], self._running.discard)
             with self._condition:  # at every moment it counts once
-                self.llm.pump.take_in(work)
+                pump.take_in([work])
                 self._preparing.discard(call)
                 self._running.add(call)
                 if call.done:  # already, by a synchronous caller's step

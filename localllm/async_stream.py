@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
-from localllm.answer import Answer
-from localllm.engine import Request
+from localllm.answer import Answer, best
 from localllm.engine.events import EngineEvent, EventBus
+from localllm.errors import InvalidRequest
 from localllm.pump import Pump
 from localllm.results import GenerationDelta, GenerationResult
 
@@ -73,13 +73,13 @@ class Call:
         failed = any(answer.error is not None for answer in self.answers)
         return self.done or failed or any(answer.deltas for answer in self.answers)
 
-    def bind(self, work: list[tuple[Request, Answer]], on_done: Callable[[Call], None]) -> None:
-        """Before the work is given to the pump. on_done: called by the thread that ends it."""
+    def bind(self, answers: list[Answer], on_done: Callable[[Call], None]) -> None:
+        """Before they are given to the pump. on_done: called by the thread that ends it."""
         self._on_done = on_done
-        for _, answer in work:
+        for answer in answers:
             answer.deadline = self._deadline
             answer.on_news = self._tell
-        self.answers = [answer for _, answer in work]
+        self.answers = answers
         if self._cancelled:
             for answer in self.answers:
                 answer.cancel_requested = True
@@ -111,7 +111,7 @@ class Call:
 
 
 class AsyncStream:
-    """An asynchronous iterator over the deltas of one answer.
+    """An asynchronous iterator over the deltas of one answer, or of `n`, each by its `sample`.
 
     Deltas that were not read in time come as one, so that a slow reader holds nobody up and costs
     no more memory than the answer is long. The last delta has the `result`.
@@ -129,9 +129,10 @@ class AsyncStream:
 
     @property
     def result(self) -> GenerationResult | None:
-        """The whole answer, once there is one."""
+        """The whole answer, once there is one; if there are several, when all are whole."""
         answers = self._call.answers
-        return answers[0].result if answers else None
+        whole = answers and all(answer.result is not None for answer in answers)
+        return best(answers) if whole else None
 
     def __aiter__(self) -> AsyncStream:
         return self
@@ -140,6 +141,9 @@ class AsyncStream:
         call = self._call
         while not self._over:
             await self._wait(lambda: call.news)
+            if call.answers and len(call.answers) > call.answers[0].n:
+                await self.aclose()
+                raise InvalidRequest("best_of above n cannot be streamed", hint="use complete")
             for answer in call.answers:
                 delta = answer.take()
                 if delta is not None:
@@ -166,8 +170,9 @@ class AsyncStream:
         await self._wait(lambda: self._call.done)
         self._over = True
         self._raise()
-        assert self.result is not None
-        return self.result
+        result = self.result
+        assert result is not None
+        return result
 
     def cancel(self) -> None:
         """From any thread: ends the request soon, with what it has."""

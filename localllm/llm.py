@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
+from pathlib import Path
 from types import TracebackType
-from typing import Any, overload
+from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 
-from localllm.answer import Answer
+from localllm.adapters import load_adapter
+from localllm.answer import Answer, best
 from localllm.backend.protocol import Activations
-from localllm.engine import Request
+from localllm.engine import Engine, Request, Watch
 from localllm.errors import InvalidRequest
 from localllm.hub.progress import Progress
 from localllm.loading import LoadedModel, load
-from localllm.pump import InFlight, Pump, Stream
+from localllm.pump import InFlight, Pump, Stream, Work
 from localllm.results import GenerationResult
 from localllm.sampling import (
     Constraint,
@@ -55,6 +58,18 @@ class ModelInfo:
     load_note: str | None
 
 
+class Options(TypedDict, total=False):
+    """How requests run, beside what they ask of the sampler.
+
+    adapter: a loaded adapter's name. priority: lower goes first. reuse: whether cached KV may stand
+    in for computing the prompt.
+    """
+
+    adapter: str | None
+    priority: int
+    reuse: bool
+
+
 class LLM:
     """A model in memory. Close it, or use it as a context manager, to give the memory back.
 
@@ -71,6 +86,10 @@ class LLM:
         "float32", exact and slower; None takes the backend's default. Dense weights always meet
         float32, and the reference backend knows nothing else.
     chat_template: a Jinja template to use instead of the model's own.
+    draft_model: a smaller model with the same vocabulary, whose guesses are tried (speculation).
+    draft_head: a folder with a draft head for this model (docs/engine.md), for the same.
+    kv_disk: bytes of disk where cached prompts survive a restart; None keeps them in memory only.
+    max_adapters, max_adapter_bytes: of those loaded at a time (`load_adapter`).
     offline: never reach for the network; None: as LOCALLLM_OFFLINE and HF_HUB_OFFLINE say.
     progress: told how far fetching is; None for silence.
 
@@ -90,6 +109,11 @@ class LLM:
         max_batch: int = 32,
         activations: Activations | None = None,
         chat_template: str | None = None,
+        draft_model: str | None = None,
+        draft_head: str | Path | None = None,
+        kv_disk: int | None = None,
+        max_adapters: int = 16,
+        max_adapter_bytes: int = 1 << 30,
         offline: bool | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -102,6 +126,11 @@ class LLM:
             max_batch=max_batch,
             activations=activations,
             chat_template=chat_template,
+            draft_model=draft_model,
+            draft_head=None if draft_head is None else Path(draft_head),
+            kv_disk=kv_disk,
+            max_adapters=max_adapters,
+            max_adapter_bytes=max_adapter_bytes,
             offline=offline,
             progress=progress,
         )
@@ -144,34 +173,41 @@ class LLM:
     # To a type checker one text is also a sequence of texts; the first match is the right one.
     @overload
     def generate(  # type: ignore[overload-overlap]
-        self, prompts: Prompt, params: Params = None
+        self, prompts: Prompt, params: Params = None, **options: Unpack[Options]
     ) -> GenerationResult: ...
     @overload
     def generate(
-        self, prompts: Sequence[Prompt], params: Params = None
+        self, prompts: Sequence[Prompt], params: Params = None, **options: Unpack[Options]
     ) -> list[GenerationResult]: ...
     def generate(
-        self, prompts: Prompts, params: Params = None
+        self, prompts: Prompts, params: Params = None, **options: Unpack[Options]
     ) -> GenerationResult | list[GenerationResult]:
         """Completes one prompt (text or token ids), or a list of them in one batch.
 
         params: one for all, or one each. Text is tokenized with the model's own start token, and
         special tokens spelled in it are taken as such. All prompts are checked before any is run.
+        With `n` above 1 the others are the result's `alternatives`. options: see `Options`.
         Raises `InvalidRequest`, `PromptTooLong`.
         """
         one = _is_one(prompts)
-        answers = self._submit(prompts, params)
-        results = self._collect(answers)
+        results = self._collect(self._submit(prompts, params, options))
         return results[0] if one else results
 
-    def stream(self, prompts: Prompts, params: Params = None) -> Stream:
-        """As `generate`, giving pieces as they come: an iterator of `GenerationDelta`."""
-        return Stream(self._pump, self._submit(prompts, params))
+    def stream(self, prompts: Prompts, params: Params = None, **options: Unpack[Options]) -> Stream:
+        """As `generate`, giving pieces as they come: an iterator of `GenerationDelta`.
+
+        With `n` above 1 deltas say which `sample` they belong to. `best_of` above `n` is refused:
+        which answers are given is known at the end only.
+        """
+        given = [params] if isinstance(params, SamplingParams) else list(params or ())
+        if any((one.best_of or 1) > one.n for one in given):
+            raise InvalidRequest("best_of above n cannot be streamed", hint="use generate")
+        return Stream(self._pump, self._submit(prompts, params, options))
 
     def in_flight(self) -> InFlight:
         """For work that never ends or is too long for a list: submit requests one by one, take
         each when it is done. As many as `max_batch` run together; the others wait."""
-        return InFlight(self._pump, lambda prompt, params: self._submit([prompt], params)[0])
+        return InFlight(self._pump, self._submit_one)
 
     def chat(
         self,
@@ -180,6 +216,7 @@ class LLM:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_vars: Mapping[str, Any] | None = None,
+        **options: Unpack[Options],
     ) -> GenerationResult:
         """Answers a conversation: messages are {"role": …, "content": …}.
 
@@ -187,7 +224,7 @@ class LLM:
         the model's template understands, such as enable_thinking.
         Raises `TemplateError` if the model has no chat template or it refuses the messages.
         """
-        return self.generate(self.chat_prompt(messages, tools, template_vars), params)
+        return self.generate(self.chat_prompt(messages, tools, template_vars), params, **options)
 
     def stream_chat(
         self,
@@ -196,9 +233,10 @@ class LLM:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_vars: Mapping[str, Any] | None = None,
+        **options: Unpack[Options],
     ) -> Stream:
         """As `chat`, giving pieces as they come."""
-        return self.stream(self.chat_prompt(messages, tools, template_vars), params)
+        return self.stream(self.chat_prompt(messages, tools, template_vars), params, **options)
 
     def chat_prompt(
         self,
@@ -210,6 +248,41 @@ class LLM:
         return self._need_tokenizer().apply_chat(
             list(messages), tools=tools, add_generation_prompt=True, **dict(template_vars or {})
         )
+
+    def load_adapter(self, path: str | Path, name: str | None = None, *, pin: bool = False) -> str:
+        """Makes a LoRA adapter (a PEFT or MLX-LM folder) known by a name, which it returns.
+
+        name: None for the folder's. Requests ask for it with `adapter=name`. It takes memory while
+        requests use it, and after that until another needs the room; pin keeps it loaded.
+        Raises CheckpointError or UnsupportedModel for what cannot be read or does not fit the
+        model, OutOfMemoryPlan for one that is too large, InvalidRequest for a name that is taken.
+        """
+        adapter = load_adapter(path, self.spec, name=name)
+        folder = Path(path).resolve()
+
+        def register(engine: Engine) -> None:
+            engine.adapters.register(adapter, folder)
+            if pin:
+                engine.adapters.pin(adapter.name)
+
+        self._pump.alone(register)
+        return adapter.name
+
+    def unload_adapter(self, name: str) -> None:
+        """Forgets an adapter. Raises InvalidRequest while requests use it."""
+        self._pump.alone(lambda engine: engine.adapters.unregister(name))
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of known adapters."""
+        return self._pump.alone(lambda engine: engine.adapters.names)
+
+    def watch(self, capacity: int = 1024) -> Watch:
+        """What goes on in the engine from now on, the last `capacity` events of it."""
+        return self._model.engine.events.watch(capacity)
+
+    def unwatch(self, watch: Watch) -> None:
+        self._model.engine.events.unwatch(watch)
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """float32 [T, V]: the logits after each token of one sequence."""
@@ -232,31 +305,47 @@ class LLM:
     ) -> None:
         self.close()
 
-    def prepare(self, prompts: Prompts, params: Params = None) -> list[tuple[Request, Answer]]:
-        """What `generate` would submit, and the answers that will come. For `AsyncEngine`."""
+    def _submit(self, prompts: Prompts, params: Params, options: Options) -> list[Answer]:
+        """The answers to come: those of the first prompt's samples, then of the second's …"""
         many: Sequence[Prompt] = [prompts] if _is_one(prompts) else prompts  # type: ignore[assignment, list-item]
-        work = []
-        for index, (prompt, one) in enumerate(
-            zip(many, self._params(params, len(many)), strict=True)
-        ):
-            ids = self._encode(prompt)
-            if one.stop_strings:
-                self._need_tokenizer()
-            one, constraint = self._prepared(one)
-            answer = Answer(
+        chosen = self._params(params, len(many))
+        work = [self.prepare(many[i], chosen[i], options, index=i) for i in range(len(many))]
+        self._pump.submit(work)
+        return [answer for _, answers in work for answer in answers]
+
+    def _submit_one(self, prompt: Prompt, params: SamplingParams | None) -> Answer:
+        answers = self._submit([prompt], params, {})
+        if len(answers) > 1:
+            self._pump.end(answers)
+            raise InvalidRequest("n must be 1 for requests that are submitted one by one")
+        return answers[0]
+
+    def prepare(
+        self, prompt: Prompt, params: SamplingParams | None, options: Options, *, index: int = 0
+    ) -> Work:
+        """What `generate` submits for one prompt. For `AsyncEngine`."""
+        (params,) = self._params(params, 1)
+        ids = self._encode(prompt)
+        if params.stop_strings:
+            self._need_tokenizer()
+        keep_logprobs = params.logprobs is not None
+        if not keep_logprobs and (params.best_of or 1) > params.n:
+            params = replace(params, logprobs=0)  # what the samples are compared by
+        params, constraint = self._prepared(params)
+        request = Request(ids, params, self._model.eos_ids, constraint, **options)
+        answers = [
+            Answer(
                 index,
                 ids,
                 None if self.tokenizer is None else self.tokenizer.stream(),
-                one.stop_strings,
-                keep_logprobs=one.logprobs is not None,
+                params.stop_strings,
+                keep_logprobs=keep_logprobs,
+                sample=sample,
+                n=params.n,
             )
-            work.append((Request(ids, one, self._model.eos_ids, constraint), answer))
-        return work
-
-    def _submit(self, prompts: Prompts, params: Params) -> list[Answer]:
-        work = self.prepare(prompts, params)
-        self._pump.submit(work)
-        return [answer for _, answer in work]
+            for sample in range(request.samples)
+        ]
+        return request, answers
 
     def _prepared(self, params: SamplingParams) -> tuple[SamplingParams, Constraint | None]:
         """What depends on the vocabulary, looked up: the engine sees token ids only."""
@@ -287,7 +376,7 @@ class LLM:
         for answer in answers:
             if answer.error is not None:
                 raise answer.error
-        return [answer.result for answer in answers if answer.result is not None]
+        return [best(list(own)) for _, own in groupby(answers, lambda answer: answer.index)]
 
     def _params(self, params: Params, count: int) -> list[SamplingParams]:
         if params is None:

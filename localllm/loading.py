@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from localllm import hub
-from localllm.backend.packed_folder import PackedPlace
+from localllm.backend.packed_folder import PackedFolder, PackedPlace
 from localllm.backend.protocol import Activations, Backend
 from localllm.backend.select import BackendStatus, candidates, check_activations, open_backend
 from localllm.checkpoint import open_checkpoint
 from localllm.checkpoint.base import Checkpoint
 from localllm.engine import Engine
+from localllm.engine.adapters import AdapterSlots
+from localllm.engine.disk_tier import DiskTier
+from localllm.engine.draft_head import DraftHead
+from localllm.engine.drafters import DraftModel, HeadDrafter
 from localllm.engine.planner import Plan, make_plan
-from localllm.errors import CheckpointError, InvalidRequest, UnsupportedModel
+from localllm.engine.speculative import Drafter
+from localllm.errors import CheckpointError, InvalidRequest, StoreError, UnsupportedModel
 from localllm.hub.environment import is_set
 from localllm.hub.progress import Progress
 from localllm.hub.store import Store
@@ -44,8 +49,15 @@ class LoadedModel:
     plan: Plan
     eos_ids: frozenset[int]
     default_params: SamplingParams
+    disk: DiskTier | None
+    drafter: Backend | None
 
     def close(self) -> None:
+        self.engine.close()
+        if self.disk is not None:
+            self.disk.close()
+        if self.drafter is not None:
+            self.drafter.close()
         self.backend.close()
 
 
@@ -59,6 +71,11 @@ def load(
     max_batch: int = 32,
     activations: Activations | None = None,
     chat_template: str | None = None,
+    draft_model: str | None = None,
+    draft_head: Path | None = None,
+    kv_disk: int | None = None,
+    max_adapters: int = 16,
+    max_adapter_bytes: int = 1 << 30,
     offline: bool | None = None,
     progress: Progress | None = None,
 ) -> LoadedModel:
@@ -79,6 +96,16 @@ def load(
         settings = _generation_config(stored.path)
         wishes = _Wishes(threads, context, kv_tokens, max_batch, activations)
         opened, plan, note = _open(usable, spec, checkpoint, wishes)
+        key, disk = b"", None
+        if kv_disk is not None:
+            key, disk = _disk(opened, checkpoint, kv_disk)
+        draft, drafters = None, list[Drafter]()
+        if draft_model is not None:
+            draft = load_draft(draft_model, spec, tokenizer, plan, threads=threads, offline=offline)
+            drafters.append(DraftModel(draft))
+        if draft_head is not None:
+            head = DraftHead.load(draft_head, hidden=spec.hidden)
+            drafters.append(HeadDrafter(head, opened))
         return LoadedModel(
             name=name,
             path=stored.path,
@@ -86,7 +113,19 @@ def load(
             tokenizer=tokenizer,
             backend=opened,
             backend_note=note,
-            engine=Engine(opened, context=plan.context, max_batch=max_batch),
+            engine=Engine(
+                opened,
+                context=plan.context,
+                max_batch=max_batch,
+                drafters=drafters,
+                disk=disk,
+                key=key,
+                adapters=AdapterSlots(
+                    opened, max_adapters=max_adapters, max_bytes=max_adapter_bytes
+                ),
+            ),
+            disk=disk,
+            drafter=draft,
             plan=plan,
             eos_ids=_eos_ids(tokenizer, settings, checkpoint),
             default_params=_default_params(stored, settings),
@@ -149,6 +188,49 @@ def _check_fallback(
         check_activations(status, activations)
     except InvalidRequest as error:
         raise InvalidRequest("; ".join([*reasons, str(error)]), hint=error.hint) from error
+
+
+def load_draft(
+    name: str,
+    spec: DecoderSpec,
+    tokenizer: Tokenizer | None,
+    plan: Plan,
+    *,
+    threads: int | None,
+    offline: bool | None,
+) -> Backend:
+    """The draft model on the best backend, with a KV pool for as many positions as the model's.
+
+    Raises InvalidRequest for one with another vocabulary.
+    """
+    stored = hub.resolve(name, offline=offline)
+    checkpoint = open_checkpoint(stored.path)
+    try:
+        own = load_spec(checkpoint)
+        other = load_tokenizer(stored.path, checkpoint.config)
+        same = own.vocab_size == spec.vocab_size
+        if tokenizer is not None and other is not None:
+            same = same and tokenizer.all_token_bytes() == other.all_token_bytes()
+        if not same:
+            raise InvalidRequest(
+                f"{name} has another vocabulary, so it cannot draft for this model",
+                hint="a draft model is a smaller one of the same family",
+            )
+        context = min(own.context, plan.context)
+        wishes = _Wishes(threads, context, max(context, plan.kv_tokens), 32, None)
+        return _open(candidates(None), own, checkpoint, wishes)[0]
+    finally:
+        checkpoint.close()
+
+
+def _disk(backend: Backend, checkpoint: Checkpoint, limit: int) -> tuple[bytes, DiskTier]:
+    """What names this model's blocks on disk, and the disk."""
+    store = Store()
+    try:
+        key = PackedFolder(store.packed).key(backend.spec, checkpoint.files(), backend.kv_form)
+    except OSError as error:
+        raise StoreError(f"no KV cache on disk: {error}") from error
+    return key.encode(), DiskTier(backend, store.home / "kv", limit)
 
 
 def _packed_place(checkpoint: Checkpoint) -> PackedPlace | None:

@@ -24,6 +24,7 @@ from localllm.sampling import SamplingParams
 from localllm.turns import Turns
 
 T = TypeVar("T")
+Work = tuple[Request, list[Answer]]  # an answer for each of its samples
 
 
 @dataclass(frozen=True)
@@ -49,23 +50,23 @@ class Pump:
         self._turns = Turns()
         self._intake = Lock()  # of the two that follow
         self._closed = False
-        self._inbox: deque[tuple[Request, Answer]] = deque()
+        self._inbox: deque[Work] = deque()
         self._released = False  # some answer was, perhaps after the last look at them
         # What follows and the engine belong to the thread whose turn it is.
         self._answers: dict[int, Answer] = {}
         self._stuck = 0  # requests for which the last step had no place
 
-    def submit(self, requests: list[tuple[Request, Answer]]) -> None:
+    def submit(self, requests: list[Work]) -> None:
         """Queues all of them, or none if one is refused. Does not wait for a step."""
         self.check(requests)
         self.take_in(requests)
 
-    def check(self, requests: list[tuple[Request, Answer]]) -> None:
+    def check(self, requests: list[Work]) -> None:
         self._check_open()
         for request, _ in requests:
             self._engine.check(request)
 
-    def take_in(self, requests: list[tuple[Request, Answer]]) -> None:
+    def take_in(self, requests: list[Work]) -> None:
         """Queues what `check` let through."""
         with self._intake:
             self._check_open()
@@ -138,10 +139,10 @@ class Pump:
         """Ends every request and refuses new ones. Waits until a running step has stopped."""
         with self._intake:
             self._closed = True
-        self.cancel([*list(self._answers.values()), *(answer for _, answer in list(self._inbox))])
+        self.cancel(self._open_answers())
         try:
             self._turns.take(lambda: False, urgent=True)
-            for answer in (*self._answers.values(), *(answer for _, answer in self._inbox)):
+            for answer in self._open_answers():
                 answer.cancel_requested = True
             self._settle()
         finally:
@@ -170,6 +171,10 @@ class Pump:
     @property
     def events(self) -> EventBus:
         return self._engine.events
+
+    def _open_answers(self) -> list[Answer]:
+        inbox = [answer for _, answers in list(self._inbox) for answer in answers]
+        return [*list(self._answers.values()), *inbox]
 
     def _give(self) -> None:
         self._turns.give()
@@ -205,11 +210,13 @@ class Pump:
     def _settle(self) -> None:
         """Takes requests in, and ends those that are cancelled or out of time."""
         while self._inbox:
-            request, answer = self._inbox.popleft()
+            request, answers = self._inbox.popleft()
             try:
-                self._answers[self._engine.add(request)] = answer
+                first = self._engine.add(request)
+                self._answers.update(enumerate(answers, start=first))
             except Exception as error:  # what `check` could not see
-                answer.fail(error)
+                for answer in answers:
+                    answer.fail(error)
         now = time.monotonic()
         over = [
             (request_id, "cancelled" if answer.cancel_requested else "timeout")

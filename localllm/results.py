@@ -27,6 +27,10 @@ class GenerationResult:
     finish_reason: "stop" (end of sequence, stop id or stop string), "length" (max_tokens or the
         context is full; `receipt.stopped_by` says which) or "cancelled".
     logprobs: one entry a token when `SamplingParams.logprobs` was set, else None.
+    prompt_logprobs: one entry a prompt token when `SamplingParams.prompt_logprobs` was set, the
+        first None: nothing comes before it.
+    alternatives: the other answers when `SamplingParams.n` is above 1: with `best_of` or `beams`
+        the next best, else in the order of their seeds.
     """
 
     text: str
@@ -35,6 +39,8 @@ class GenerationResult:
     receipt: Receipt
     prompt_token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    alternatives: tuple[GenerationResult, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -45,9 +51,10 @@ class GenerationResult:
 class GenerationDelta:
     """A piece of one streamed answer.
 
-    index: which prompt of the call it belongs to. text: what became readable with these tokens;
+    index: which prompt of the call it belongs to; sample: which of its answers, when n is above 1.
+    text: what became readable with these tokens;
     it may be empty while a character or a possible stop string is incomplete.
-    result: the whole answer, in the last delta of each prompt only.
+    result: the whole answer, in the last delta of each answer only.
     """
 
     index: int
@@ -55,6 +62,7 @@ class GenerationDelta:
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] | None = None
     result: GenerationResult | None = None
+    sample: int = 0
 
     @property
     def finish_reason(self) -> FinishReason | None:

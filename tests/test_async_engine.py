@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -532,14 +533,43 @@ def test_a_request_that_takes_too_long_ends_with_what_it_has(llm, monkeypatch):
     assert in_use(llm) == 0
 
 
+def test_several_answers_come_from_one_request(llm):
+    params = SamplingParams(temperature=1.1, seed=5, max_tokens=8, ignore_eos=True, n=3)
+    expected = llm.generate("Hello", params)
+    likeliest = replace(params, n=1, best_of=3)
+
+    async def main():
+        async with AsyncEngine(llm) as engine:
+            texts = {}
+            async for delta in engine.generate("Hello", params):
+                texts[delta.sample] = texts.get(delta.sample, "") + delta.text
+            with pytest.raises(InvalidRequest, match="best_of"):
+                await anext(engine.generate("Hello", likeliest))
+            for _ in range(20):  # left at any moment
+                async for _ in engine.generate("Hello", replace(params, max_tokens=100)):
+                    break
+            return (
+                texts,
+                await engine.complete("Hello", params),
+                await engine.complete("Hello", likeliest),
+            )
+
+    texts, whole, best = asyncio.run(main())
+    answers = [expected, *expected.alternatives]
+    assert [texts[i] for i in range(3)] == [a.text for a in answers]
+    assert [whole.text, *(a.text for a in whole.alternatives)] == [a.text for a in answers]
+    assert best.text == llm.generate("Hello", likeliest).text
+    assert in_use(llm) == 0
+
+
 def test_a_slow_grammar_holds_nobody_up(llm, monkeypatch):
     release = threading.Event()
     prepare = llm.prepare
 
-    def slow(prompts, params):
+    def slow(prompt, params, options):
         if params.constrained:
             release.wait(10)
-        return prepare(prompts, params)
+        return prepare(prompt, params, options)
 
     monkeypatch.setattr(llm, "prepare", slow)
 

@@ -16,23 +16,6 @@ constexpr double kClose = 1e-9;      // closer values than this are not decided 
 constexpr double kLogClose = 1e-12;  // relative error that scaling may add, generously
 constexpr double kTwo32 = 4294967296.0;
 
-// Word `id % 4` of counter `id / 4`.
-uint32_t word_of(uint64_t seed, uint32_t position, uint32_t id) {
-  uint32_t c0 = id >> 2, c1 = position, c2 = 0, c3 = 0;
-  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = uint64_t{c0} * 0xD2511F53u, p1 = uint64_t{c2} * 0xCD9E8D57u;
-    c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
-    c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
-    c1 = static_cast<uint32_t>(p1);
-    c3 = static_cast<uint32_t>(p0);
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
-  }
-  const uint32_t words[4] = {c0, c1, c2, c3};
-  return words[id & 3];
-}
-
 double gumbel(uint64_t word) {
   return -std::log(-std::log((static_cast<double>(word) + 0.5) / kTwo32));
 }
@@ -48,6 +31,22 @@ bool is_allowed(const uint32_t* allowed, int32_t id) {
 }
 
 }  // namespace
+
+uint32_t noise_word(uint64_t seed, uint32_t position, uint32_t id) {
+  uint32_t c0 = id >> 2, c1 = position, c2 = 0, c3 = 0;
+  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = uint64_t{c0} * 0xD2511F53u, p1 = uint64_t{c2} * 0xCD9E8D57u;
+    c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
+    c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
+    c1 = static_cast<uint32_t>(p1);
+    c3 = static_cast<uint32_t>(p0);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  const uint32_t words[4] = {c0, c1, c2, c3};
+  return words[id & 3];
+}
 
 // The best value so far, and how close any other came.
 struct RowSampler::Best {
@@ -99,21 +98,42 @@ const float* RowSampler::punched(const SampleRow& row) {
   return copy_.data();
 }
 
-int32_t RowSampler::sample(const SampleRow& row) {
+// Finds the largest logit; false where the row is broken.
+bool RowSampler::open(const SampleRow& row) {
+  entries_.clear();
   x_ = row.allowed || row.edits > 0 ? punched(row) : row.logits;
   top_ = kernels_.block_max(x_, vocab_, maxima_.data());
-  if (std::isnan(top_)) return -1;
+  if (std::isnan(top_)) return false;
   highest_ = static_cast<double>(top_);
   for (int i = 0; i < row.edits; ++i) {
-    if (std::isnan(edit(row, i))) return -1;
+    if (std::isnan(edit(row, i))) return false;
     highest_ = std::max(highest_, edit(row, i));
   }
-  if (!std::isfinite(highest_)) return -1;
-  if (row.temperature == 0.0) return likeliest(row, highest_);
-  if (row.temperature > 1e100) return -1;  // where quotients lose digits
-  entries_.clear();
+  return std::isfinite(highest_) && row.temperature <= 1e100;  // beyond, quotients lose digits
+}
+
+const std::vector<RowSampler::Entry>* RowSampler::cut(const SampleRow& row) {
+  if (row.temperature == 0.0 || !open(row)) return nullptr;
   if (row.top_k > 0) {
-    if (!keep_top_k(row)) return -1;
+    keep_top_k(row);
+  } else {
+    const double least = highest_ + row.log_min_p * row.temperature;
+    collect(row, at_most(least - kLogClose * (std::fabs(least) + std::fabs(highest_))));
+    entries_.erase(std::remove_if(entries_.begin(), entries_.end(),
+                                  [&](const Entry& e) { return e.scaled < row.log_min_p; }),
+                   entries_.end());
+  }
+  std::sort(entries_.begin(), entries_.end(),
+            [](const Entry& a, const Entry& b) { return a.id < b.id; });
+  return &entries_;
+}
+
+int32_t RowSampler::sample(const SampleRow& row) {
+  if (!open(row)) return -1;
+  if (row.temperature == 0.0) return likeliest(row, highest_);
+  if (row.top_k > 0) {
+    keep_top_k(row);
+    if (row.top_p < 1.0 && !keep_nucleus(row.top_p, 0.0, kClose)) return -1;
   } else if (row.top_p < 1.0) {
     if (!find_nucleus(row)) return -1;
   } else {
@@ -144,7 +164,7 @@ int32_t RowSampler::drawn_from_all(const SampleRow& row) {
     const double s = scaled(row, edit(row, i));
     if (s == kLowest || s < least || bound(s) < -33.0) continue;
     const auto id = static_cast<uint32_t>(row.edit_ids[i]);
-    best.offer(row.edit_ids[i], s + gumbel(word_of(row.seed, row.position, id)));
+    best.offer(row.edit_ids[i], s + gumbel(noise_word(row.seed, row.position, id)));
   }
   const auto take = [&](int block) {
     const double s_max = scaled(row, static_cast<double>(maxima_[static_cast<size_t>(block)]));
@@ -178,7 +198,7 @@ int32_t RowSampler::drawn_from_entries(const SampleRow& row) {
   for (const Entry& entry : entries_) {
     if (entry.scaled < row.log_min_p) continue;
     const auto id = static_cast<uint32_t>(entry.id);
-    best.offer(entry.id, entry.scaled + gumbel(word_of(row.seed, row.position, id)));
+    best.offer(entry.id, entry.scaled + gumbel(noise_word(row.seed, row.position, id)));
   }
   return best.token();
 }
@@ -208,7 +228,7 @@ float RowSampler::kth_block(int k) {
   return order_[static_cast<size_t>(k - 1)];
 }
 
-bool RowSampler::keep_top_k(const SampleRow& row) {
+void RowSampler::keep_top_k(const SampleRow& row) {
   const auto bound = static_cast<double>(kth_block(row.top_k));
   collect(row, at_most(bound - kLogClose * (std::fabs(bound) + std::fabs(highest_))));
   const auto k = static_cast<size_t>(row.top_k);
@@ -217,7 +237,6 @@ bool RowSampler::keep_top_k(const SampleRow& row) {
                      likelier);
     entries_.resize(k);
   }
-  return row.top_p >= 1.0 || keep_nucleus(row.top_p, 0.0, kClose);
 }
 
 // Keeps the likeliest entries up to a mass of top_p; false where rounding could decide.

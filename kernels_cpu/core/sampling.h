@@ -9,6 +9,10 @@
 
 namespace localllm {
 
+// The 32 bits that a token's noise is made of: word id % 4 of Philox4x32-10 at (id / 4, position,
+// 0, 0) under the key `seed`.
+uint32_t noise_word(uint64_t seed, uint32_t position, uint32_t id);
+
 struct SampleRow {
   const float* logits = nullptr;
   double temperature = 0.0;  // 0: greedy
@@ -31,15 +35,19 @@ class RowSampler {
   // The token, or -1 where the row is broken or the choice is too close to call.
   int32_t sample(const SampleRow& row);
 
- private:
   struct Entry {
-    double scaled;
+    double scaled;  // (logit - largest logit) / temperature
     int32_t id;
   };
+  // The tokens that top_k leaves, or without it min_p, by id; null where the row is broken.
+  const std::vector<Entry>* cut(const SampleRow& row);
+
+ private:
   struct Best;
 
   static bool likelier(const Entry& a, const Entry& b);
 
+  bool open(const SampleRow& row);
   double edit(const SampleRow& row, int i) const;
   const float* punched(const SampleRow& row);
   int32_t likeliest(const SampleRow& row, double highest) const;
@@ -47,7 +55,7 @@ class RowSampler {
   int32_t drawn_from_entries(const SampleRow& row);
   void collect(const SampleRow& row, float least);
   float kth_block(int k);
-  bool keep_top_k(const SampleRow& row);
+  void keep_top_k(const SampleRow& row);
   bool keep_nucleus(double top_p, double tail, double window);
   bool find_nucleus(const SampleRow& row);
   double scaled(const SampleRow& row, double logit) const {

@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <limits>
 
+#include "core/sampling.h"
 #include "synthetic.h"
 
 using namespace localllm;
@@ -172,6 +174,46 @@ std::vector<float> check(const Case& c, bool thorough) {
   return wanted;
 }
 
+// Tokens drawn from random rows in every way that the native sampler has.
+std::vector<float> draws() {
+  constexpr int vocab = 5000;
+  const Case c{"sampling", {}};
+  std::vector<float> wanted;
+  for (const std::string& name : usable_kernels()) {
+    Random random(13);
+    RowSampler sampler(*find_kernels(name), vocab);
+    std::vector<float> logits(vocab), got;
+    const std::vector<int32_t> ids{3, 64, 4999};
+    const std::vector<double> values{5.0, -1.0, 20.0};
+    std::vector<uint32_t> allowed((vocab + 31) / 32);
+    for (int i = 0; i < 60; ++i) {
+      for (float& x : logits) x = static_cast<float>(random.below(1 << 20)) / (1 << 16);
+      for (uint32_t& bits : allowed) bits = static_cast<uint32_t>(random.below(1 << 30));
+      SampleRow row;
+      row.logits = logits.data();
+      row.temperature = i % 5 == 0 ? 0.0 : 0.5 * (i % 4 + 1);
+      row.top_k = i % 3 == 0 ? 20 : 0;
+      row.top_p = i % 2 == 0 ? 0.7 : 1.0;
+      row.log_min_p = i % 7 == 0 ? -2.0 : -std::numeric_limits<double>::infinity();
+      row.seed = uint64_t{0x9E3779B97F4A7C15} * static_cast<uint64_t>(i);
+      row.position = static_cast<uint32_t>(i);
+      if (i % 4 == 1) {
+        row.edits = 3;
+        row.edit_ids = ids.data();
+        row.edit_values = values.data();
+      }
+      if (i % 4 == 2) row.allowed = allowed.data();
+      got.push_back(static_cast<float>(sampler.sample(row)));
+      row.top_k = 40;
+      row.temperature = 0.7;
+      for (const auto& kept : *sampler.cut(row)) got.push_back(static_cast<float>(kept.scaled));
+    }
+    if (wanted.empty()) wanted = got;
+    expect_same(c, name.c_str(), got, wanted);
+  }
+  return wanted;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -188,4 +230,6 @@ int main(int argc, char** argv) {
     std::printf("%s %016llx\n", c.name, static_cast<unsigned long long>(hash(logits)));
     std::fflush(stdout);
   }
+  if (words.empty() || std::find(words.begin(), words.end(), "sampling") != words.end())
+    std::printf("sampling %016llx\n", static_cast<unsigned long long>(hash(draws())));
 }

@@ -10,7 +10,7 @@ import numpy as np
 from localllm.adapters.lora import LoraAdapter
 from localllm.backend.adapters import MAX_ADAPTERS, AdapterTable, check_adapter
 from localllm.backend.cpu_adapters import pack_adapter, packed_bytes
-from localllm.backend.cpu_cache import PackedCache
+from localllm.backend.cpu_cache import PackedCache, native_build
 from localllm.backend.cpu_config import layer_configs, model_config, ropes_of
 from localllm.backend.cpu_rope import RopeTable
 from localllm.backend.cpu_weights import bytes_per_token, pack
@@ -71,6 +71,7 @@ class CpuBackend:
         layers = layer_configs(spec)
         self.spec = spec
         self._cache = cache
+        self._kv_bits = kv_bits
         self._adapters: AdapterTable[_native.Adapter] = AdapterTable(self.name, max_adapters)
         self.block_size = block_size
         self.activations: Activations = "float32" if float_activations else "int8"
@@ -109,6 +110,11 @@ class CpuBackend:
     def kernels(self) -> str:
         """The instruction set in use."""
         return str(self._engine.kernels)
+
+    @property
+    def kv_form(self) -> str:
+        """See `Backend.kv_form`; the same on every instruction set."""
+        return f"cpu {native_build()} {self._kv_bits} {self.activations} {self.block_size}"
 
     @property
     def threads(self) -> int:

@@ -33,7 +33,7 @@ class PackedCache:
         """The packed weights: read if they are here, else made by `pack` and kept."""
         self.note, self.hit = None, False
         try:
-            key = self._folder.key(spec, self._files, _build())
+            key = self._folder.key(spec, self._files, native_build())
         except OSError as error:
             self.note = f"no cache of packed weights: {error}"
             return pack()
@@ -67,6 +67,6 @@ class PackedCache:
         return None
 
 
-def _build() -> str:
+def native_build() -> str:
     """Names the native module by its content: a change to how it packs needs no number raised."""
     return hashlib.sha256(Path(_native.__file__).read_bytes()).hexdigest()

@@ -82,6 +82,11 @@ class Backend(Protocol):
         """Why loading took longer than it could, or will next time; None if neither."""
         ...
 
+    @property
+    def kv_form(self) -> str:
+        """Names how K and V are computed and laid out: equal names, equal bits."""
+        ...
+
     def forward(self, batch: Batch, hidden: np.ndarray | None = None) -> np.ndarray:
         """float32 [sum of len(logit_rows), vocab_size], in the order of chunks and rows.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from itertools import accumulate
 from threading import Event
 
@@ -88,6 +89,11 @@ class ReferenceBackend:
             if hidden is not None:
                 hidden[:] = np.array(last)
             return np.array(self._decoder.project(last))
+
+    @property
+    def kv_form(self) -> str:
+        """See `Backend.kv_form`."""
+        return f"reference {version('mlx')} {self.block_size}"
 
     def project(self, hidden: np.ndarray) -> np.ndarray:
         """See `Backend.project`."""

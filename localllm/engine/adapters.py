@@ -125,9 +125,10 @@ class AdapterSlots:
         """Of the adapter's content: part of the key of every KV block computed with it."""
         return self._entry(name).digest
 
-    def can_acquire(self, name: str) -> bool:
-        """Whether `acquire` would find room now."""
-        return self._victims(self._entry(name)) is not None
+    def busy_for(self, name: str) -> bool:
+        """Whether `acquire` would find no room now; not so for a name that is unknown."""
+        entry = self._entries.get(name)
+        return entry is not None and self._victims(entry) is None
 
     def acquire(self, name: str) -> int:
         """The backend's index of the adapter, which stays loaded until `release`.

@@ -105,7 +105,8 @@ class BlockPool:
         used = {block for block, users in enumerate(self._users) if users}
         free, idle = set(self._free), set(self._idle)
         assert len(free) == len(self._free), "a block is free twice"
-        assert not (free & idle or free & used or idle & used), "a block is in two states"
+        assert free.isdisjoint(idle), "a block is free and idle"
+        assert used.isdisjoint(free | idle), "a block in use is free or idle"
         assert len(free) + len(idle) + len(used) == self.num_blocks, "a block is lost"
         assert idle <= set(self._names), "an idle block has no name"
         assert not free & set(self._names), "a free block has a name"

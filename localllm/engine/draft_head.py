@@ -36,7 +36,9 @@ class DraftHead:
             ("out", outside, (hidden, inner)),
         ):
             if array.shape != shape:
-                raise CheckpointError(f"draft head: {name} has the shape {array.shape}, not {shape}")
+                raise CheckpointError(
+                    f"draft head: {name} has the shape {array.shape}, not {shape}"
+                )
             if not np.isfinite(array).all():
                 raise CheckpointError(f"draft head: {name} holds NaN or infinite values")
         self.norm, self.inside, self.outside = norm, inside, outside

@@ -181,7 +181,7 @@ class DraftModel:
             try:
                 logits = self.backend.forward(Batch(tuple(chunks)))
             except StepCancelled:
-                for (index, rows), chunk in zip(active, chunks, strict=True):
+                for (index, _), chunk in zip(active, chunks, strict=True):
                     del self._followed[wishes[index][0].id].tokens[chunk.start :]
                 return guesses
             steps += 1
@@ -229,9 +229,7 @@ class DraftModel:
         self._cache.advance(followed.table, own, same)
         return followed
 
-    def _hold(
-        self, followed: _Followed, stop: int, wishes: Seq[tuple[Sequence, int]]
-    ) -> bool:
+    def _hold(self, followed: _Followed, stop: int, wishes: Seq[tuple[Sequence, int]]) -> bool:
         """Blocks up to position `stop`; sequences that wish nothing now give theirs up for it."""
         wishing = {sequence.id for sequence, _ in wishes}
         while not self._cache.hold(followed.table, len(followed.tokens), stop):

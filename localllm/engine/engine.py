@@ -10,7 +10,8 @@ from itertools import count
 import numpy as np
 
 from localllm.backend.protocol import Backend, Batch, Chunk, StepCancelled
-from localllm.engine.beam import Beam, BeamSearch, Hypothesis
+from localllm.engine.adapters import AdapterSlots
+from localllm.engine.beam import Beam, BeamSearch
 from localllm.engine.drafters import PromptLookup
 from localllm.engine.events import (
     BatchRow,
@@ -23,7 +24,7 @@ from localllm.engine.events import (
     Started,
     StepDone,
 )
-from localllm.engine.kv_cache import DiskTier, KvCache
+from localllm.engine.kv_cache import Disk, KvCache
 from localllm.engine.receipt import Receipt
 from localllm.engine.scheduler import Scheduled, Scheduler
 from localllm.engine.sequence import FinishReason, Request, Sequence
@@ -77,7 +78,8 @@ class Engine:
     context: positions a sequence may fill. step_rows: rows computed in one step at most, None for
     what suits the backend. drafters: whose guesses may be used, prompt lookup beside them.
     draft_rows: rows of guesses in one step at most. disk: where KV blocks are kept when the pool
-    has no place for them. key: stands for the weights, in the names of blocks on disk.
+    has no place for them. key: stands for the weights, in the names of blocks on disk. adapters:
+    those that requests may name; None: none.
     """
 
     def __init__(
@@ -89,17 +91,20 @@ class Engine:
         step_rows: int | None = None,
         drafters: Seq[Drafter] = (),
         draft_rows: int = 64,
-        disk: DiskTier | None = None,
+        disk: Disk | None = None,
         key: bytes = b"",
+        adapters: AdapterSlots | None = None,
     ) -> None:
         step_rows = backend.step_rows if step_rows is None else step_rows
         self.backend = backend
         self.context = context
         self.step_rows = step_rows
         self.cache = KvCache(backend, disk)
+        self.adapters = adapters or AdapterSlots(backend, max_adapters=0, max_bytes=0)
         assert self.cache.fits(context, max(step_rows, max_batch)), "the pool holds no full context"
         self.scheduler = Scheduler(
             self.cache,
+            self.adapters,
             max_batch=max_batch,
             step_rows=step_rows,
             logit_rows=max(1, _STEP_LOGITS // backend.spec.vocab_size),
@@ -166,6 +171,8 @@ class Engine:
         """Raises `InvalidRequest` or `PromptTooLong` for a request that cannot be run."""
         self._check_prompt(request.token_ids, room=1)
         check_token_ids(request.params, self.backend.spec.vocab_size)
+        if request.adapter is not None:
+            self.adapters.digest(request.adapter)  # it must be known
         drafter, known = request.params.speculation, self.speculator.drafters
         if drafter not in ("auto", "off", *known):
             raise InvalidRequest(
@@ -203,7 +210,9 @@ class Engine:
         return self._finish(sequence, reason, by)
 
     def close(self) -> None:
-        """Keeps what the prefix cache holds on disk, if it has one there."""
+        """Ends every request, and keeps on disk, if there is one, what the prefix cache holds."""
+        for request_id in [*self._sequences, *self._unforked, *self._searches]:
+            self.end(request_id)
         self.cache.collect()
         self.cache.spill_idle()
 
@@ -220,21 +229,24 @@ class Engine:
         self._draft()
         scheduled = self.scheduler.schedule()
         self._tell_schedule()
+        events = [
+            e for sequence, error in self.scheduler.failed for e in self._fail(sequence, error)
+        ]
         if not scheduled:
-            if self.busy:
+            if self.busy and not events:
                 time.sleep(0.001)  # blocks on their way to disk are all that can be waited for
-            return []
+            return events
         kinds = [_kind(item) for item in scheduled]
         forward_began = time.perf_counter()
         try:
             logits, hidden = self._forward(scheduled)
         except StepCancelled:
-            return []
+            return events
         except Exception as error:
-            return self._isolate(scheduled, error)
+            return events + self._isolate(scheduled, error)
         model_seconds = time.perf_counter() - forward_began
         accepted: dict[int, int] = {}
-        events = self._take(scheduled, logits, hidden, accepted)
+        events += self._take(scheduled, logits, hidden, accepted)
         if all(kind != "prefill" for kind in kinds):
             self.speculator.pace.record(sum(item.rows for item in scheduled), model_seconds)
         if self.events.watched:
@@ -437,6 +449,7 @@ class Engine:
             block_table=self.cache.block_table(sequence.table),
             logit_rows=self._logit_rows(item),
             prompt_length=sequence.prompt_length,
+            adapter=sequence.adapter,
         )
 
     @staticmethod
@@ -507,7 +520,8 @@ class Engine:
             for beam in search.live:
                 self._drop_beam(beam.sequence)
         receipt = search.owner.receipt(self.backend.name, by)
-        return self._ended(Finished(request_id, reason, receipt, error))
+        noted = _noted_prompt(search.owner)
+        return self._ended(Finished(request_id, reason, receipt, error, noted))
 
     def _drop_beam(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
@@ -523,25 +537,16 @@ class Engine:
         self.scheduler.remove(sequence)
         self.speculator.forget(sequence)
         del self._sequences[sequence.id]
-        asked = sequence.request.params.prompt_logprobs is not None
-        return self._ended(
-            Finished(
-                sequence.id,
-                reason,
-                sequence.receipt(self.backend.name, by),
-                error,
-                tuple(sequence.prompt_logprobs) if asked else None,
-            )
-        )
+        receipt = sequence.receipt(self.backend.name, by)
+        noted = _noted_prompt(sequence)
+        return self._ended(Finished(sequence.id, reason, receipt, error, noted))
 
     def _ended(self, finished: Finished) -> Finished:
         if self.events.watched:
             self.events.emit(Ended(finished.request_id, finished.reason, finished.receipt))
         return finished
 
-    def _hand_over(
-        self, sequence: Sequence, heir: int, reason: FinishReason, by: str
-    ) -> Finished:
+    def _hand_over(self, sequence: Sequence, heir: int, reason: FinishReason, by: str) -> Finished:
         """Ends a request before its prompt was computed, for the sake of its other samples."""
         receipt = sequence.receipt(self.backend.name, by)
         old = sequence.id
@@ -574,7 +579,8 @@ class Engine:
         """What K and V depend on besides the tokens."""
         length = len(request.token_ids)
         classes = sorted({length_class(rope, length) for rope in self._ropes})
-        return self._key + b"".join(number.to_bytes(8, "little") for number in classes)
+        adapter = b"" if request.adapter is None else self.adapters.digest(request.adapter)
+        return self._key + adapter + b"".join(number.to_bytes(8, "little") for number in classes)
 
     def _uncancelled(self, batch: Batch) -> np.ndarray:
         """Runs a batch that no request may cancel."""
@@ -632,6 +638,11 @@ class Engine:
             sum(pool.num_blocks for pool in pools),
             sum(pool.evictions for pool in pools),
         )
+
+
+def _noted_prompt(sequence: Sequence) -> tuple[Draw, ...] | None:
+    asked = sequence.request.params.prompt_logprobs is not None
+    return tuple(sequence.prompt_logprobs) if asked else None
 
 
 def _kind(item: Scheduled) -> RowKind:

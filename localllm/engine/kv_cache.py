@@ -20,20 +20,20 @@ from localllm.engine.block_pool import BlockPool
 from localllm.spec.memory import kv_groups
 
 
-class DiskTier(Protocol):
-    """Where blocks outlive the pool. Names are of blocks of one group."""
+class Disk(Protocol):
+    """Where blocks outlive the pool."""
 
-    def __contains__(self, name: bytes) -> bool: ...
+    def has(self, group: int, name: bytes) -> bool: ...
 
-    def load(self, name: bytes) -> np.ndarray | None:
+    def load(self, group: int, name: bytes) -> np.ndarray | None:
         """The content that was saved under this name, verified; None if it cannot be had."""
         ...
 
     def offer(self, group: int, block: int, name: bytes) -> bool:
-        """True if the block will be written soon; it must stay as it is until `finished` lists it."""
+        """True if the block will be written; it must stay as it is until `finished` lists it."""
         ...
 
-    def save(self, name: bytes, content: np.ndarray) -> None: ...
+    def save(self, group: int, name: bytes, content: np.ndarray) -> None: ...
 
     def finished(self) -> list[tuple[int, int]]:
         """(group, block) of those offered that need not stay any longer."""
@@ -70,7 +70,7 @@ class PrefixHit:
 class KvCache:
     """Block tables over the pools of a backend. Not thread-safe; the engine calls it."""
 
-    def __init__(self, backend: Backend, disk: DiskTier | None = None) -> None:
+    def __init__(self, backend: Backend, disk: Disk | None = None) -> None:
         self.backend = backend
         self.block_size = backend.block_size
         self.groups = kv_groups(backend.spec)
@@ -236,8 +236,8 @@ class KvCache:
             return
         for group, pool in enumerate(self.pools):
             for block, name in reversed(pool.idle_blocks()):
-                if name not in self._disk:
-                    self._disk.save(name, self.backend.read_block(group, block))
+                if not self._disk.has(group, name):
+                    self._disk.save(group, name, self.backend.read_block(group, block))
 
     def _spill(self, table: BlockTable) -> None:
         if self._disk is None:
@@ -250,8 +250,8 @@ class KvCache:
 
     def _evicting(self, group: int) -> Callable[[int, bytes], None]:
         def evicted(block: int, name: bytes) -> None:
-            if self._disk is not None and name not in self._disk:
-                self._disk.save(name, self.backend.read_block(group, block))
+            if self._disk is not None and not self._disk.has(group, name):
+                self._disk.save(group, name, self.backend.read_block(group, block))
 
         return evicted
 
@@ -279,18 +279,16 @@ class KvCache:
     def _name(name: bytes, group: int) -> bytes:
         return name[:-1] + bytes([name[-1] ^ group])
 
-    def _known_prefix(
-        self, table: BlockTable, most: int, lost: Mapping[bytes, str]
-    ) -> int:
+    def _known_prefix(self, table: BlockTable, most: int, lost: Mapping[bytes, str]) -> int:
         """Blocks of the longest prefix that every group knows as far back as it must see."""
         runs: list[list[int]] = []  # of each group: known blocks in a row that end with index
         for group, pool in enumerate(self.pools):
             run, lengths = 0, []
             for index in range(most):
                 name = self._name(table.names[index], group)
-                if pool.find(name) is not None:
-                    run += 1
-                elif self._disk is not None and name not in lost and name in self._disk:
+                if pool.find(name) is not None or (
+                    self._disk is not None and name not in lost and self._disk.has(group, name)
+                ):
                     run += 1
                 else:
                     run = 0
@@ -338,7 +336,7 @@ class KvCache:
         if not pool.available:
             lost[name] = "no free block to read the next one from disk into"
             return None
-        content = self._disk.load(name)
+        content = self._disk.load(group, name)
         if content is None:
             lost[name] = "the next block on disk is damaged or gone"
             return None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from localllm.engine.adapters import AdapterSlots
 from localllm.engine.kv_cache import KvCache, PrefixHit
 from localllm.engine.sequence import Sequence
+from localllm.errors import LocalLLMError
 
 # Rows of a step in which some sequence decodes: its next token waits for all of them.
 _SHARED_ROWS = 128
@@ -39,13 +41,21 @@ class Scheduler:
     `_SHARED_ROWS` rows (or one for each running sequence), which bounds what a long prompt adds
     to the time between the others' tokens.
 
-    logit_rows: rows with logits in a step at most.
+    logit_rows: rows with logits in a step at most. adapters: what adapters of requests come from; a
+    running sequence has its own loaded.
     """
 
     def __init__(
-        self, cache: KvCache, *, max_batch: int, step_rows: int, logit_rows: int
+        self,
+        cache: KvCache,
+        adapters: AdapterSlots,
+        *,
+        max_batch: int,
+        step_rows: int,
+        logit_rows: int,
     ) -> None:
         self.cache = cache
+        self.adapters = adapters
         self.max_batch = max_batch
         self.step_rows = max(step_rows, max_batch)
         self.logit_rows = max(logit_rows, max_batch)
@@ -53,6 +63,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.admitted: list[Sequence] = []  # by the last `schedule`
         self.preempted: list[Sequence] = []  # by the last `schedule`
+        self.failed: list[tuple[Sequence, Exception]] = []  # by the last `schedule`, and why
         self._steps = 0
 
     def add(self, sequence: Sequence) -> None:
@@ -61,7 +72,9 @@ class Scheduler:
 
     def add_running(self, sequence: Sequence) -> None:
         """A fork, with its blocks; it waits without them if the batch is full."""
+        sequence.adapter = None
         if len(self.running) < self.max_batch:
+            self._acquire(sequence)
             self.running.append(sequence)
             return
         self.cache.close(sequence.table)
@@ -70,7 +83,7 @@ class Scheduler:
 
     def schedule(self) -> list[Scheduled]:
         self._steps += 1
-        self.admitted, self.preempted = [], []
+        self.admitted, self.preempted, self.failed = [], [], []
         self._admit()
         self.running.sort(key=_rank)
         wanted = self._share_rows()
@@ -104,6 +117,7 @@ class Scheduler:
         """Takes a sequence out, wherever it is, and gives up its blocks."""
         if sequence in self.running:
             self.running.remove(sequence)
+            self._release(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
         self.cache.close(sequence.table)
@@ -120,16 +134,36 @@ class Scheduler:
                 self._preempt(worst)
                 continue
             self.waiting.remove(best)
-            self._start(best)
+            try:
+                self._acquire(best)
+            except LocalLLMError as error:
+                self.failed.append((best, error))
+            else:
+                self._start(best)
 
     def _turn(self, sequence: Sequence) -> tuple[int, int]:
         waited = (self._steps - sequence.waiting_since) // _PATIENCE
         return sequence.request.priority - waited, sequence.id
 
     def _has_place(self, sequence: Sequence) -> bool:
-        return len(self.running) < self.max_batch and self.cache.room_to_start(
-            sequence.table, sequence.tokens, rows=self.step_rows, spare=len(self.running)
+        name = sequence.request.adapter
+        return (
+            len(self.running) < self.max_batch
+            and (name is None or not self.adapters.busy_for(name))
+            and self.cache.room_to_start(
+                sequence.table, sequence.tokens, rows=self.step_rows, spare=len(self.running)
+            )
         )
+
+    def _acquire(self, sequence: Sequence) -> None:
+        name = sequence.request.adapter
+        sequence.adapter = None if name is None else self.adapters.acquire(name)
+
+    def _release(self, sequence: Sequence) -> None:
+        if sequence.adapter is not None:
+            assert sequence.request.adapter is not None
+            self.adapters.release(sequence.request.adapter)
+            sequence.adapter = None
 
     def _start(self, sequence: Sequence) -> None:
         if sequence.started is None:
@@ -175,6 +209,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
+        self._release(sequence)
         self.cache.close(sequence.table)
         sequence.computed = 0
         sequence.speculation.drafts.clear()

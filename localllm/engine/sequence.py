@@ -20,6 +20,7 @@ class Request:
     """token_ids: the prompt. eos_ids: the model's own end ids (ignored with `ignore_eos`).
 
     constraint: what the answer must match, at its beginning; it is copied, not changed.
+    adapter: the name of a registered one; None: the base model alone.
     priority: lower goes first; equal ones in order of arrival.
     reuse: whether cached KV may stand in for computing the prompt.
     """
@@ -28,6 +29,7 @@ class Request:
     params: SamplingParams
     eos_ids: frozenset[int] = frozenset()
     constraint: Constraint | None = None
+    adapter: str | None = None
     priority: int = 0
     reuse: bool = True
 
@@ -69,6 +71,7 @@ class Sequence:
     waiting_since: int = 0  # the scheduler's step in which it began to wait
     computed: int = 0
     hit: PrefixHit | None = None  # of its first start
+    adapter: int | None = None  # the backend's index, while it is running
     speculation: Speculation = field(default_factory=Speculation)
     hidden: np.ndarray | None = None  # float32 [hidden], what drew the last token
     prompt_logprobs: list[Draw] = field(default_factory=list)  # of the prompt's tokens 1 …
@@ -133,7 +136,7 @@ class Sequence:
         return Receipt(
             backend=backend,
             seed=None if self.request.params.greedy else self.sampler.seed,
-            adapter=None,
+            adapter=self.request.adapter,
             prompt_tokens=self.prompt_length,
             cached_tokens=cached,
             cached_from_disk=0 if hit is None else hit.from_disk,

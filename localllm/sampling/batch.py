@@ -7,16 +7,15 @@ both ways give the same tokens.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
 
 import numpy as np
 
 from localllm.errors import LocalLLMError
+from localllm.sampling.native import kernels, native_module
 from localllm.sampling.sampler import Draw, RowChanges, Sampler
 
-SampleRows = Callable[..., None]
+_ROOM = 1024  # tokens of a row that are handed over to be filtered further
 _NO_MASKS = np.empty((0, 0), dtype=np.uint32)
 
 
@@ -64,17 +63,16 @@ def _certain_tokens(
     changes: Sequence[RowChanges],
     results: Sequence[Draw | Exception | None],
 ) -> list[int]:
-    """The tokens of the rows that the native module can decide, -1 for the others."""
+    """The tokens of the rows that the native module can decide or cut, -1 for the others."""
     tokens = [-1] * len(samplers)
-    native = native_sampler()
-    rows = [
-        row
-        for row, sampler in enumerate(samplers)
-        if sampler.settings is not None and results[row] is None
-    ]
+    native = native_module()
+    rows, wishes = [], []
+    for row, sampler in enumerate(samplers):
+        if sampler.native is not None and results[row] is None:
+            rows.append(row)
+            wishes.append(sampler.native)
     if native is None or not rows or logits.dtype != np.float32:
         return tokens
-    sample_rows, kernels = native
     chosen = [changes[row] for row in rows]
     masks = [change.allowed for change in chosen if change.allowed is not None]
     mask_rows, next_mask = [], 0
@@ -83,12 +81,16 @@ def _certain_tokens(
         next_mask += change.allowed is not None
     edits = [len(change.ids) for change in chosen]
     changed = [change for change in chosen if len(change.ids)]
+    only_cut = [wish.only_cut for wish in wishes]
+    room = _ROOM if any(only_cut) else 0
     out = np.empty(len(rows), dtype=np.int32)
-    sample_rows(
-        kernels,
+    kept_ids = np.empty((len(rows), room), dtype=np.int32)
+    kept_scaled = np.empty((len(rows), room), dtype=np.float64)
+    native.sample_rows(
+        kernels(),
         np.ascontiguousarray(logits),
         np.array(rows, dtype=np.int32),
-        np.array([samplers[row].settings for row in rows], dtype=np.float64),
+        np.array([wish.settings for wish in wishes], dtype=np.float64),
         np.array([samplers[row].seed for row in rows], dtype=np.uint64),
         np.array([positions[row] for row in rows], dtype=np.uint32),
         np.cumsum(edits, dtype=np.int32),
@@ -96,10 +98,16 @@ def _certain_tokens(
         _joined([change.values for change in changed], np.float64),
         np.array(mask_rows, dtype=np.int32),
         np.stack(masks) if masks else _NO_MASKS,
+        np.array(only_cut, dtype=np.uint8),
         out,
+        kept_ids,
+        kept_scaled,
     )
-    for row, token in zip(rows, out.tolist(), strict=True):
-        tokens[row] = token
+    for i, (row, answer) in enumerate(zip(rows, out.tolist(), strict=True)):
+        if only_cut[i] and answer > 0:
+            kept = kept_ids[i, :answer].astype(np.int64), kept_scaled[i, :answer]
+            answer = samplers[row].choose_from(*kept, positions[row])
+        tokens[row] = answer
     return tokens
 
 
@@ -107,15 +115,3 @@ def _joined(parts: list[np.ndarray], dtype: type) -> np.ndarray:
     if not parts:
         return np.empty(0, dtype=dtype)
     return np.ascontiguousarray(np.concatenate(parts), dtype=dtype)
-
-
-@cache
-def native_sampler() -> tuple[SampleRows, str] | None:
-    """The native row sampler and the kernels it is to use; None where it was not built."""
-    try:
-        from localllm.kernels_cpu import _native
-    except ImportError:
-        return None
-    usable: list[str] = _native.usable_kernels()
-    asked = os.environ.get("LOCALLLM_CPU", "")
-    return _native.sample_rows, asked if asked in usable else usable[-1]

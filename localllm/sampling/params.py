@@ -84,7 +84,7 @@ class SamplingParams:
     json_schema, regex, grammar, choices, json_object: what the answer must match, at most one of
         them: a JSON schema (a mapping, or JSON text), a regular expression (Rust's syntax), a Lark
         grammar, one of several texts, any JSON object.
-    speculation: whose guesses at the next tokens may be tried: "auto" (whatever the model was loaded
+    speculation: whose guesses at the next tokens are tried: "auto" (whatever the model was loaded
         with), "ngram" (the text so far), "model" (a draft model), "head" (a draft head) or "off".
         It changes how fast an answer comes, never the answer.
     """

@@ -33,20 +33,29 @@ def candidates(
         with np.errstate(over="ignore"):
             ids = ids[logits[ids] >= finite.max() - top_n_sigma * finite.std()]
     if 0 < top_k < len(ids):
-        ids = ids[np.argsort(-logits[ids], kind="stable")[:top_k]]
+        # Ascending ids, so that sums run in the same order however the cut was found.
+        ids = np.sort(ids[np.argsort(-logits[ids], kind="stable")[:top_k]])
+    kept: np.ndarray = ids[refined(logits[ids], top_p, min_p, typical_p)]
+    return kept
+
+
+def refined(values: np.ndarray, top_p: float, min_p: float, typical_p: float) -> np.ndarray:
+    """Places, ascending, of those of these logits that typical_p, top_p and min_p leave."""
+    places = np.arange(len(values))
     if typical_p < 1.0:
-        ids = ids[typical(logits[ids], typical_p)]
+        places = typical(values, typical_p)
     if top_p < 1.0:
-        ids = ids[np.argsort(-logits[ids], kind="stable")]
-        probabilities = softmax(logits[ids])
+        places = np.sort(places)
+        places = places[np.argsort(-values[places], kind="stable")]
+        probabilities = softmax(values[places])
         before = np.cumsum(probabilities) - probabilities
         keep = before < top_p
         keep[0] = True
-        ids = ids[keep]
+        places = places[keep]
     if min_p > 0.0:
-        values = logits[ids]
-        ids = ids[values >= values.max() + np.log(min_p)]
-    return np.sort(ids)
+        left = values[places]
+        places = places[left >= left.max() + np.log(min_p)]
+    return np.sort(places)
 
 
 def typical(logits: np.ndarray, mass: float) -> np.ndarray:

@@ -46,6 +46,34 @@ class RowChanges:
         return changed
 
 
+@dataclass(frozen=True)
+class NativeWish:
+    """What the native module can do of a request's sampling.
+
+    settings: temperature, top_k, top_p, log(min_p). only_cut: it leaves few tokens, by top_k or
+    min_p, and the rest is done here; otherwise it names the token.
+    """
+
+    settings: tuple[float, float, float, float]
+    only_cut: bool
+
+    @staticmethod
+    def of(params: SamplingParams, vocab_size: int) -> NativeWish | None:
+        """None if it can do nothing: what depends on the whole distribution in rarer ways."""
+        if not params.greedy and (
+            params.dynatemp_range or params.top_n_sigma > 0.0 or params.mirostat
+        ):
+            return None
+        rarer = not params.greedy and bool(params.typical_p < 1.0 or params.xtc_probability)
+        by_min_p = params.min_p > 0.0 and params.top_p == 1.0 and params.typical_p == 1.0
+        if rarer and not (params.top_k > 0 or by_min_p):
+            return None
+        floor = float(np.log(params.min_p)) if params.min_p else -np.inf
+        top_k = float(min(max(params.top_k, 0), vocab_size))
+        settings = (float(params.temperature), top_k, float(params.top_p), floor)
+        return NativeWish(settings, rarer)
+
+
 _NO_IDS, _NO_VALUES = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float64)
 _UNCHANGED = RowChanges(_NO_IDS, _NO_VALUES, None)
 
@@ -71,18 +99,7 @@ class Sampler:
         self.seed = secrets.randbits(63) if params.seed is None else int(params.seed)
         self.vocab_size = vocab_size
         self.constraint = constraint
-        # What decides a token in one pass over a row, where nothing rarer is asked for.
-        self.settings: tuple[float, float, float, float] | None = None
-        if not (
-            params.dynatemp_range
-            or params.typical_p < 1.0
-            or params.top_n_sigma > 0.0
-            or params.xtc_probability
-            or params.mirostat
-        ):
-            floor = float(np.log(params.min_p)) if params.min_p else -np.inf
-            top_k = float(min(max(params.top_k, 0), vocab_size))
-            self.settings = (float(params.temperature), top_k, float(params.top_p), floor)
+        self.native = NativeWish.of(params, vocab_size)
         self._penalties = Penalties(params, prompt, [i for i in stop_ids if i < vocab_size])
         self._drawn = 0
         self._surprise_limit = 2.0 * params.mirostat_tau  # mirostat's mu
@@ -171,9 +188,21 @@ class Sampler:
             typical_p=params.typical_p,
             top_n_sigma=params.top_n_sigma,
         )
+        return self._drawn_from(ids, scaled[ids], position)
+
+    def choose_from(self, ids: np.ndarray, scaled: np.ndarray, position: int) -> int:
+        """As `choose`, from what `NativeWish.only_cut` left: ascending ids, logits as filters see
+        them."""
+        params = self.params
+        places = processors.refined(scaled, params.top_p, params.min_p, params.typical_p)
+        return self._drawn_from(ids[places], scaled[places], position)
+
+    def _drawn_from(self, ids: np.ndarray, scaled: np.ndarray, position: int) -> int:
+        params = self.params
         if params.xtc_probability and coin(self.seed, position) < params.xtc_probability:
-            ids = ids[processors.exclude_top(scaled[ids], params.xtc_threshold)]
-        return int(ids[np.argmax(scaled[ids] + gumbel(self.seed, position, ids))])
+            keep = processors.exclude_top(scaled, params.xtc_threshold)
+            ids, scaled = ids[keep], scaled[keep]
+        return int(ids[np.argmax(scaled + gumbel(self.seed, position, ids))])
 
     def _choose_by_surprise(self, scaled: np.ndarray, position: int) -> int:
         ids = np.flatnonzero(scaled > -np.inf)

@@ -24,24 +24,24 @@ class MemoryTier:
 
     def __init__(self, backend: ToyBackend, delay: int = 1, loses: int = 0) -> None:
         self.backend, self.delay, self.loses = backend, delay, loses
-        self.kept: dict[bytes, np.ndarray] = {}
+        self.kept: dict[tuple[int, bytes], np.ndarray] = {}
         self.pending: list[tuple[int, int, int, bytes]] = []
         self.loads = 0
 
-    def __contains__(self, name: bytes) -> bool:
-        return name in self.kept
+    def has(self, group: int, name: bytes) -> bool:
+        return (group, name) in self.kept
 
-    def load(self, name: bytes) -> np.ndarray | None:
+    def load(self, group: int, name: bytes) -> np.ndarray | None:
         self.loads += 1
         if self.loses and self.loads % self.loses == 0:
-            self.kept.pop(name)
-        return self.kept.get(name)
+            self.kept.pop((group, name))
+        return self.kept.get((group, name))
 
-    def save(self, name: bytes, content: np.ndarray) -> None:
-        self.kept[name] = content
+    def save(self, group: int, name: bytes, content: np.ndarray) -> None:
+        self.kept[group, name] = content
 
     def offer(self, group: int, block: int, name: bytes) -> bool:
-        if name in self.kept or len(self.pending) >= 6:
+        if (group, name) in self.kept or len(self.pending) >= 6:
             return False
         self.pending.append((self.delay, group, block, name))
         return True
@@ -51,7 +51,7 @@ class MemoryTier:
         self.pending = [item for item in waiting if item[0] > 0]
         done = [item for item in waiting if item[0] <= 0]
         for _, group, block, name in done:
-            self.kept[name] = self.backend.read_block(group, block)
+            self.kept[group, name] = self.backend.read_block(group, block)
         return [(group, block) for _, group, block, _ in done]
 
 
@@ -130,7 +130,14 @@ params = st.builds(
 )
 plans = st.builds(
     Plan,
-    st.builds(Request, prompts, params, st.just(EOS), st.integers(0, 2), st.sampled_from([True, True, False])),
+    st.builds(
+        Request,
+        prompts,
+        params,
+        st.just(EOS),
+        priority=st.integers(0, 2),
+        reuse=st.sampled_from([True, True, False]),
+    ),
     st.integers(0, 12),
     st.sampled_from([None, None, None, 3, 9]),
     st.sampled_from([None, None, 2, 6]),
@@ -276,7 +283,9 @@ def test_prompt_logprobs_are_those_of_the_logits(prompt, max_batch, max_tokens, 
 def test_a_second_request_reuses_what_the_first_computed():
     engine = Engine(ToyBackend(64), context=128)
     prompt = tuple(range(20)) + tuple(range(10))
-    run = Run(engine, [Plan(Request(prompt, SamplingParams(max_tokens=4, temperature=0)), 0, None, None)])()
+    run = Run(
+        engine, [Plan(Request(prompt, SamplingParams(max_tokens=4, temperature=0)), 0, None, None)]
+    )()
     answer = tuple(run.tokens(0))
     again = Request((*prompt, *answer, 7, 8), SamplingParams(max_tokens=3, temperature=0))
     engine_steps = len(engine.backend.steps)
@@ -291,7 +300,9 @@ def test_a_second_request_reuses_what_the_first_computed():
 def test_a_fork_copies_nothing_until_it_writes_into_a_shared_block():
     backend = ToyBackend(64)
     engine = Engine(backend, context=200)
-    parent = engine.add(Request(tuple(range(30)), SamplingParams(max_tokens=20, temperature=1, seed=1)))
+    parent = engine.add(
+        Request(tuple(range(30)), SamplingParams(max_tokens=20, temperature=1, seed=1))
+    )
     engine.step()
     in_use = engine.cache.in_use
     child = engine.fork(parent, seed=2)
@@ -317,7 +328,10 @@ def test_windows_free_what_has_left_them():
 
 def test_a_low_priority_request_gives_way_and_still_ends():
     engine = Engine(ToyBackend(12), context=48, max_batch=4)
-    low = [engine.add(Request((i,) * 9, SamplingParams(max_tokens=30, temperature=0), priority=5)) for i in range(3)]
+    low = [
+        engine.add(Request((i,) * 9, SamplingParams(max_tokens=30, temperature=0), priority=5))
+        for i in range(3)
+    ]
     for _ in range(4):
         engine.step()
     high = engine.add(Request((9,) * 20, SamplingParams(max_tokens=12, temperature=0), priority=0))
@@ -336,7 +350,10 @@ def test_one_bad_row_fails_its_own_request_only():
     backend = ToyBackend(64)
     engine = Engine(backend, context=100)
     good = Request((1, 2), SamplingParams(max_tokens=9, temperature=0))
-    ids = [engine.add(good), engine.add(Request((VOCAB - 1, 4), SamplingParams(max_tokens=9, temperature=0)))]
+    ids = [
+        engine.add(good),
+        engine.add(Request((VOCAB - 1, 4), SamplingParams(max_tokens=9, temperature=0))),
+    ]
     backend.fail_on = VOCAB - 1
     run = Run(engine, [])
     run.draws = {i: [] for i in ids}
@@ -351,7 +368,17 @@ def test_one_bad_row_fails_its_own_request_only():
 def test_events_tell_what_went_on_and_a_slow_reader_loses_the_oldest():
     engine = Engine(ToyBackend(64), context=100)
     watch, slow = engine.events.watch(), engine.events.watch(capacity=2)
-    Run(engine, [Plan(Request((5, 9, 5, 9, 5, 9), SamplingParams(max_tokens=9, temperature=0, n=2)), 0, None, None)])()
+    Run(
+        engine,
+        [
+            Plan(
+                Request((5, 9, 5, 9, 5, 9), SamplingParams(max_tokens=9, temperature=0, n=2)),
+                0,
+                None,
+                None,
+            )
+        ],
+    )()
     kinds = [type(event).__name__ for event in watch.take()]
     assert kinds[:3] == ["Queued", "Started", "Forked"]
     assert kinds.count("Ended") == 2
@@ -366,7 +393,9 @@ def test_events_tell_what_went_on_and_a_slow_reader_loses_the_oldest():
 def test_beam_search_finds_what_a_search_over_everything_finds(beams):
     prompt = (1, 2, 4)
     params = SamplingParams(max_tokens=3, beams=beams, n=beams, temperature=0)
-    run = Run(Engine(ToyBackend(64), context=60), [Plan(Request(prompt, params, EOS), 0, None, None)])()
+    run = Run(
+        Engine(ToyBackend(64), context=60), [Plan(Request(prompt, params, EOS), 0, None, None)]
+    )()
     assert [run.tokens(i) for i in range(beams)] == beam_oracle(prompt, beams, 3)
     assert run.engine.cache.in_use == 0
 

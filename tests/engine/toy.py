@@ -21,7 +21,9 @@ def toy_spec(context: int = 4096, window: int | None = None) -> DecoderSpec:
     """One layer that sees all; with `window`, a second one that sees so many positions."""
     mixer = AttentionSpec(heads=1, kv_heads=1, head_dim=2, scale=1.0)
     mixers = [mixer] if window is None else [mixer, replace(mixer, window=window)]
-    layers = tuple(LayerSpec(mixer=m, ffn=FeedForwardSpec(hidden=2), norm=NormSpec()) for m in mixers)
+    layers = tuple(
+        LayerSpec(mixer=m, ffn=FeedForwardSpec(hidden=2), norm=NormSpec()) for m in mixers
+    )
     return DecoderSpec("toy", VOCAB, 2, layers, NormSpec(), context)
 
 
@@ -41,6 +43,7 @@ class ToyBackend:
     activations: Activations = "float32"
     from_cache = False
     load_note = None
+    kv_form = "toy"
 
     def __init__(
         self,

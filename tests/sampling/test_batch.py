@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localllm.errors import LocalLLMError
-from localllm.sampling import Draw, Sampler, SamplingParams, batch, draw_batch
+from localllm.sampling import Draw, Sampler, SamplingParams, batch, draw_batch, noise
 from localllm.sampling.processors import softmax
 
 pytest.importorskip("localllm.kernels_cpu._native")
@@ -38,6 +38,7 @@ RARER = st.sampled_from(
         {"typical_p": 0.8},
         {"top_n_sigma": 1.0},
         {"xtc_probability": 0.5},
+        {"xtc_probability": 1.0, "xtc_threshold": 0.05, "typical_p": 0.7},
         {"logprobs": 3},
     ]
 )
@@ -71,7 +72,8 @@ def drawn(monkeypatch, native: bool, make, steps: list[np.ndarray]) -> list[list
     """What the samplers draw step by step, with the native module or without."""
     with monkeypatch.context() as patch:
         if not native:
-            patch.setattr(batch, "native_sampler", lambda: None)
+            patch.setattr(batch, "native_module", lambda: None)
+            patch.setattr(noise, "native_module", lambda: None)
         samplers = make()
         return [
             [outcome(d) for d in draw_batch(samplers, logits, [step] * len(samplers))]
@@ -122,6 +124,8 @@ def test_of_a_large_vocabulary_the_native_module_decides_every_row(monkeypatch, 
         {"repetition_penalty": 1.2, "temperature": 0.8},
         {"top_p": 0.9, "frequency_penalty": 0.5},
         {"top_k": 2000, "top_p": 0.5},
+        {"top_k": 100, "typical_p": 0.5, "min_p": 0.02},
+        {"top_k": 50, "xtc_probability": 0.7, "top_p": 0.95},
     ]
     prompt = rng.integers(0, 49_152, 500).tolist()
 
@@ -145,7 +149,7 @@ def test_every_instruction_set_draws_the_same(monkeypatch):
     wishes = [{}, {"top_p": 0.8}, {"top_k": 30, "top_p": 0.9}, {"temperature": 0.0}]
     results = []
     for kernels in _native.usable_kernels():
-        monkeypatch.setattr(batch, "native_sampler", lambda k=kernels: (_native.sample_rows, k))
+        monkeypatch.setattr(batch, "kernels", lambda k=kernels: k)
         samplers = [Sampler(SamplingParams(seed=9, **w), (0,), 10_007, frozenset()) for w in wishes]
         results.append(draw_batch(samplers, logits, [3] * 4))
     assert all(result == results[0] for result in results)

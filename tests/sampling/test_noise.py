@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localllm.sampling.noise import gumbel, philox4x32
+from localllm.sampling import noise
+from localllm.sampling.noise import coin, gumbel, philox4x32
 
 
 @pytest.mark.parametrize(
@@ -57,3 +58,23 @@ def test_neighbouring_seeds_and_positions_are_unrelated():
     base = gumbel(1, 1, ids)
     for other in (gumbel(2, 1, ids), gumbel(1, 2, ids), gumbel(1 + 2**32, 1, ids)):
         assert abs(np.corrcoef(base, other)[0, 1]) < 0.06
+
+
+@given(
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**32 - 1),
+    st.lists(st.integers(0, 300_000), min_size=1, max_size=50),
+)
+def test_the_native_module_makes_the_same_noise(seed, position, tokens):
+    ids = np.array(tokens)
+    words = noise.noise_words(seed, position, ids)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(noise, "native_module", lambda: None)
+        assert noise.noise_words(seed, position, ids).tolist() == words.tolist()
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 1))
+def test_the_coin_is_philox_under_a_counter_of_its_own(seed, position):
+    counter = np.array([[0, position, 1, 0]], dtype=np.uint32)
+    word = int(philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))[0, 0])
+    assert coin(seed, position) == (word + 0.5) / 2**32

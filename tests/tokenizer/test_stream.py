@@ -110,3 +110,12 @@ def test_a_token_costs_the_same_late_in_a_long_stream(smollm2_tokenizer: Tokeniz
         for token_id in ids:
             stream.push(token_id)
     assert time.perf_counter() - start < 3  # 20,000 tokens; re-decoding would take minutes
+
+
+def test_the_bytes_of_all_tokens_are_those_of_each(tokenizer: Tokenizer) -> None:
+    table = tokenizer.all_token_bytes()
+    assert len(table) == tokenizer.vocab_size
+    for token_id in (*range(300), *range(1000, tokenizer.vocab_size, 997)):
+        assert table[token_id] == tokenizer.token_bytes(token_id)
+    ids = tokenizer.encode(TEXT, add_special=False)
+    assert b"".join(table[i] for i in ids).decode() == TEXT
