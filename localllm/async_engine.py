@@ -46,9 +46,10 @@ class AsyncEngine:
         if isinstance(model, LLM) and options:
             raise InvalidRequest(f"the model is loaded; too late for {', '.join(options)}")
         self._max_waiting = max_waiting
-        self._load: Callable[[], LLM]
         self._own = not isinstance(model, LLM)
-        self._load = (lambda: model) if isinstance(model, LLM) else lambda: LLM(model, **options)
+        self._load: Callable[[], LLM] = (
+            (lambda: model) if isinstance(model, LLM) else lambda: LLM(model, **options)
+        )
         self._llm: LLM | None = None
         self._failure: BaseException | None = None
         self._thread: Thread | None = None
@@ -66,19 +67,22 @@ class AsyncEngine:
 
     async def start(self) -> AsyncEngine:
         """Loads the model, beside the event loop. Raises what `LLM` does. `async with` calls it."""
-        if self._thread is None:
-            self._tokenizing = ThreadPoolExecutor(1, "localllm-tokenize")
-            self._compiling = ThreadPoolExecutor(_COMPILERS, "localllm-compile")
-            self._thread = Thread(target=self._run, name="localllm-engine", daemon=True)
-            self._thread.start()
+        with self._condition:  # several event loops may begin together
+            if self._thread is None and not self._closing:
+                self._tokenizing = ThreadPoolExecutor(1, "localllm-tokenize")
+                self._compiling = ThreadPoolExecutor(_COMPILERS, "localllm-compile")
+                self._thread = Thread(target=self._run, name="localllm-engine", daemon=True)
+                self._thread.start()
         try:
-            await self._bell.wait(lambda: self._llm is not None or self._stopped)
+            await self._bell.wait(lambda: self._llm is not None or self._closing)
         except BaseException:
             self._begin_close()
             raise
-        if self._failure is not None:
+        if self._closing:
             await self.close()
-            raise self._failure
+            if self._failure is not None:
+                raise self._failure
+        assert self.llm is not None  # raises if it is closed
         return self
 
     async def close(self) -> None:
@@ -214,6 +218,7 @@ class AsyncEngine:
         with self._condition:
             self._closing = True
             self._condition.notify()
+        self._bell.ring()
 
     def _run(self) -> None:
         """The engine's thread."""

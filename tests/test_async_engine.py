@@ -93,6 +93,8 @@ def test_an_engine_loads_a_model_by_name_and_closes_it(folder):
     result, engine = asyncio.run(main())
     assert len(result.token_ids) == 8
     with pytest.raises(LocalLLMError, match="closed"):
+        asyncio.run(engine.start())
+    with pytest.raises(LocalLLMError, match="closed"):
         engine.generate("Hello", GREEDY)
 
 
@@ -467,10 +469,18 @@ def test_closing_the_model_beneath_ends_the_requests(folder):
     assert asyncio.run(main()).finish_reason in ("cancelled", "length")
 
 
-def test_leaving_while_the_model_loads_leaves_no_thread(folder):
+def test_leaving_while_the_model_loads_leaves_no_thread(folder, monkeypatch):
+    left = threading.Event()
+
+    def slow(*args):
+        left.wait(10)
+        return LLM(*args)
+
     async def main():
         engine = AsyncEngine(str(folder))
+        monkeypatch.setattr("localllm.async_engine.LLM", slow)
         task = asyncio.create_task(engine.start())
+        asyncio.get_running_loop().call_later(0.1, left.set)
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
