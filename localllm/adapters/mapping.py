@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from localllm.adapters.files import MAX_RANK, AdapterFile, ModulePair
+from localllm.adapters.files import MAX_RANK, AdapterFile, ModulePair, names_match
 from localllm.adapters.lora import LINEARS, LowRank
 from localllm.checkpoint.finite import require_finite
 from localllm.checkpoint.safetensors import SafetensorsFile, StoredTensor
@@ -43,6 +43,13 @@ def map_targets(adapter: AdapterFile, spec: DecoderSpec) -> dict[str, LowRank]:
     """
     table = _Table(spec)
     shapes = weight_shapes(spec)
+    for name in adapter.named:
+        if table.has(name) and not any(names_match(module, (name,)) for module in adapter.pairs):
+            raise CheckpointError(
+                f"{adapter.file.path}: has no tensors for {name!r}, which adapter_config.json "
+                "names",
+                hint="The file is incomplete; save or download the adapter again.",
+            )
     found: dict[str, LowRank] = {}
     for module, pair in adapter.pairs.items():
         places = table.places(adapter.file, module)
@@ -73,6 +80,8 @@ class _Table:
         if spec.architecture not in ARCHITECTURES:
             raise UnsupportedModel(f"adapters of {spec.architecture} models are not supported")
         self._spec = spec
+        weights = (name.removesuffix(".weight") for name in weight_shapes(spec))
+        self._linears = {name.split(".", 2)[-1] for name in weights} & set(LINEARS)
         names = ARCHITECTURES[spec.architecture].names
         self._entries = [
             (re.compile(_as_pattern(source.name)), stem, source)
@@ -103,6 +112,17 @@ class _Table:
                 hint="The adapter belongs to another model.",
             )
         return found
+
+    def has(self, name: str) -> bool:
+        """Whether some layer of the model has a linear that is called so, or ends so.
+
+        PEFT lets a list name modules that a model has not.
+        """
+        return any(
+            stem in self._linears
+            and (names_match(source.name, (name,)) or expression.fullmatch(name))
+            for expression, stem, source in self._entries
+        )
 
     def _find(self, module: str) -> Iterator[_Place]:
         for expression, stem, source in self._entries:

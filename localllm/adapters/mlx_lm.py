@@ -46,10 +46,17 @@ def read_mlx(folder: Path, values: Mapping[str, Any]) -> AdapterFile:
                     f"adapter_config.json says {rank}"
                 )
             pairs[module] = ModulePair(a, b, checked_scale(file.path, module, scale))
-        if parameters.has("keys"):
-            check_targets(file.path, pairs, [str(key) for key in parameters.items("keys")])
+        keys = [str(key) for key in parameters.items("keys")] if parameters.has("keys") else []
+        if keys:
+            check_targets(file.path, pairs, keys)
     except BaseException:
         file.close()
         raise
     last = config.integer("num_layers", -1, low=-1, high=MAX_LAYERS)
-    return AdapterFile(file, pairs, transposed=True, last_layers=None if last < 0 else last)
+    return AdapterFile(
+        file,
+        pairs,
+        transposed=True,
+        last_layers=None if last < 0 else last,
+        named=tuple(keys),
+    )

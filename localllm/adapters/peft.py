@@ -77,11 +77,11 @@ def read_peft(folder: Path, values: Mapping[str, Any]) -> AdapterFile:
                 raise CheckpointError(f"{file.path}: a module name of {len(module)} characters")
             scale = scales.of(file.path, module, a.shape[0] if len(a.shape) == 2 else 0)
             pairs[module] = ModulePair(a, b, scale)
-        _check_modules(config, file.path, pairs)
+        named = _check_modules(config, file.path, pairs)
     except BaseException:
         file.close()
         raise
-    return AdapterFile(file, pairs, layers=_layers(config))
+    return AdapterFile(file, pairs, layers=_layers(config), named=named)
 
 
 def _refuse_others(config: Config) -> None:
@@ -164,15 +164,17 @@ def _first(patterns: list[tuple[re.Pattern[str], float]], module: str) -> float 
     return next((value for found, value in patterns if found.fullmatch(module)), None)
 
 
-def _check_modules(config: Config, path: Path, modules: Mapping[str, object]) -> None:
+def _check_modules(config: Config, path: Path, modules: Mapping[str, object]) -> tuple[str, ...]:
+    """The names whose tensors must be here, as far as the model has such modules."""
     targets = config.values.get("target_modules")
     if isinstance(targets, list | tuple):
         if not targets or not all(isinstance(t, str) for t in targets) or len(targets) > 10_000:
             raise config.bad("target_modules", "must be a list of module names")
         check_targets(path, modules, targets)
-    elif not isinstance(targets, str):
+        return () if config.values.get("exclude_modules") else tuple(targets)
+    if not isinstance(targets, str):
         raise config.bad("target_modules", "must be a list or a string")
-    # A string is "all-linear" or a regular expression: the tensors say what it stood for.
+    return ()  # "all-linear" or a regular expression: the tensors say what it stood for
 
 
 def _layers(config: Config) -> frozenset[int] | None:

@@ -174,6 +174,8 @@ class CpuBackend:
 
     def _tables(self, chunk: Chunk) -> np.ndarray:
         """[groups, m]."""
+        if chunk.block_table.ndim == 2:
+            return chunk.block_table
         shape = (len(self.group_blocks), chunk.block_table.shape[-1])
         return np.broadcast_to(chunk.block_table, shape)
 

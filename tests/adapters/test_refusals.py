@@ -220,6 +220,18 @@ def test_integers_are_no_weights(tmp_path: Path):
         load_adapter(folder, LLAMA)
 
 
+def test_a_list_may_name_modules_that_the_model_has_not(tmp_path: Path):
+    config = {**CONFIG, "target_modules": ["q_proj", "v_proj", "fc1", "wqkv"]}
+    found = load_adapter(write_adapter(tmp_path, config, good()), LLAMA)
+    assert set(found.targets) == {"layers.0.attn.q", "layers.0.attn.v"}
+
+
+def test_what_was_excluded_need_not_be_there(tmp_path: Path):
+    targets = ["q_proj", "v_proj", "o_proj"]
+    config = {**CONFIG, "target_modules": targets, "exclude_modules": ["o_proj"]}
+    assert load_adapter(write_adapter(tmp_path, config, good()), LLAMA).targets
+
+
 @pytest.mark.parametrize(
     ("model", "module"),
     [

@@ -75,7 +75,7 @@ class ToyBackend:
         for chunk in batch.chunks:
             used = -(-(chunk.start + len(chunk.token_ids)) // self.block_size)
             for group, cells in enumerate(self.cells):
-                table = chunk.block_table[group]
+                table = self._table(chunk, group)
                 own = {(group, b) for b in table[chunk.start // self.block_size : used].tolist()}
                 assert not own & written, "two sequences of a batch share a block they write"
                 assert all(b >= 0 for _, b in own)
@@ -96,11 +96,15 @@ class ToyBackend:
             hidden[:] = np.array([[p[-1], len(p)] for p in prefixes]).reshape(-1, 2)
         return np.array(list(map(self._logits, prefixes)), np.float32).reshape(-1, VOCAB)
 
+    def _table(self, chunk: Chunk, group: int) -> np.ndarray:
+        shape = (len(self.group_blocks), chunk.block_table.shape[-1])
+        return np.broadcast_to(chunk.block_table, shape)[group]
+
     def _prefix(self, chunk: Chunk, length: int) -> np.ndarray:
-        everything: np.ndarray = self.cells[0][chunk.block_table[0]].reshape(-1)[:length].copy()
+        everything: np.ndarray = self.cells[0][self._table(chunk, 0)].reshape(-1)[:length].copy()
         if self._window is not None:
             first = max(0, length - self._window)
-            late: np.ndarray = self.cells[1][chunk.block_table[1]].reshape(-1)[first:length]
+            late: np.ndarray = self.cells[1][self._table(chunk, 1)].reshape(-1)[first:length]
             everything[first:] += late - everything[first:]  # both layers must know them
         return everything
 
