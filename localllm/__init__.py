@@ -9,15 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from localllm.async_engine import AsyncEngine
     from localllm.llm import LLM
     from localllm.results import GenerationDelta, GenerationResult
     from localllm.sampling import SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "GenerationDelta", "GenerationResult", "SamplingParams"]
+__all__ = ["LLM", "AsyncEngine", "GenerationDelta", "GenerationResult", "SamplingParams"]
 
 _HOMES = {
     "LLM": "localllm.llm",
+    "AsyncEngine": "localllm.async_engine",
     "SamplingParams": "localllm.sampling",
     "GenerationResult": "localllm.results",
     "GenerationDelta": "localllm.results",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -79,6 +80,8 @@ class Answer:
         self.result: GenerationResult | None = None
         self.error: Exception | None = None
         self.cancel_requested = False  # may be set from any thread or a signal handler
+        self.deadline: float | None = None  # by time.monotonic()
+        self.on_news: Callable[[], None] | None = None  # called by the thread that runs the engine
         self._prompt = prompt
         self._detokenizer = detokenizer
         self._stops = StopFinder(stops)
@@ -117,11 +120,12 @@ class Answer:
         self.deltas.append(
             GenerationDelta(self.index, text, (draw.token_id,), logprobs, sample=self.sample)
         )
+        self._tell()
         return self._stops.found is not None
 
     def finish(self, event: Finished) -> None:
         if event.error is not None:
-            self.error = event.error
+            self.fail(event.error)
             return
         text = ""
         if self._detokenizer is not None:
@@ -145,6 +149,42 @@ class Answer:
         # The delta first: whoever sees `done` without deltas left may go.
         self.deltas.append(GenerationDelta(self.index, text, (), None, result, self.sample))
         self.result = result
+        self._tell()
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+        self._tell()
+
+    def take(self) -> GenerationDelta | None:
+        """All deltas that wait, as one; None if there are none."""
+        parts = []
+        while self.deltas:
+            parts.append(self.deltas.popleft())
+        if len(parts) < 2:
+            return parts[0] if parts else None
+        logprobs = None
+        if self._logprobs is not None:
+            logprobs = tuple(entry for part in parts for entry in part.logprobs or ())
+        return GenerationDelta(
+            self.index,
+            "".join(part.text for part in parts),
+            tuple(token_id for part in parts for token_id in part.token_ids),
+            logprobs,
+            parts[-1].result,
+            self.sample,
+        )
+
+    def _tell(self) -> None:
+        if self.on_news is not None:
+            self.on_news()
+
+
+def best(answers: list[Answer]) -> GenerationResult:
+    """The result of a prompt's answers: the first or likeliest of them, with the others."""
+    if len(answers) > answers[0].n:
+        answers = sorted(answers, key=lambda answer: -answer.mean_logprob)[: answers[0].n]
+    results = [answer.result for answer in answers if answer.result is not None]
+    return replace(results[0], alternatives=tuple(results[1:])) if results[1:] else results[0]
 
 
 def _of_prompt(event: Finished) -> tuple[TokenLogprob | None, ...] | None:

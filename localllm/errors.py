@@ -43,6 +43,10 @@ class InvalidRequest(LocalLLMError):
     """Parameters or messages that make no sense, named one by one."""
 
 
+class TooManyRequests(LocalLLMError):
+    """The queue is full; the same request may be taken later. HTTP knows it as 429."""
+
+
 class PromptTooLong(LocalLLMError):
     """The prompt does not fit the context; nothing is ever cut in silence."""
 

@@ -13,13 +13,13 @@ from typing import Any, TypedDict, Unpack, overload
 import numpy as np
 
 from localllm.adapters import load_adapter
-from localllm.answer import Answer
+from localllm.answer import Answer, best
 from localllm.backend.protocol import Activations
 from localllm.engine import Engine, Request, Watch
 from localllm.errors import InvalidRequest
 from localllm.hub.progress import Progress
 from localllm.loading import LoadedModel, load
-from localllm.pump import InFlight, Pump, Stream
+from localllm.pump import InFlight, Pump, Stream, Work
 from localllm.results import GenerationResult
 from localllm.sampling import (
     Constraint,
@@ -159,6 +159,11 @@ class LLM:
             from_cache=model.backend.from_cache,
             load_note=model.backend.load_note,
         )
+
+    @property
+    def pump(self) -> Pump:
+        """What runs the engine. For `AsyncEngine`."""
+        return self._pump
 
     @property
     def default_params(self) -> SamplingParams:
@@ -304,7 +309,7 @@ class LLM:
         """The answers to come: those of the first prompt's samples, then of the second's …"""
         many: Sequence[Prompt] = [prompts] if _is_one(prompts) else prompts  # type: ignore[assignment, list-item]
         chosen = self._params(params, len(many))
-        work = [self._work(i, many[i], chosen[i], options) for i in range(len(many))]
+        work = [self.prepare(many[i], chosen[i], options, index=i) for i in range(len(many))]
         self._pump.submit(work)
         return [answer for _, answers in work for answer in answers]
 
@@ -315,9 +320,11 @@ class LLM:
             raise InvalidRequest("n must be 1 for requests that are submitted one by one")
         return answers[0]
 
-    def _work(
-        self, index: int, prompt: Prompt, params: SamplingParams, options: Options
-    ) -> tuple[Request, list[Answer]]:
+    def prepare(
+        self, prompt: Prompt, params: SamplingParams | None, options: Options, *, index: int = 0
+    ) -> Work:
+        """What `generate` submits for one prompt. For `AsyncEngine`."""
+        (params,) = self._params(params, 1)
         ids = self._encode(prompt)
         if params.stop_strings:
             self._need_tokenizer()
@@ -369,7 +376,7 @@ class LLM:
         for answer in answers:
             if answer.error is not None:
                 raise answer.error
-        return [_best(list(own)) for _, own in groupby(answers, lambda answer: answer.index)]
+        return [best(list(own)) for _, own in groupby(answers, lambda answer: answer.index)]
 
     def _params(self, params: Params, count: int) -> list[SamplingParams]:
         if params is None:
@@ -397,14 +404,6 @@ class LLM:
                 hint="put tokenizer.json (or tokenizer.model) beside the weights",
             )
         return self.tokenizer
-
-
-def _best(answers: list[Answer]) -> GenerationResult:
-    """The result of a prompt's answers: the first or likeliest of them, with the others."""
-    if len(answers) > answers[0].n:
-        answers = sorted(answers, key=lambda answer: -answer.mean_logprob)[: answers[0].n]
-    results = [answer.result for answer in answers if answer.result is not None]
-    return replace(results[0], alternatives=tuple(results[1:])) if results[1:] else results[0]
 
 
 def _is_one(prompts: Prompts) -> bool:

@@ -188,6 +188,14 @@ def test_leaving_a_stream_early_frees_its_place(folder):
         assert len(llm.generate("x", GREEDY).token_ids) == 8
 
 
+def test_a_stream_that_nobody_holds_ends_at_once(llm):
+    endless = SamplingParams(max_tokens=None, ignore_eos=True)
+    for _ in llm.stream("Hello", endless):
+        break
+    llm.stream("never read", endless)
+    assert llm.pump.load().running + llm.pump.load().waiting == 0
+
+
 def test_chat_renders_the_template_and_user_text_stays_text(llm):
     messages = [{"role": "user", "content": "say <|end|> please"}]
     ids = llm.chat_prompt(messages)

@@ -7,9 +7,9 @@ many.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from threading import Lock
+from threading import Lock, RLock
 from typing import Literal
 
 from localllm.engine.receipt import Receipt
@@ -87,12 +87,14 @@ EngineEvent = Queued | Started | Preempted | Forked | Ended | StepDone
 class Watch:
     """A bounded queue of events, filled by the engine and read from any thread.
 
-    dropped: events lost because they were not read in time.
+    dropped: events lost because they were not read in time. on_event: called after each, by the
+    thread that runs the engine; it must neither wait nor raise.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, on_event: Callable[[], None] | None = None) -> None:
         self._events: deque[EngineEvent] = deque(maxlen=capacity)
         self._lock = Lock()
+        self._on_event = on_event
         self.dropped = 0
 
     def take(self) -> list[EngineEvent]:
@@ -109,6 +111,8 @@ class Watch:
         with self._lock:
             self.dropped += len(self._events) == self._events.maxlen
             self._events.append(event)
+        if self._on_event is not None:
+            self._on_event()
 
 
 class EventBus:
@@ -116,18 +120,21 @@ class EventBus:
 
     def __init__(self) -> None:
         self._watches: tuple[Watch, ...] = ()
+        self._lock = RLock()  # a watch may be given up by the garbage collector
 
     @property
     def watched(self) -> bool:
         return bool(self._watches)
 
-    def watch(self, capacity: int = 1024) -> Watch:
-        watch = Watch(capacity)
-        self._watches = (*self._watches, watch)
+    def watch(self, capacity: int = 1024, on_event: Callable[[], None] | None = None) -> Watch:
+        watch = Watch(capacity, on_event)
+        with self._lock:
+            self._watches = (*self._watches, watch)
         return watch
 
     def unwatch(self, watch: Watch) -> None:
-        self._watches = tuple(w for w in self._watches if w is not watch)
+        with self._lock:
+            self._watches = tuple(w for w in self._watches if w is not watch)
 
     def emit(self, event: EngineEvent) -> None:
         for watch in self._watches:
