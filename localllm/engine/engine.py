@@ -24,6 +24,7 @@ from localllm.engine.events import (
     StepDone,
 )
 from localllm.engine.kv_cache import DiskTier, KvCache
+from localllm.engine.planner import DRAFT_ROWS, STEP_LOGITS
 from localllm.engine.receipt import Receipt
 from localllm.engine.scheduler import Scheduled, Scheduler
 from localllm.engine.sequence import FinishReason, Request, Sequence
@@ -32,9 +33,6 @@ from localllm.errors import InvalidRequest, OutOfMemoryPlan, PromptTooLong
 from localllm.machine import memory
 from localllm.sampling import Draw, Sampler, check_token_ids, draw_batch, logprobs_of
 from localllm.spec.rope import length_class
-
-# Logits a step of `Engine.logits` yields at most: 32 MiB beside the result they are copied to.
-_STEP_LOGITS = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class Engine:
         max_batch: int = 32,
         step_rows: int | None = None,
         drafters: Seq[Drafter] = (),
-        draft_rows: int = 64,
+        draft_rows: int = DRAFT_ROWS,
         disk: DiskTier | None = None,
         key: bytes = b"",
     ) -> None:
@@ -102,7 +100,7 @@ class Engine:
             self.cache,
             max_batch=max_batch,
             step_rows=step_rows,
-            logit_rows=max(1, _STEP_LOGITS // backend.spec.vocab_size),
+            logit_rows=max(1, STEP_LOGITS // backend.spec.vocab_size),
         )
         self.speculator = Speculator([PromptLookup(), *drafters])
         self.events = EventBus()
@@ -260,7 +258,7 @@ class Engine:
         table = self.cache.open(b"")
         try:
             logits = np.empty((len(ids), vocab), dtype=np.float32)
-            rows = min(self.step_rows, max(1, _STEP_LOGITS // vocab))
+            rows = min(self.step_rows, max(1, STEP_LOGITS // vocab))
             for start in range(0, len(ids), rows):
                 part = ids[start : start + rows]
                 if not self.cache.hold(table, start, start + len(part)):
