@@ -6,13 +6,14 @@ from localllm.backend.select import BackendStatus
 from localllm.checkpoint.base import Checkpoint
 from localllm.engine.planner import Machine, Model, Plan, Wish, make_plan
 from localllm.engine.ways_out import require_fit
-from localllm.machine import memory, resident_memory
+from localllm.machine import memory, resident_memory, return_freed_memory
 from localllm.models import load_forms
 from localllm.spec import DecoderSpec
 
 
 def this_machine() -> Machine:
     """What this process may use now, beside and with what it holds already."""
+    return_freed_memory()  # what reading the tokenizer left behind is not in use
     resident = resident_memory()[0] or 0
     return Machine(memory().available + resident, resident)
 
