@@ -9,10 +9,11 @@ from pathlib import Path
 from localllm.backend.select import choose_backend
 from localllm.checkpoint import open_checkpoint
 from localllm.checkpoint.base import Checkpoint, Format
-from localllm.engine.planner import BLOCK_SIZE, DEFAULT_CONTEXT, OVERHEAD
+from localllm.engine.planner import BLOCK_SIZE, DEFAULT_CONTEXT, Wish, make_plan
 from localllm.models import load_spec
+from localllm.planning import model_of, this_machine
 from localllm.spec import AttentionSpec, DecoderSpec, MoESpec
-from localllm.spec.memory import active_parameters, kv_block_bytes, parameters, step_bytes
+from localllm.spec.memory import active_parameters, parameters
 from localllm.tokenizer import load_tokenizer
 
 
@@ -50,13 +51,15 @@ def describe(path: Path) -> Description:
         tokenizer = load_tokenizer(path, checkpoint.config)
         weight_bytes = sum(checkpoint.nbytes(name) for name in checkpoint.names())
         quantization = _quantization(checkpoint, weight_bytes)
+        model = model_of(checkpoint, spec)
         checkpoint_format = checkpoint.format
     finally:
         checkpoint.close()
     backend = choose_backend(None)
-    block_bytes = kv_block_bytes(spec, BLOCK_SIZE, backend.kv_value_bytes)
     context = min(spec.context, DEFAULT_CONTEXT)
-    blocks = -(-context // BLOCK_SIZE)
+    # One sequence of a full context; what several take besides is for `localllm plan` to tell.
+    wish = Wish(context, -(-context // BLOCK_SIZE) * BLOCK_SIZE, max_batch=1)
+    plan = make_plan(model, wish, this_machine(), backend)
     return Description(
         path=str(path),
         format=checkpoint_format,
@@ -74,13 +77,10 @@ def describe(path: Path) -> Description:
         tokenizer=None if tokenizer is None else type(tokenizer).__name__,
         chat_template=tokenizer is not None and tokenizer.chat_template is not None,
         backend=backend.name,
-        weight_bytes=weight_bytes,
-        kv_bytes_per_token=block_bytes // BLOCK_SIZE,
+        weight_bytes=plan.weight_bytes,
+        kv_bytes_per_token=plan.kv_bytes // plan.kv_tokens,
         planned_context=context,
-        memory_bytes=weight_bytes
-        + blocks * block_bytes
-        + step_bytes(spec, backend.step_rows, logit_rows=1)
-        + OVERHEAD,
+        memory_bytes=plan.peak,
     )
 
 

@@ -85,6 +85,8 @@ class LLM:
     activations: as what they meet quantized weights: "int8" (the cpu backend's default) or
         "float32", exact and slower; None takes the backend's default. Dense weights always meet
         float32, and the reference backend knows nothing else.
+    kv_bits: how wide the KV cache keeps its numbers, on the cpu backend 16 (the default), 8 or 4.
+        Perplexity rises by 0.1 % at most with 8 bits, by 5 to 11 % with 4.
     chat_template: a Jinja template to use instead of the model's own.
     draft_model: a smaller model with the same vocabulary, whose guesses are tried (speculation).
     draft_head: a folder with a draft head for this model (docs/engine.md), for the same.
@@ -108,6 +110,7 @@ class LLM:
         kv_tokens: int | None = None,
         max_batch: int = 32,
         activations: Activations | None = None,
+        kv_bits: int | None = None,
         chat_template: str | None = None,
         draft_model: str | None = None,
         draft_head: str | Path | None = None,
@@ -125,6 +128,7 @@ class LLM:
             kv_tokens=kv_tokens,
             max_batch=max_batch,
             activations=activations,
+            kv_bits=kv_bits,
             chat_template=chat_template,
             draft_model=draft_model,
             draft_head=None if draft_head is None else Path(draft_head),

@@ -19,14 +19,15 @@ from localllm.engine.adapters import AdapterSlots
 from localllm.engine.disk_tier import DiskTier
 from localllm.engine.draft_head import DraftHead
 from localllm.engine.drafters import DraftModel, HeadDrafter
-from localllm.engine.planner import Plan, make_plan
+from localllm.engine.planner import Plan, Wish
 from localllm.engine.speculative import Drafter
 from localllm.errors import CheckpointError, InvalidRequest, StoreError, UnsupportedModel
 from localllm.hub.environment import is_set
 from localllm.hub.progress import Progress
 from localllm.hub.store import Store
-from localllm.machine import memory, return_freed_memory
+from localllm.machine import cores, return_freed_memory
 from localllm.models import load_spec, load_weights
+from localllm.planning import fitting_plan, model_of
 from localllm.sampling import SamplingParams
 from localllm.spec import DecoderSpec
 from localllm.tokenizer import Tokenizer, load_tokenizer
@@ -70,6 +71,7 @@ def load(
     kv_tokens: int | None = None,
     max_batch: int = 32,
     activations: Activations | None = None,
+    kv_bits: int | None = None,
     chat_template: str | None = None,
     draft_model: str | None = None,
     draft_head: Path | None = None,
@@ -85,6 +87,7 @@ def load(
     stored = hub.resolve(name, progress=progress, offline=offline)
     usable = candidates(backend)
     check_activations(usable[0], activations)
+    usable[0].checked_kv_bits(kv_bits)
     checkpoint = open_checkpoint(stored.path)
     try:
         spec = load_spec(checkpoint)
@@ -94,7 +97,7 @@ def load(
                 raise InvalidRequest("a chat template needs a tokenizer, and this model has none")
             tokenizer.chat_template = chat_template
         settings = _generation_config(stored.path)
-        wishes = _Wishes(threads, context, kv_tokens, max_batch, activations)
+        wishes = _Wishes(threads, context, kv_tokens, max_batch, activations, kv_bits)
         opened, plan, note = _open(usable, spec, checkpoint, wishes)
         key, disk = b"", None
         if kv_disk is not None:
@@ -142,6 +145,7 @@ class _Wishes:
     kv_tokens: int | None
     max_batch: int
     activations: Activations | None
+    kv_bits: int | None
 
 
 def _open(
@@ -149,27 +153,27 @@ def _open(
 ) -> tuple[Backend, Plan, str | None]:
     """The first of these backends that runs the model, its plan, and why better ones did not."""
     reasons: list[str] = []
-    weight_bytes = sum(checkpoint.nbytes(tensor) for tensor in checkpoint.names())
+    model = model_of(checkpoint, spec)
+    wish = Wish(
+        wishes.context,
+        wishes.kv_tokens,
+        wishes.max_batch,
+        wishes.kv_bits,
+        wishes.threads or cores().usable,
+        wishes.activations == "float32",
+    )
     for status in usable:
-        _check_fallback(status, wishes.activations, reasons)
-        plan = make_plan(
-            spec,
-            weight_bytes=weight_bytes,
-            kv_value_bytes=status.kv_value_bytes,
-            available=memory().available,
-            step_rows=status.step_rows,
-            max_batch=wishes.max_batch,
-            context=wishes.context,
-            kv_tokens=wishes.kv_tokens,
-        )
+        _check_fallback(status, wishes, reasons)
+        plan = fitting_plan(model, wish, status)
         try:
             opened = open_backend(
                 status.name,
                 spec,
                 load_weights(checkpoint, spec),
-                num_blocks=plan.num_blocks,
+                num_blocks=plan.group_blocks,
                 threads=wishes.threads,
                 activations=wishes.activations,
+                kv_bits=wishes.kv_bits,
                 packed=_packed_place(checkpoint),
             )
         except UnsupportedModel as error:
@@ -181,11 +185,10 @@ def _open(
     raise AssertionError("a usable backend either opens or raises")
 
 
-def _check_fallback(
-    status: BackendStatus, activations: Activations | None, reasons: list[str]
-) -> None:
+def _check_fallback(status: BackendStatus, wishes: _Wishes, reasons: list[str]) -> None:
     try:
-        check_activations(status, activations)
+        check_activations(status, wishes.activations)
+        status.checked_kv_bits(wishes.kv_bits)
     except InvalidRequest as error:
         raise InvalidRequest("; ".join([*reasons, str(error)]), hint=error.hint) from error
 
@@ -217,7 +220,7 @@ def load_draft(
                 hint="a draft model is a smaller one of the same family",
             )
         context = min(own.context, plan.context)
-        wishes = _Wishes(threads, context, max(context, plan.kv_tokens), 32, None)
+        wishes = _Wishes(threads, context, max(context, plan.kv_tokens), 32, None, None)
         return _open(candidates(None), own, checkpoint, wishes)[0]
     finally:
         checkpoint.close()

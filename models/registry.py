@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from localllm.checkpoint.base import Checkpoint
+from localllm.checkpoint.form import Form
 from localllm.checkpoint.tensor import Affine, Dense, Tensor
 from localllm.errors import CheckpointError, UnsupportedModel
 from localllm.models import (
@@ -29,7 +30,7 @@ from localllm.models import (
 )
 from localllm.models.config import Config
 from localllm.models.layout import Layout, Names, embed_name, head_name
-from localllm.models.weights import read_weights
+from localllm.models.weights import read_forms, read_weights
 from localllm.spec import DecoderSpec
 
 
@@ -94,6 +95,11 @@ def load_weights(checkpoint: Checkpoint, spec: DecoderSpec) -> Iterator[tuple[st
     contradicts the config, UnsupportedModel for tensors the architecture has no place for.
     """
     return read_weights(checkpoint, spec, _layout(checkpoint))
+
+
+def load_forms(checkpoint: Checkpoint, spec: DecoderSpec) -> dict[str, Form]:
+    """How each weight of `spec` is stored, by our name, told from headers alone."""
+    return read_forms(checkpoint, spec, _layout(checkpoint))
 
 
 def _layout(checkpoint: Checkpoint) -> Layout:

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from localllm.checkpoint.base import Checkpoint
+from localllm.checkpoint.form import Form
 from localllm.checkpoint.tensor import Dense, Tensor
 from localllm.errors import CheckpointError, UnsupportedModel
 from localllm.models.layout import Layout, Part, Source, head_name, prefix_of, sources
@@ -46,6 +47,12 @@ def read_weights(
     picks = _Finder(checkpoint, spec, layout).picks()
     _refuse_leftovers(checkpoint, spec, layout, picks)
     return _read(checkpoint, picks)
+
+
+def read_forms(checkpoint: Checkpoint, spec: DecoderSpec, layout: Layout) -> dict[str, Form]:
+    """How `read_weights` will give each weight, told from headers alone; raises what it raises."""
+    picks = _Finder(checkpoint, spec, layout).picks()
+    return {name: checkpoint.form(pick.files[0]) for name, pick in picks.items()}
 
 
 class _Finder:

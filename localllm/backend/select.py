@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import get_args
 
+from localllm.backend.cpu_memory import CpuMemory
+from localllm.backend.memory import BackendMemory, ReferenceMemory
 from localllm.backend.packed_folder import PackedPlace
 from localllm.backend.protocol import Activations, Backend
 from localllm.checkpoint.tensor import Tensor
@@ -21,17 +23,36 @@ Weights = Iterable[tuple[str, Tensor]]
 class BackendStatus:
     """reason: what the backend is if it can run here, else what is missing.
 
-    kv_value_bytes: what one number costs in its KV cache. step_rows: rows of a full step.
-    activations: as what they may meet quantized weights, the default first.
+    kv_bits: how wide the numbers in its KV cache may be, the default first. step_rows: rows of a
+    full step. activations: as what they may meet quantized weights, the default first. memory:
+    what it takes.
     """
 
     name: str
     available: bool
     reason: str
     hint: str | None = None
-    kv_value_bytes: float = 4.0
+    kv_bits: tuple[int, ...] = (32,)
     step_rows: int = 128
     activations: tuple[Activations, ...] = ("float32",)
+    memory: BackendMemory = field(default_factory=ReferenceMemory, compare=False)
+
+    def checked_kv_bits(self, wish: int | None) -> int:
+        """The wish, or for None the default. Raises InvalidRequest for bits that it lacks."""
+        if wish is None:
+            return self.kv_bits[0]
+        if wish not in self.kv_bits:
+            only = " or ".join(map(str, self.kv_bits))
+            raise InvalidRequest(
+                f"the {self.name} backend keeps a KV cache of {only} bits, not {wish}",
+                hint=f"leave `kv_bits` out or ask for {only}, or choose another backend",
+            )
+        return wish
+
+    def kv_value_bytes(self, bits: int | None = None) -> float:
+        """What one number costs in its KV cache, a share of its scale included."""
+        chosen = self.checked_kv_bits(bits)
+        return chosen / 8 + (1 / 16 if chosen < 16 else 0)
 
 
 def available_backends() -> list[BackendStatus]:
@@ -82,25 +103,27 @@ def open_backend(
     spec: DecoderSpec,
     weights: Weights,
     *,
-    num_blocks: int,
+    num_blocks: int | Sequence[int],
     threads: int | None = None,
     activations: Activations | None = None,
+    kv_bits: int | None = None,
     packed: PackedPlace | None = None,
 ) -> Backend:
     """Loads `spec` and `weights` into the named backend, or the best one of this machine.
 
-    num_blocks: KV blocks in the pool. threads: at most so many compute threads, None for the
-    backend's choice. activations: None for the backend's default. packed: where a backend that
-    prepares weights may keep them; None: nowhere. Raises BackendUnavailable, InvalidRequest for a
-    thread limit or activations that cannot be had, and what loading raises (CheckpointError,
-    OutOfMemoryPlan).
+    num_blocks: KV blocks in the pool, one number or one for each of `kv_groups(spec)`. threads: at
+    most so many compute threads, None for the backend's choice. activations, kv_bits: None for the
+    backend's default. packed: where a backend that prepares weights may keep them; None: nowhere.
+    Raises BackendUnavailable, InvalidRequest for a thread limit, activations or KV bits that
+    cannot be had, and what loading raises (CheckpointError, OutOfMemoryPlan).
     """
     if threads is not None and threads < 1:
         raise InvalidRequest(f"threads must be at least 1, not {threads}")
     chosen = choose_backend(name)
     check_activations(chosen, activations)
+    bits = chosen.checked_kv_bits(kv_bits)
     entry = next(entry for entry in _BACKENDS if entry.name == chosen.name)
-    return entry.open(spec, weights, num_blocks, _Wishes(threads, activations, packed))
+    return entry.open(spec, weights, num_blocks, _Wishes(threads, activations, bits, packed))
 
 
 def check_activations(backend: BackendStatus, wish: Activations | None) -> None:
@@ -120,6 +143,7 @@ def check_activations(backend: BackendStatus, wish: Activations | None) -> None:
 class _Wishes:
     threads: int | None
     activations: Activations | None
+    kv_bits: int
     packed: PackedPlace | None
 
 
@@ -127,7 +151,7 @@ class _Wishes:
 class _Entry:
     name: str
     probe: Callable[[], BackendStatus]
-    open: Callable[[DecoderSpec, Weights, int, _Wishes], Backend]
+    open: Callable[[DecoderSpec, Weights, int | Sequence[int], _Wishes], Backend]
 
 
 def _probe_reference() -> BackendStatus:
@@ -142,7 +166,7 @@ def _probe_reference() -> BackendStatus:
 
 
 def _open_reference(
-    spec: DecoderSpec, weights: Weights, num_blocks: int, wishes: _Wishes
+    spec: DecoderSpec, weights: Weights, num_blocks: int | Sequence[int], wishes: _Wishes
 ) -> Backend:
     # MLX computes on one thread on Linux, so any limit is kept. On macOS its matrix products
     # belong to Accelerate, which picks its threads itself and cannot be told once loaded.
@@ -173,13 +197,16 @@ def _probe_cpu() -> BackendStatus:
         "cpu",
         True,
         "the native engine: the whole decoder in C++",
-        kv_value_bytes=2.0,
+        kv_bits=(16, 8, 4),
         step_rows=512,
         activations=("int8", "float32"),
+        memory=CpuMemory(),
     )
 
 
-def _open_cpu(spec: DecoderSpec, weights: Weights, num_blocks: int, wishes: _Wishes) -> Backend:
+def _open_cpu(
+    spec: DecoderSpec, weights: Weights, num_blocks: int | Sequence[int], wishes: _Wishes
+) -> Backend:
     try:
         from localllm.backend.cpu import CpuBackend
         from localllm.backend.cpu_cache import PackedCache
@@ -194,6 +221,7 @@ def _open_cpu(spec: DecoderSpec, weights: Weights, num_blocks: int, wishes: _Wis
         weights,
         num_blocks=num_blocks,
         threads=wishes.threads,
+        kv_bits=wishes.kv_bits,
         float_activations=wishes.activations == "float32",
         cache=None if packed is None else PackedCache(packed.folder, packed.files),
     )

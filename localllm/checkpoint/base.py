@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from localllm.checkpoint.form import Form
 from localllm.checkpoint.tensor import Tensor
 
 Format = Literal["safetensors", "mlx", "gguf"]
@@ -38,6 +39,10 @@ class Checkpoint(Protocol):
         ...
 
     def nbytes(self, name: str) -> int: ...
+
+    def form(self, name: str) -> Form:
+        """How `tensor` will give it, told from headers alone; raises what `tensor` raises."""
+        ...
 
     def tensor(self, name: str) -> Tensor:
         """Raises `CheckpointError` naming file and tensor if missing, damaged or not finite."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from localllm.checkpoint.base import Format
+from localllm.checkpoint.form import AffineForm, DenseForm, Form, GroupForm
 from localllm.checkpoint.finite import require_finite
 from localllm.checkpoint.mlx_quantization import Packing, read_quantization
 from localllm.checkpoint.safetensors import SafetensorsFile, StoredTensor
@@ -86,6 +87,18 @@ class FolderCheckpoint:
         sides = _sides(name.removesuffix(".weight"))
         return nbytes + sum(self._where[s].find(s).nbytes for s in sides if s in self._where)
 
+    def form(self, name: str) -> Form:
+        packing = self._packing(name)
+        if packing is None:
+            return DenseForm(self._where[name].value_bytes(name))
+        sides = []
+        for side in _sides(name.removesuffix(".weight")):
+            file = self._side(name, side)
+            # bfloat16 becomes float32, as in `_group_values`.
+            wide = file.find(side).dtype == "BF16"
+            sides.append(GroupForm(4 if wide else file.value_bytes(side)))
+        return AffineForm(packing.bits, packing.group, *sides)
+
     def tensor(self, name: str) -> Tensor:
         """Raises `CheckpointError` if missing, inconsistent or not finite, `UnsupportedModel`
         for a type that holds no weights."""
@@ -143,13 +156,17 @@ class FolderCheckpoint:
             biases=self._group_values(name, biases, groups),
         )
 
-    def _group_values(self, weight: str, name: str, shape: tuple[int, ...]) -> GroupValues:
+    def _side(self, weight: str, name: str) -> SafetensorsFile:
+        """The file with a packed weight's scales or biases."""
         if name not in self._where:
             raise CheckpointError(
                 f"{self._where[weight].path}: tensor '{weight}' is packed, "
                 f"but its '{name}' is missing"
             )
-        values = self._where[name].dense(name)
+        return self._where[name]
+
+    def _group_values(self, weight: str, name: str, shape: tuple[int, ...]) -> GroupValues:
+        values = self._side(weight, name).dense(name)
         if values.shape != shape:
             raise CheckpointError(
                 f"{self._where[name].path}: tensor '{name}' has shape {list(values.shape)}; "

@@ -11,6 +11,7 @@ import numpy as np
 
 from localllm.checkpoint.base import Format
 from localllm.checkpoint.finite import require_finite
+from localllm.checkpoint.form import DenseForm, Form, form_of
 from localllm.checkpoint.gguf_blocks import FORMATS, to_affine
 from localllm.checkpoint.gguf_header import Header, Metadata, TensorInfo, read_header
 from localllm.checkpoint.tensor import Dense, DType, Tensor
@@ -73,6 +74,17 @@ class GGUFCheckpoint:
     def nbytes(self, name: str) -> int:
         return self._find(name)[1].nbytes
 
+    def form(self, name: str) -> Form:
+        file, info = self._find(name)
+        kind = info.type
+        if kind.name in _DENSE:
+            return DenseForm(_DENSE[kind.name][0].itemsize)
+        if kind.name not in FORMATS:
+            raise _unread(file, name, kind.name)
+        if len(info.shape) == 1:
+            return DenseForm(4)
+        return form_of(to_affine(kind, (1, kind.block), lambda at, size: bytes(size)))
+
     def tensor(self, name: str) -> Tensor:
         """F32, F16 and BF16 as views into the file, blocks as `Affine` without loss.
 
@@ -90,11 +102,7 @@ class GGUFCheckpoint:
         elif kind.name in FORMATS:
             tensor = to_affine(kind, info.shape, lambda at, size: file.read(info.offset + at, size))
         else:
-            raise UnsupportedModel(
-                f"{file.path}: tensor '{name}' is stored as {kind.name}, which is not read; "
-                f"supported are {', '.join([*_DENSE, *FORMATS])}",
-                hint="Get the model in one of those, for example Q4_K_M or Q8_0.",
-            )
+            raise _unread(file, name, kind.name)
         require_finite(file.path, name, tensor)
         if isinstance(tensor, Dense) or len(info.shape) > 1:
             return tensor
@@ -108,6 +116,14 @@ class GGUFCheckpoint:
         if name not in self._tensors:
             raise missing_tensor(self.path, name, self._tensors)
         return self._tensors[name]
+
+
+def _unread(file: WeightFile, name: str, kind: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"{file.path}: tensor '{name}' is stored as {kind}, which is not read; "
+        f"supported are {', '.join([*_DENSE, *FORMATS])}",
+        hint="Get the model in one of those, for example Q4_K_M or Q8_0.",
+    )
 
 
 def part_paths(path: Path) -> list[Path]:

@@ -75,14 +75,21 @@ class SafetensorsFile:
     def dense(self, name: str) -> Dense:
         """A view into the file where it is aligned. Raises `UnsupportedModel` for other types."""
         stored = self.find(name)
+        layout, dtype = self._weight_type(stored)
+        return Dense(self._file.array(stored.offset, layout, stored.shape), dtype)
+
+    def value_bytes(self, name: str) -> int:
+        """Of one of the values that `dense` gives; raises what `dense` raises."""
+        return self._weight_type(self.find(name))[0].itemsize
+
+    def _weight_type(self, stored: StoredTensor) -> tuple[np.dtype, DType]:
         if stored.dtype not in _WEIGHTS:
             raise UnsupportedModel(
-                f"{self.path}: tensor '{name}' is {stored.dtype}; weights can be "
+                f"{self.path}: tensor '{stored.name}' is {stored.dtype}; weights can be "
                 f"{', '.join(_WEIGHTS)}, or U32 where config.json describes MLX's quantization",
                 hint="Convert the model to BF16, or get it in another format.",
             )
-        layout, dtype = _WEIGHTS[stored.dtype]
-        return Dense(self._file.array(stored.offset, layout, stored.shape), dtype)
+        return _WEIGHTS[stored.dtype]
 
     def words(self, name: str) -> np.ndarray:
         """The uint32 words of packed codes."""

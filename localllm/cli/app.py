@@ -12,6 +12,7 @@ from localllm.cli.bench import bench
 from localllm.cli.chat import chat
 from localllm.cli.doctor import doctor
 from localllm.cli.list_models import list_models
+from localllm.cli.plan import plan
 from localllm.cli.pull import pull
 from localllm.cli.rm import rm
 from localllm.cli.run import run
@@ -33,6 +34,7 @@ app.command()(batch)
 app.command()(pull)
 app.command(name="list")(list_models)
 app.command()(show)
+app.command()(plan)
 app.command()(rm)
 app.command()(doctor)
 app.command()(bench)

@@ -49,6 +49,7 @@ def batch(
     threads: options.Threads = None,
     context: options.Context = None,
     activations: options.Activations = None,
+    kv_bits: options.KvBits = None,
     offline: options.Offline = False,
 ) -> None:
     """Answer a file of requests. Broken off, the same command goes on where it was."""
@@ -66,6 +67,7 @@ def batch(
         context=context,
         max_batch=max_batch,
         activations=activations,
+        kv_bits=kv_bits,
         chat_template=template,
         offline=offline or None,
     )

@@ -43,6 +43,7 @@ def chat(
     threads: options.Threads = None,
     context: options.Context = None,
     activations: options.Activations = None,
+    kv_bits: options.KvBits = None,
     offline: options.Offline = False,
 ) -> None:
     """Talk to a model, line by line. /help lists what can be typed."""
@@ -56,6 +57,7 @@ def chat(
         threads=threads,
         context=context,
         activations=activations,
+        kv_bits=kv_bits,
         chat_template=template,
         offline=offline or None,
     )

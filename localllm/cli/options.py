@@ -19,6 +19,14 @@ Activations = Annotated[
     str | None,
     typer.Option(help="int8, or float32: exact and slower. Unless told, the backend's own."),
 ]
+KvBits = Annotated[
+    int | None,
+    typer.Option(
+        metavar="16|8|4",
+        help="Bits of the KV cache's numbers on the cpu backend, 16 unless told. Perplexity rises "
+        "by 0.1 % at most with 8, by 5 to 11 % with 4.",
+    ),
+]
 Context = Annotated[
     int | None, typer.Option(min=1, help="Positions to hold, prompt and answer together.")
 ]

@@ -42,6 +42,7 @@ def run(
     threads: options.Threads = None,
     context: options.Context = None,
     activations: options.Activations = None,
+    kv_bits: options.KvBits = None,
     offline: options.Offline = False,
 ) -> None:
     """Answer one prompt and exit. The answer streams to stdout, everything else to stderr."""
@@ -63,6 +64,7 @@ def run(
         threads=threads,
         context=context,
         activations=activations,
+        kv_bits=kv_bits,
         chat_template=template,
         offline=offline or None,
     )

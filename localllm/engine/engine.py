@@ -25,6 +25,7 @@ from localllm.engine.events import (
     StepDone,
 )
 from localllm.engine.kv_cache import Disk, KvCache
+from localllm.engine.planner import DRAFT_ROWS, STEP_LOGITS
 from localllm.engine.receipt import Receipt
 from localllm.engine.scheduler import Scheduled, Scheduler
 from localllm.engine.sequence import FinishReason, Request, Sequence
@@ -33,9 +34,6 @@ from localllm.errors import InvalidRequest, OutOfMemoryPlan, PromptTooLong
 from localllm.machine import memory
 from localllm.sampling import Draw, Sampler, check_token_ids, draw_batch, logprobs_of
 from localllm.spec.rope import length_class
-
-# Logits a step of `Engine.logits` yields at most: 32 MiB beside the result they are copied to.
-_STEP_LOGITS = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class Engine:
         max_batch: int = 32,
         step_rows: int | None = None,
         drafters: Seq[Drafter] = (),
-        draft_rows: int = 64,
+        draft_rows: int = DRAFT_ROWS,
         disk: Disk | None = None,
         key: bytes = b"",
         adapters: AdapterSlots | None = None,
@@ -107,7 +105,7 @@ class Engine:
             self.adapters,
             max_batch=max_batch,
             step_rows=step_rows,
-            logit_rows=max(1, _STEP_LOGITS // backend.spec.vocab_size),
+            logit_rows=max(1, STEP_LOGITS // backend.spec.vocab_size),
         )
         self.speculator = Speculator([PromptLookup(), *drafters])
         self.events = EventBus()
@@ -272,7 +270,7 @@ class Engine:
         table = self.cache.open(b"")
         try:
             logits = np.empty((len(ids), vocab), dtype=np.float32)
-            rows = min(self.step_rows, max(1, _STEP_LOGITS // vocab))
+            rows = min(self.step_rows, max(1, STEP_LOGITS // vocab))
             for start in range(0, len(ids), rows):
                 part = ids[start : start + rows]
                 if not self.cache.hold(table, start, start + len(part)):

@@ -2,96 +2,267 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
-from localllm.errors import InvalidRequest, OutOfMemoryPlan
+from localllm.backend.memory import StepSize, loading_bytes
+from localllm.backend.select import BackendStatus
+from localllm.checkpoint.form import Form
+from localllm.errors import InvalidRequest
 from localllm.spec import DecoderSpec
-from localllm.spec.memory import kv_block_bytes, step_bytes
+from localllm.spec.memory import KvGroup, kv_groups
 
 DEFAULT_CONTEXT = 8192
 DEFAULT_KV_TOKENS = 16384
+DEFAULT_BATCH = 32
 BLOCK_SIZE = 32
-OVERHEAD = 256 << 20  # Python and its libraries
+DRAFT_ROWS = 64  # rows of guesses in a step at most
+# Logits a step yields at most where every row of a prompt wants them: 32 MiB.
+STEP_LOGITS = 1 << 23
+# What a process grows by when it works: threads, buffers of the allocator, late imports.
+WORKING = 10 << 20
+_BLOCK_NOTES = 400  # bytes in which the engine keeps account of a KV block
+
+
+@dataclass(frozen=True)
+class Model:
+    """forms: how every weight of `weight_shapes(spec)` is stored."""
+
+    spec: DecoderSpec
+    forms: Mapping[str, Form]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for; None leaves it to the plan.
+
+    kv_tokens: positions of all sequences together that the KV cache holds. adapters: how many
+    there may be, of what rank. draft: a model that guesses for this one.
+    """
+
+    context: int | None = None
+    kv_tokens: int | None = None
+    max_batch: int = DEFAULT_BATCH
+    kv_bits: int | None = None
+    threads: int = 1
+    float_activations: bool = False
+    adapters: int = 0
+    adapter_rank: int = 16
+    draft: Model | None = None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Bytes. available: that this process may use, `resident` of it already in use."""
+
+    available: int
+    resident: int
+
+
+@dataclass(frozen=True)
+class Item:
+    """A part of the plan: its name, its bytes, and what they are for."""
+
+    name: str
+    nbytes: int
+    detail: str = ""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes and positions. `available` is what the machine could give when the plan was made."""
+    """group_blocks: KV blocks of each of `kv_groups(spec)`. items: everything that takes memory.
 
+    loading: bytes that are needed beside the weights while these are read, and then given back.
+    """
+
+    wish: Wish
     context: int
-    num_blocks: int
+    kv_tokens: int
+    kv_bits: int
     block_size: int
-    weight_bytes: int
-    kv_bytes: int
-    step_bytes: int  # activations and logits of the largest step
+    group_blocks: tuple[int, ...]
+    items: tuple[Item, ...]
+    loading: int
     available: int
 
     @property
-    def kv_tokens(self) -> int:
-        return self.num_blocks * self.block_size
+    def total(self) -> int:
+        return sum(item.nbytes for item in self.items)
 
     @property
-    def total(self) -> int:
-        return self.weight_bytes + self.kv_bytes + self.step_bytes + OVERHEAD
+    def peak(self) -> int:
+        """The most that is needed at any time, loading included."""
+        return max(self.total, self.bytes_of("weights", "Python") + self.loading)
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.available
+
+    def bytes_of(self, *names: str) -> int:
+        return sum(item.nbytes for item in self.items if item.name in names)
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.bytes_of("weights")
+
+    @property
+    def kv_bytes(self) -> int:
+        return self.bytes_of(*(item.name for item in self.items if item.name.startswith("KV")))
+
+    @property
+    def step_bytes(self) -> int:
+        return self.bytes_of("step")
 
 
-def make_plan(
-    spec: DecoderSpec,
-    *,
-    weight_bytes: int,
-    kv_value_bytes: float,
-    available: int,
-    step_rows: int = 128,
-    max_batch: int = 32,
-    context: int | None = None,
-    kv_tokens: int | None = None,
-) -> Plan:
-    """Fits weights, KV pool and the largest step into `available` bytes.
+def make_plan(model: Model, wish: Wish, machine: Machine, backend: BackendStatus) -> Plan:
+    """The plan for a wish. It may need more than there is: see `Plan.fits`.
 
     context: None takes what the model supports, `DEFAULT_CONTEXT` at most. kv_tokens: None takes
     `DEFAULT_KV_TOKENS`, or as many as memory allows, but a full context at least.
-    Raises `InvalidRequest` for a context the model does not have, `OutOfMemoryPlan` if it does
-    not fit, naming what to lower.
+    Raises `InvalidRequest` for a context that the model does not have, or bits the backend lacks.
     """
-    if context is not None and not 0 < context <= spec.context:
+    spec = model.spec
+    _check(spec, wish)
+    kv_bits = backend.checked_kv_bits(wish.kv_bits)
+    context = wish.context or min(spec.context, DEFAULT_CONTEXT)
+    if wish.kv_tokens is not None and wish.kv_tokens < context:
         raise InvalidRequest(
-            f"a context of {context} positions was asked for; this model supports 1 to "
-            f"{spec.context}"
-        )
-    chosen = context or min(spec.context, DEFAULT_CONTEXT)
-    if kv_tokens is not None and kv_tokens < chosen:
-        raise InvalidRequest(
-            f"a KV cache of {kv_tokens} positions is less than one context of {chosen}",
+            f"a KV cache of {wish.kv_tokens} positions is less than one context of {context}",
             hint="raise kv_tokens or lower the context",
         )
-    block_bytes = kv_block_bytes(spec, BLOCK_SIZE, kv_value_bytes)
-    rows = max(step_rows, max_batch)
-    step = step_bytes(spec, rows, max_batch)
-    for_kv = available - weight_bytes - step - OVERHEAD
-    wanted = _blocks(kv_tokens or max(chosen, DEFAULT_KV_TOKENS))
-    fitting = max(0, for_kv // block_bytes)
-    num_blocks = wanted if kv_tokens is not None else max(_blocks(chosen), min(wanted, fitting))
-    kv_bytes = num_blocks * block_bytes
-    plan = Plan(chosen, num_blocks, BLOCK_SIZE, weight_bytes, kv_bytes, step, available)
-    if plan.total > available:
-        raise OutOfMemoryPlan(
-            f"the model needs {_mib(plan.total)} (weights {_mib(weight_bytes)}, KV cache "
-            f"{_mib(plan.kv_bytes)} for {plan.kv_tokens} positions) and {_mib(available)} are free",
-            hint=_way_out(fitting * BLOCK_SIZE, kv_tokens is not None),
+    base = _base_items(model, wish, backend, context)
+    python = Item("Python", machine.resident + WORKING, "the process itself, imports, tokenizer")
+
+    def plan(blocks: int) -> Plan:
+        """With so many blocks for layers that see everything."""
+        group_blocks = pool_blocks(spec, blocks, wish.max_batch, backend.step_rows)
+        items = [
+            *base,
+            *_kv_items("KV cache", spec, group_blocks, kv_bits, backend),
+            *_draft_items(wish, blocks, kv_bits, backend, context),
+            replace(python, nbytes=python.nbytes + _BLOCK_NOTES * sum(group_blocks)),
+        ]
+        return Plan(
+            wish,
+            context,
+            blocks * BLOCK_SIZE,
+            kv_bits,
+            BLOCK_SIZE,
+            group_blocks,
+            tuple(items),
+            loading_bytes(spec, model.forms),
+            machine.available,
         )
-    return plan
+
+    if wish.kv_tokens is not None:
+        return plan(_blocks(wish.kv_tokens))
+    least, most = _blocks(context), _blocks(max(context, DEFAULT_KV_TOKENS))
+    # Where even the least does not fit, the plan says so.
+    return plan(max(least, largest(least, most, lambda blocks: plan(blocks).fits)))
 
 
-def _way_out(positions: int, asked: bool) -> str:
-    if positions < BLOCK_SIZE:
-        return "the weights alone do not fit: choose a smaller model or a smaller quantization"
-    knob = "kv_tokens" if asked else "the context (--context)"
-    return f"lower {knob} to {positions} positions or fewer"
+def pool_blocks(
+    spec: DecoderSpec, blocks: int, max_batch: int, step_rows: int
+) -> tuple[int, ...]:
+    """KV blocks of each group, when layers that see everything have so many.
+
+    A layer with a window keeps, of each sequence, the window and the rows of a step, a block for
+    what these begin or end within, one to copy when sequences part, and one to spare for each.
+    """
+    rows = max(step_rows, max_batch)
+
+    def of(group: KvGroup) -> int:
+        if group.window is None:
+            return blocks
+        return min(blocks, max_batch * (_blocks(group.window + rows + BLOCK_SIZE) + 2))
+
+    return tuple(map(of, kv_groups(spec)))
+
+
+def logit_rows(spec: DecoderSpec, max_batch: int) -> int:
+    """Rows of logits that are in memory at once: a step's, and of each sequence one more."""
+    return max(STEP_LOGITS // spec.vocab_size, max_batch + DRAFT_ROWS) + max_batch
+
+
+def largest(low: int, high: int, good: Callable[[int], bool]) -> int:
+    """The largest number from low to high that is good, where all below a good one are; else 0."""
+    if low > high or not good(low):
+        return 0
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if good(middle) else (low, middle - 1)
+    return low
+
+
+def _check(spec: DecoderSpec, wish: Wish) -> None:
+    if wish.context is not None and not 0 < wish.context <= spec.context:
+        raise InvalidRequest(
+            f"a context of {wish.context} positions was asked for; this model supports 1 to "
+            f"{spec.context}"
+        )
+    if wish.max_batch < 1:
+        raise InvalidRequest(f"max_batch must be at least 1, not {wish.max_batch}")
+
+
+def _base_items(model: Model, wish: Wish, backend: BackendStatus, context: int) -> list[Item]:
+    spec, memory = model.spec, backend.memory
+    size = _step_size(spec, wish, backend, context)
+    items = [
+        Item("weights", memory.weights(spec, model.forms), f"as {backend.name} keeps them"),
+        Item(
+            "step",
+            memory.step(spec, model.forms, size),
+            f"{size.rows} rows at once, {size.logits} of logits",
+        ),
+    ]
+    if wish.adapters:
+        nbytes = wish.adapters * memory.adapter(spec, wish.adapter_rank)
+        detail = f"{wish.adapters} of rank {wish.adapter_rank}, on every linear"
+        items.append(Item("adapters", nbytes, detail))
+    return items
+
+
+def _step_size(spec: DecoderSpec, wish: Wish, backend: BackendStatus, context: int) -> StepSize:
+    return StepSize(
+        rows=max(backend.step_rows, wish.max_batch),
+        logits=logit_rows(spec, wish.max_batch),
+        context=context,
+        threads=wish.threads,
+        float_activations=wish.float_activations,
+        adapter_rank=wish.adapter_rank if wish.adapters else 0,
+    )
+
+
+def _kv_items(
+    name: str, spec: DecoderSpec, group_blocks: tuple[int, ...], bits: int, backend: BackendStatus
+) -> list[Item]:
+    items = []
+    groups = kv_groups(spec)
+    for group, blocks in zip(groups, group_blocks, strict=True):
+        nbytes = backend.memory.kv_pool(spec, group, blocks, BLOCK_SIZE, bits)
+        layers = "" if len(groups) == 1 else f" in {len(group.layers)} layers"
+        sees = "" if group.window is None else f" that see {group.window}"
+        detail = f"{blocks * BLOCK_SIZE:,} positions of {bits} bits{layers}{sees}"
+        items.append(Item(name, nbytes, detail))
+    return items
+
+
+def _draft_items(
+    wish: Wish, blocks: int, bits: int, backend: BackendStatus, context: int
+) -> list[Item]:
+    """The draft model's weights, its own KV cache of as many positions, and its step."""
+    if wish.draft is None:
+        return []
+    spec, forms = wish.draft.spec, wish.draft.forms
+    alone = replace(wish, adapters=0)
+    size = _step_size(spec, alone, backend, min(context, spec.context))
+    pools = pool_blocks(spec, blocks, wish.max_batch, backend.step_rows)
+    return [
+        Item("draft model", backend.memory.weights(spec, forms), "its weights"),
+        *_kv_items("KV cache of the draft", spec, pools, bits, backend),
+        Item("step of the draft", backend.memory.step(spec, forms, size)),
+    ]
 
 
 def _blocks(positions: int) -> int:
     return -(-positions // BLOCK_SIZE)
-
-
-def _mib(count: int) -> str:
-    return f"{count / 2**20:,.0f} MiB"

@@ -102,11 +102,13 @@ class Scheduler:
         if decoding:
             budget = min(budget, max(_SHARED_ROWS, self.max_batch))
         wanted = {}
+        logits = self.logit_rows  # for prompts of which every row wants them
         for sequence in (*decoding, *prefilling):
             drafts = sequence.speculation.drafts
             rows = min(sequence.pending, budget)
             if sequence.wants_prompt_logprobs:
-                rows = min(rows, self.logit_rows)
+                rows = min(rows, logits)
+                logits -= rows
             del drafts[max(0, budget - rows) :]
             if rows:
                 wanted[sequence.id] = rows

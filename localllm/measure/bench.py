@@ -147,7 +147,7 @@ def _completed(
     row: Row, rows: list[Row], loaded: LoadedModel, token_bytes: int | None, bandwidth: float | None
 ) -> Row:
     if row.work == "decode" and token_bytes is not None and bandwidth:
-        per_value = choose_backend(loaded.backend.name).kv_value_bytes
+        per_value = choose_backend(loaded.backend.name).kv_value_bytes(loaded.plan.kv_bits)
         reads = token_bytes + kv_bytes(loaded.backend.spec, row.context, per_value)
         share = reads / row.seconds.median / bandwidth
         return replace(row, token_bytes=reads, share=share)

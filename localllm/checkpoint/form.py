@@ -1,0 +1,58 @@
+"""How a tensor is stored, without its numbers: what sizes can be told from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from localllm.checkpoint.tensor import Affine, GroupValues, Tensor
+
+
+@dataclass(frozen=True)
+class GroupForm:
+    """value_bytes: of one float. per: groups under one value. multiplier: a byte for each group."""
+
+    value_bytes: int
+    per: int = 1
+    multiplier: bool = False
+
+    def row_bytes(self, groups: int) -> int:
+        """Bytes of the values of so many groups."""
+        return groups // self.per * self.value_bytes + groups * self.multiplier
+
+
+@dataclass(frozen=True)
+class AffineForm:
+    bits: int
+    group: int
+    scales: GroupForm
+    biases: GroupForm | None = None
+
+    def row_bytes(self, width: int) -> int:
+        groups = width // self.group
+        sides = (side.row_bytes(groups) for side in (self.scales, self.biases) if side is not None)
+        return width * self.bits // 8 + sum(sides)
+
+
+@dataclass(frozen=True)
+class DenseForm:
+    value_bytes: int
+
+    def row_bytes(self, width: int) -> int:
+        return width * self.value_bytes
+
+
+Form = DenseForm | AffineForm
+
+
+def form_of(tensor: Tensor) -> Form:
+    if not isinstance(tensor, Affine):
+        return DenseForm(tensor.data.dtype.itemsize)
+    biases = None if tensor.biases is None else _group_form(tensor.biases)
+    return AffineForm(tensor.bits, tensor.group, _group_form(tensor.scales), biases)
+
+
+def _group_form(groups: GroupValues) -> GroupForm:
+    width = groups.values.dtype.itemsize
+    if groups.multiplier is None:
+        return GroupForm(width)
+    return GroupForm(width, groups.multiplier.shape[-1] // groups.values.shape[-1], True)

@@ -1,0 +1,31 @@
+"""From a checkpoint's headers and this machine to what the planner asks for."""
+
+from __future__ import annotations
+
+from localllm.backend.select import BackendStatus
+from localllm.checkpoint.base import Checkpoint
+from localllm.engine.planner import Machine, Model, Plan, Wish, make_plan
+from localllm.engine.ways_out import require_fit
+from localllm.machine import memory, resident_memory, return_freed_memory
+from localllm.models import load_forms
+from localllm.spec import DecoderSpec
+
+
+def this_machine() -> Machine:
+    """What this process may use now, beside and with what it holds already."""
+    return_freed_memory()  # what reading the tokenizer left behind is not in use
+    resident = resident_memory()[0] or 0
+    return Machine(memory().available + resident, resident)
+
+
+def model_of(checkpoint: Checkpoint, spec: DecoderSpec) -> Model:
+    """Reads headers only. Raises what loading the weights would raise for them."""
+    return Model(spec, load_forms(checkpoint, spec))
+
+
+def fitting_plan(model: Model, wish: Wish, backend: BackendStatus) -> Plan:
+    """The plan on this machine. Raises InvalidRequest, and OutOfMemoryPlan naming what fits."""
+    machine = this_machine()
+    plan = make_plan(model, wish, machine, backend)
+    require_fit(plan, model, machine, backend)
+    return plan
