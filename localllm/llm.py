@@ -208,10 +208,12 @@ class LLM:
             raise InvalidRequest("best_of above n cannot be streamed", hint="use generate")
         return Stream(self._pump, self._submit(prompts, params, options))
 
-    def in_flight(self) -> InFlight:
+    def in_flight(self, **options: Unpack[Options]) -> InFlight:
         """For work that never ends or is too long for a list: submit requests one by one, take
         each when it is done. As many as `max_batch` run together; the others wait."""
-        return InFlight(self._pump, self._submit_one)
+        return InFlight(
+            self._pump, lambda prompt, params: self._submit_one(prompt, params, options)
+        )
 
     def chat(
         self,
@@ -276,6 +278,10 @@ class LLM:
         """Forgets an adapter. Raises InvalidRequest while requests use it."""
         self._pump.alone(lambda engine: engine.adapters.unregister(name))
 
+    def adapter_digest(self, name: str) -> str:
+        """Of a known adapter's content, in hexadecimal."""
+        return self._pump.alone(lambda engine: engine.adapters.digest(name)).hex()
+
     @property
     def adapters(self) -> tuple[str, ...]:
         """The names of known adapters."""
@@ -317,8 +323,10 @@ class LLM:
         self._pump.submit(work)
         return [answer for _, answers in work for answer in answers]
 
-    def _submit_one(self, prompt: Prompt, params: SamplingParams | None) -> Answer:
-        answers = self._submit([prompt], params, {})
+    def _submit_one(
+        self, prompt: Prompt, params: SamplingParams | None, options: Options
+    ) -> Answer:
+        answers = self._submit([prompt], params, options)
         if len(answers) > 1:
             self._pump.end(answers)
             raise InvalidRequest("n must be 1 for requests that are submitted one by one")

@@ -113,7 +113,8 @@ def self_consistency(
 ) -> SelfConsistency:
     """Samples n answers and takes what most of them come to (Wang et al. 2022).
 
-    prompt: text, token ids, or the messages of a chat. The answers run in one batch.
+    prompt: text, token ids, or the messages of a chat. It is computed once, and the answers are
+    forks of it that run in one batch.
     params: None takes the model's own. With a seed, answer i is sampled with seed + i, so that the
         same call gives the same vote. Greedy parameters are refused: all answers would be one.
     Raises what `LLM.generate` and `LLM.chat_prompt` raise.
@@ -130,10 +131,9 @@ def self_consistency(
             hint=f"use a temperature such as {_DEFAULT_TEMPERATURE}",
         )
     first = secrets.randbits(63) if params.seed is None else params.seed
-    each = [replace(params, seed=(first + i) % 2**64) for i in range(n)]
     one: Prompt = llm.chat_prompt(prompt) if _is_chat(prompt) else cast("Prompt", prompt)
-    many: list[Prompt] = [one] * n
-    results = llm.generate(many, each)
+    best = llm.generate(one, replace(params, n=n, best_of=None, seed=first))
+    results = [best, *best.alternatives]
     decided = vote([result.text for result in results])
     return SelfConsistency(results[decided.index or 0].text, decided, tuple(results))
 

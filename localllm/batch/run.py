@@ -59,6 +59,7 @@ class BatchRun:
     A line's form is our own (`PlainForm`) or that of OpenAI's batch files (`OpenAIForm`), and so is
     its answer's. A line that is wrong or fails is answered by its error and stops nothing else.
 
+    adapter: a loaded one's name, for all lines.
     params: for what lines leave out; None: the model's. With a seed, line i (from 0) gets seed + i.
     max_batch: requests under way together; give `LLM` the same.
     limit: only the first so many lines.
@@ -77,6 +78,7 @@ class BatchRun:
         target: Path,
         *,
         params: SamplingParams | None = None,
+        adapter: str | None = None,
         max_batch: int = 32,
         limit: int | None = None,
         overwrite: bool = False,
@@ -99,7 +101,8 @@ class BatchRun:
         self._tokens = 0
         self._window: deque[_Pending] = deque()
         self._running: dict[int, _Pending] = {}
-        self._flight = llm.in_flight()
+        self._adapter = adapter
+        self._flight = llm.in_flight(adapter=adapter)
 
     def cancel(self) -> None:
         """From any thread or a signal handler: the run ends soon, and can be gone on with."""
@@ -112,7 +115,7 @@ class BatchRun:
         if both and self._target.samefile(self._source):
             raise InvalidRequest(f"{self._target} is the input, and cannot be the output")
         started = time.monotonic()
-        settings = _settings(self._llm, self._params)
+        settings = _settings(self._llm, self._params, self._adapter)
         with (
             Source(self._source) as source,
             Journal(self._target, settings, overwrite=self._overwrite) as journal,
@@ -204,12 +207,13 @@ class BatchRun:
             self._say(f"lines name the model {named!r:.80}; {own} answers them")
 
 
-def _settings(llm: LLM, params: SamplingParams) -> dict[str, Any]:
+def _settings(llm: LLM, params: SamplingParams, adapter: str | None) -> dict[str, Any]:
     """What decides the answers, besides the input and how the work is spread."""
     info = llm.info
     template = None if llm.tokenizer is None else llm.tokenizer.chat_template
     return {
         "model": _fingerprint(Path(info.path)),
+        "adapter": None if adapter is None else llm.adapter_digest(adapter),
         "backend": info.backend,
         "activations": info.activations,
         "context": info.context,

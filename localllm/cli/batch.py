@@ -44,6 +44,11 @@ def batch(
     ] = None,
     stop: options.Stop = None,
     ignore_eos: options.IgnoreEos = False,
+    more: options.Set = None,
+    adapter: options.Adapter = None,
+    draft_model: options.DraftModel = None,
+    draft_head: options.DraftHead = None,
+    kv_disk: options.KvDisk = None,
     chat_template: options.ChatTemplate = None,
     backend: options.Backend = None,
     threads: options.Threads = None,
@@ -69,11 +74,16 @@ def batch(
         activations=activations,
         kv_bits=kv_bits,
         chat_template=template,
+        draft_model=draft_model,
+        draft_head=draft_head,
+        kv_disk=options.disk_bytes(kv_disk),
         offline=offline or None,
     )
     with llm:
+        used = None if adapter is None else llm.load_adapter(adapter)
         params = options.sampling_params(
             llm.default_params,
+            more,
             max_tokens=max_tokens,
             temperature=temperature,
             top_k=top_k,
@@ -90,6 +100,7 @@ def batch(
             source,
             target,
             params=params,
+            adapter=used,
             max_batch=max_batch,
             limit=limit,
             overwrite=overwrite,

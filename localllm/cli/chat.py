@@ -38,6 +38,11 @@ def chat(
     min_p: options.MinP = None,
     repetition_penalty: options.RepetitionPenalty = None,
     seed: options.Seed = None,
+    more: options.Set = None,
+    adapter: options.Adapter = None,
+    draft_model: options.DraftModel = None,
+    draft_head: options.DraftHead = None,
+    kv_disk: options.KvDisk = None,
     chat_template: options.ChatTemplate = None,
     backend: options.Backend = None,
     threads: options.Threads = None,
@@ -59,11 +64,16 @@ def chat(
         activations=activations,
         kv_bits=kv_bits,
         chat_template=template,
+        draft_model=draft_model,
+        draft_head=draft_head,
+        kv_disk=options.disk_bytes(kv_disk),
         offline=offline or None,
     )
     with llm:
+        used = None if adapter is None else llm.load_adapter(adapter)
         params = options.sampling_params(
             llm.default_params,
+            more,
             max_tokens=max_tokens,
             temperature=temperature,
             top_k=top_k,
@@ -75,14 +85,17 @@ def chat(
         print(
             f"{model} on {llm.info.backend}. /help for commands, Ctrl-D to leave.", file=sys.stderr
         )
-        Conversation(llm, params, system).loop()
+        Conversation(llm, params, system, adapter=used).loop()
 
 
 class Conversation:
     """Messages so far, and the loop that adds to them."""
 
-    def __init__(self, llm: LLM, params: SamplingParams, system: str | None) -> None:
+    def __init__(
+        self, llm: LLM, params: SamplingParams, system: str | None, *, adapter: str | None
+    ) -> None:
         self._llm = llm
+        self._adapter = adapter
         self._params = params
         self._system = system
         self._messages: list[dict[str, str]] = []
@@ -119,7 +132,7 @@ class Conversation:
         from localllm.errors import LocalLLMError
 
         try:
-            stream = self._llm.stream_chat(self._messages, self._params)
+            stream = self._llm.stream_chat(self._messages, self._params, adapter=self._adapter)
             result = print_answer(stream, echo=True)
         except LocalLLMError as error:
             # The conversation goes on without the message that could not be answered.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from localllm.cli.sizes import parse_bytes
 
 if TYPE_CHECKING:
     from localllm import SamplingParams
@@ -49,20 +52,76 @@ IgnoreEos = Annotated[
     bool, typer.Option("--ignore-eos", help="Go on when the model wants to stop.")
 ]
 
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Any other sampling parameter (docs/sampling.md): --set typical_p=0.9, --set n=4, "
+        "--set json_schema=@FILE; may be given again.",
+    ),
+]
+DraftModel = Annotated[
+    str | None,
+    typer.Option(help="A smaller model of the same vocabulary that guesses ahead; same answers."),
+]
+DraftHead = Annotated[
+    str | None, typer.Option(metavar="FOLDER", help="A draft head for this model, for the same.")
+]
+Adapter = Annotated[
+    str | None, typer.Option(metavar="FOLDER", help="A LoRA adapter (PEFT or MLX-LM) to use.")
+]
+KvDisk = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="Keep computed prompts on disk, so much at most: 4GB. Off unless told."
+    ),
+]
+
 DEFAULT_MAX_TOKENS = 512
 
 
-def sampling_params(defaults: SamplingParams, **given: Any) -> SamplingParams:
-    """The model's recommended parameters, changed by the options that were given."""
+def sampling_params(
+    defaults: SamplingParams, more: list[str] | None = None, **given: Any
+) -> SamplingParams:
+    """The model's recommended parameters, changed by the options that were given.
+
+    more: what --set was given.
+    """
     changes = {name: value for name, value in given.items() if value is not None}
+    changes.update(_assigned(text, defaults) for text in more or ())
     changes.setdefault("max_tokens", DEFAULT_MAX_TOKENS)
     return replace(defaults, **changes)
 
 
+def disk_bytes(size: str | None) -> int | None:
+    return None if size is None else parse_bytes(size)
+
+
+def _assigned(text: str, defaults: SamplingParams) -> tuple[str, Any]:
+    """NAME=VALUE as a name and a value: JSON, @FILE for a file's text, or the text itself."""
+    name, equals, value = text.partition("=")
+    known = [field.name for field in fields(defaults)]
+    if not equals or name not in known:
+        raise typer.BadParameter(f"--set {text}: write NAME=VALUE, NAME one of {', '.join(known)}")
+    if value.startswith("@"):
+        return name, _read(value[1:])
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        return name, value
+    if name == "logit_bias" and isinstance(parsed, dict):
+        parsed = {int(key) if key.isdecimal() else key: bias for key, bias in parsed.items()}
+    # A text that happens to be JSON stays a text where only a text can be meant.
+    return name, value if name in ("regex", "grammar", "json_schema") else parsed
+
+
 def read_template(path: str | None) -> str | None:
     """The template file's text; a missing or unreadable one is bad usage."""
-    if path is None:
-        return None
+    return None if path is None else _read(path)
+
+
+def _read(path: str) -> str:
     try:
         with open(path, encoding="utf-8") as file:
             return file.read()

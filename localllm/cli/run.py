@@ -37,6 +37,11 @@ def run(
     logprobs: Annotated[
         int | None, typer.Option(min=0, help="Report this many likeliest tokens (with --json).")
     ] = None,
+    more: options.Set = None,
+    adapter: options.Adapter = None,
+    draft_model: options.DraftModel = None,
+    draft_head: options.DraftHead = None,
+    kv_disk: options.KvDisk = None,
     chat_template: options.ChatTemplate = None,
     backend: options.Backend = None,
     threads: options.Threads = None,
@@ -56,7 +61,7 @@ def run(
     template = options.read_template(chat_template)
 
     from localllm.cli.loading import load_with_progress
-    from localllm.cli.streaming import describe_speed, explain_end, print_answer
+    from localllm.cli.streaming import describe_speed, explain_end, print_answer, print_answers
 
     llm = load_with_progress(
         model,
@@ -66,11 +71,16 @@ def run(
         activations=activations,
         kv_bits=kv_bits,
         chat_template=template,
+        draft_model=draft_model,
+        draft_head=draft_head,
+        kv_disk=options.disk_bytes(kv_disk),
         offline=offline or None,
     )
     with llm:
+        used = None if adapter is None else llm.load_adapter(adapter)
         params = options.sampling_params(
             llm.default_params,
+            more,
             max_tokens=max_tokens,
             temperature=temperature,
             top_k=top_k,
@@ -87,14 +97,19 @@ def run(
             messages = [{"role": "user", "content": text}]
             if system is not None:
                 messages.insert(0, {"role": "system", "content": system})
-            stream = llm.stream_chat(messages, params)
+            ids: str | list[int] = llm.chat_prompt(messages)
         elif system is not None:
             raise typer.BadParameter(
                 f"{model} has no chat template, so it takes no --system; use --chat-template FILE"
             )
         else:
-            stream = llm.stream(text, params)
-        result = print_answer(stream, echo=not json_out)
+            ids = text
+        if params.samples > 1:
+            result = llm.generate(ids, params, adapter=used)
+            if not json_out:
+                print_answers(result)
+        else:
+            result = print_answer(llm.stream(ids, params, adapter=used), echo=not json_out)
         if json_out:
             answer = {"model": model, "prompt": text, **result.to_dict()}
             print(json.dumps(answer, ensure_ascii=False))

@@ -35,6 +35,13 @@ def print_answer(stream: Stream, *, echo: bool) -> GenerationResult:
     return result
 
 
+def print_answers(result: GenerationResult) -> None:
+    """Several answers, one after the other, numbered on lines of their own."""
+    for number, one in enumerate((result, *result.alternatives), start=1):
+        print(f"--- {number} ---")
+        print(_printable(one.text))
+
+
 def _printable(text: str) -> str:
     """On a terminal, control characters are shown, not obeyed: a model may write escape codes."""
     return text.translate(_CONTROL_PICTURES) if sys.stdout.isatty() else text
@@ -58,6 +65,10 @@ def describe_speed(result: GenerationResult) -> str:
     parts = [f"{receipt.prompt_tokens} prompt + {receipt.generated_tokens} new tokens"]
     if receipt.time_to_first_token is not None:
         parts.append(f"first after {receipt.time_to_first_token:.2f} s")
+    if receipt.cached_tokens:
+        parts.append(f"{receipt.cached_tokens} of them cached")
+    if receipt.drafted_tokens:
+        parts.append(f"{receipt.accepted_tokens} of {receipt.drafted_tokens} drafts right")
     if receipt.decode_tokens_per_second is not None:
         parts.append(f"{receipt.decode_tokens_per_second:.1f} tok/s")
     parts.append(receipt.backend)

@@ -36,7 +36,7 @@ class Request:
     @property
     def samples(self) -> int:
         """Answers to be made, each with an id of its own."""
-        return self.params.best_of or self.params.n
+        return self.params.samples
 
     @property
     def stop_ids(self) -> frozenset[int]:

@@ -321,6 +321,11 @@ class SamplingParams:
         return tuple(self.stop)
 
     @property
+    def samples(self) -> int:
+        """Answers to be made."""
+        return self.best_of or self.n
+
+    @property
     def greedy(self) -> bool:
         return self.temperature == 0
 
