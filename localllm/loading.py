@@ -96,6 +96,7 @@ def load(
         )
     finally:
         checkpoint.close()
+        del checkpoint  # its metadata holds the vocabulary once more
         return_freed_memory()  # tables and vocabularies on their way in
 
 

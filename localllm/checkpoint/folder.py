@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from localllm.checkpoint.base import Format
-from localllm.checkpoint.form import AffineForm, DenseForm, Form, GroupForm
 from localllm.checkpoint.finite import require_finite
+from localllm.checkpoint.form import AffineForm, DenseForm, Form, GroupForm
 from localllm.checkpoint.mlx_quantization import Packing, read_quantization
 from localllm.checkpoint.safetensors import SafetensorsFile, StoredTensor
 from localllm.checkpoint.shards import INDEX, find_shards, read_index, read_json

@@ -537,9 +537,7 @@ class Engine:
             self.events.emit(Ended(finished.request_id, finished.reason, finished.receipt))
         return finished
 
-    def _hand_over(
-        self, sequence: Sequence, heir: int, reason: FinishReason, by: str
-    ) -> Finished:
+    def _hand_over(self, sequence: Sequence, heir: int, reason: FinishReason, by: str) -> Finished:
         """Ends a request before its prompt was computed, for the sake of its other samples."""
         receipt = sequence.receipt(self.backend.name, by)
         old = sequence.id

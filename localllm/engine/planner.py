@@ -163,9 +163,7 @@ def make_plan(model: Model, wish: Wish, machine: Machine, backend: BackendStatus
     return plan(max(least, largest(least, most, lambda blocks: plan(blocks).fits)))
 
 
-def pool_blocks(
-    spec: DecoderSpec, blocks: int, max_batch: int, step_rows: int
-) -> tuple[int, ...]:
+def pool_blocks(spec: DecoderSpec, blocks: int, max_batch: int, step_rows: int) -> tuple[int, ...]:
     """KV blocks of each group, when layers that see everything have so many.
 
     A layer with a window keeps, of each sequence, the window and the rows of a step, a block for

@@ -42,9 +42,7 @@ class Scheduler:
     logit_rows: rows with logits in a step at most.
     """
 
-    def __init__(
-        self, cache: KvCache, *, max_batch: int, step_rows: int, logit_rows: int
-    ) -> None:
+    def __init__(self, cache: KvCache, *, max_batch: int, step_rows: int, logit_rows: int) -> None:
         self.cache = cache
         self.max_batch = max_batch
         self.step_rows = max(step_rows, max_batch)

@@ -51,7 +51,9 @@ def test_what_does_not_fit_ends_with_1_and_with_ways_out_that_do_fit(localllm, t
 
 def test_adapters_and_a_draft_model_have_their_lines(localllm, tiny):
     told = facts(
-        localllm("plan", tiny, "--adapters", 3, "--adapter-rank", 8, "--draft-model", tiny, "--json")
+        localllm(
+            "plan", tiny, "--adapters", 3, "--adapter-rank", 8, "--draft-model", tiny, "--json"
+        )
     )
     sizes = {item["name"]: item["bytes"] for item in told["items"]}
     assert sizes["draft model"] == sizes["weights"]
