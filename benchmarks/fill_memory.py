@@ -4,8 +4,8 @@
         [--batch 4] [--kv-bits 16] [--json FILE]
 
 A fresh process loads the model with these settings, fills every KV block with random prompts, runs
-a full step and a full batch, and takes the log-probabilities of a prompt, which needs the most
-logits. What it grew by at most since the plan was made stands against what was planned.
+a full step and a full batch, takes the log-probabilities of a prompt, and checks as many guesses
+as may be: one of the two needs the most logits. What it grew by at most since the plan was made stands against what was planned.
 Linux only: other systems do not tell the peak.
 """
 
@@ -25,6 +25,8 @@ from pathlib import Path
 import numpy as np
 
 from localllm import LLM, SamplingParams
+from localllm.backend.protocol import Batch, Chunk
+from localllm.engine.planner import DRAFT_ROWS
 
 settings = json.loads(sys.argv[1])
 llm = LLM(settings.pop("model"), offline=True, **settings)
@@ -52,6 +54,10 @@ for _ in range(8):
     llm.generate(prompts(1, plan.context - 8), few)
 every = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True, prompt_logprobs=0)
 llm.generate(prompts(min(batch, 4), min(200, length - 2)), [every] + [few] * (min(batch, 4) - 1))
+rows = batch + DRAFT_ROWS  # a step in which as many guesses as may be are checked
+ids = np.zeros(rows, np.int32)
+blocks = np.arange(-(-rows // plan.block_size), dtype=np.int32)
+engine.backend.forward(Batch((Chunk(ids, 0, blocks, tuple(range(rows)), rows),)))
 peak = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 print(json.dumps({
     "items": {item.name: item.nbytes for item in plan.items},
