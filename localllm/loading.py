@@ -96,6 +96,7 @@ def load(
             if tokenizer is None:
                 raise InvalidRequest("a chat template needs a tokenizer, and this model has none")
             tokenizer.chat_template = chat_template
+        checkpoint.forget_vocabulary()
         settings = _generation_config(stored.path)
         wishes = _Wishes(threads, context, kv_tokens, max_batch, activations, kv_bits)
         opened, plan, note = _open(usable, spec, checkpoint, wishes)
@@ -135,6 +136,7 @@ def load(
         )
     finally:
         checkpoint.close()
+        del checkpoint  # its metadata holds the vocabulary once more
         return_freed_memory()  # tables and vocabularies on their way in
 
 

@@ -97,7 +97,6 @@ void Decoder::reserve(const Step& step) {
   value_.reserve(rows, kv);
   normed_.reserve(rows, width);
   mixed_.reserve(rows, q);
-  gate_.reserve(std::max(rows, rows * top_k), std::max(hidden, expert_hidden));
   up_.reserve(std::max(rows, rows * top_k), std::max(hidden, expert_hidden));
   inner_.reserve(rows, hidden);
   if (experts > 0) {
@@ -213,13 +212,10 @@ void Decoder::feed_forward(const Step& step, int index) {
   adapt(index, normed_, {Target::kGate, Target::kUp});
   pool_.parallel(f.up->panels(), panel_grain(*f.up, f.up->panels(), step.rows),
                  [&](int first, int last, int thread) {
-                   hidden_panels(c, f, in, gate_.row(0), up_.row(0), gate_.stride(), first, last,
+                   hidden_panels(c, f, in, inner_.row(0), up_.row(0), inner_.stride(), first, last,
                                  thread_scratch_[static_cast<size_t>(thread)].data(), index);
                  });
-  each_row(step.rows, 2 * c.hidden, [&](int r) {
-    std::memcpy(inner_.row(r), gate_.row(r), static_cast<size_t>(c.hidden) * sizeof(float));
-    quantize(&inner_, r, c.hidden);
-  });
+  each_row(step.rows, 2 * c.hidden, [&](int r) { quantize(&inner_, r, c.hidden); });
   adapt(index, inner_, {Target::kDown});
   multiply(inner_.input(0, step.rows, quantized), {{f.down, y_.row(0), y_.stride()}});
   each_row(step.rows, 4 * width, [&](int r) {

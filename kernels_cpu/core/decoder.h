@@ -149,7 +149,7 @@ class Decoder {
   std::mutex mutex_;
   std::atomic<bool> cancelled_{false};
 
-  FloatRows x_, y_, gate_, up_;
+  FloatRows x_, y_, up_;
   FloatRows q_, key_, value_;
   MatmulRows normed_, mixed_, inner_;
   std::vector<Scratch<uint8_t>> thread_scratch_;

@@ -87,13 +87,11 @@ void Decoder::mixture(const Step& step, const Layer& layer) {
   const FeedForward& any = layer.moe.experts[0];
   share(any.up->panels(), *any.up,
         [&](const FeedForward& f, int start, int rows, int from, int to, void* scratch) {
-          hidden_panels(c, f, expert_in_.input(start, rows, quantized), gate_.row(start),
-                        up_.row(start), gate_.stride(), from, to, scratch);
+          const ptrdiff_t stride = expert_inner_.stride();
+          hidden_panels(c, f, expert_in_.input(start, rows, quantized), expert_inner_.row(start),
+                        up_.row(0) + start * stride, stride, from, to, scratch);
         });
-  each_row(slots, 2 * c.hidden, [&](int s) {
-    std::memcpy(expert_inner_.row(s), gate_.row(s), static_cast<size_t>(c.hidden) * sizeof(float));
-    quantize(&expert_inner_, s, c.hidden);
-  });
+  each_row(slots, 2 * c.hidden, [&](int s) { quantize(&expert_inner_, s, c.hidden); });
   share(any.down->panels(), *any.down,
         [&](const FeedForward& f, int start, int rows, int from, int to, void* scratch) {
           k_.matmul(*f.down, expert_inner_.input(start, rows, quantized), expert_out_.row(start),

@@ -36,6 +36,7 @@ class MatmulRows {
   float* row(int i) const { return x_.row(i); }
   int8_t* q(int i) const { return q_.data() + static_cast<ptrdiff_t>(i) * stride_ * kGroup; }
   GroupInfo* info(int i) const { return info_.data() + static_cast<ptrdiff_t>(i) * stride_; }
+  ptrdiff_t stride() const { return x_.stride(); }
   int groups() const { return groups_; }
 
   // Rows [first, first + rows) as they enter a matmul.

@@ -142,7 +142,7 @@ def _activations(spec: DecoderSpec, size: StepSize) -> int:
     expert = max((ffn.hidden for ffn in mixtures), default=1)
     routed = rows * top_k
     total = sum(_floats(rows, width) for width in (spec.hidden, spec.hidden, q, kv, kv))
-    total += 2 * _floats(max(rows, routed), max(inner, expert))
+    total += _floats(max(rows, routed), max(inner, expert))
     entering = [(rows, spec.hidden), (rows, q), (rows, inner)]
     if mixtures:
         total += _floats(rows, max(ffn.experts for ffn in mixtures)) + _floats(routed, spec.hidden)
@@ -204,9 +204,9 @@ def _matrices(spec: DecoderSpec) -> list[tuple[str, tuple[int, ...]]]:
 
 def _region(used: int) -> int:
     """Resident bytes of a scratch array of which so many bytes are used: it is a quarter larger,
-    and in huge pages where it reaches 2 MiB."""
-    size = _up(used * 5 // 4, _PAGE)
-    return min(size, _up(used, _HUGE_PAGE)) if size >= _HUGE_PAGE else _up(used, _PAGE)
+    and in huge pages as far as those lie wholly within it."""
+    huge = _up(used, _HUGE_PAGE)
+    return huge if huge <= _up(used * 5 // 4, _PAGE) else _up(used, _PAGE)
 
 
 def _up(n: int, to: int) -> int:

@@ -108,6 +108,9 @@ class FolderCheckpoint:
         require_finite(file.path, name, tensor)
         return tensor
 
+    def forget_vocabulary(self) -> None:
+        """The vocabulary is in files of its own."""
+
     def close(self) -> None:
         for file in self._files:
             file.close()

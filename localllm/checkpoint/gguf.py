@@ -108,6 +108,13 @@ class GGUFCheckpoint:
             return tensor
         return Dense(tensor.to_float32(), "float32")
 
+    def forget_vocabulary(self) -> None:
+        self.config = {
+            key: value
+            for key, value in self.config.items()
+            if not (key.startswith("tokenizer.") and isinstance(value, list))
+        }
+
     def close(self) -> None:
         for file in self._files:
             file.close()

@@ -97,7 +97,9 @@ def _read(name: str) -> Model:
     checkpoint = open_checkpoint(stored.path)
     try:
         _tokenizers.append(load_tokenizer(stored.path, checkpoint.config))
-        return model_of(checkpoint, load_spec(checkpoint))
+        spec = load_spec(checkpoint)
+        checkpoint.forget_vocabulary()
+        return model_of(checkpoint, spec)
     finally:
         checkpoint.close()
 

@@ -20,7 +20,7 @@ DRAFT_ROWS = 64  # rows of guesses in a step at most
 # Logits a step yields at most where every row of a prompt wants them: 32 MiB.
 STEP_LOGITS = 1 << 23
 # What a process grows by when it works: threads, buffers of the allocator, late imports.
-WORKING = 10 << 20
+WORKING = 6 << 20
 _BLOCK_NOTES = 400  # bytes in which the engine keeps account of a KV block
 
 
@@ -84,6 +84,7 @@ class Plan:
     items: tuple[Item, ...]
     loading: int
     available: int
+    resident: int  # what the process held when the plan was made
 
     @property
     def total(self) -> int:
@@ -152,6 +153,7 @@ def make_plan(model: Model, wish: Wish, machine: Machine, backend: BackendStatus
             tuple(items),
             loading_bytes(spec, model.forms),
             machine.available,
+            machine.resident,
         )
 
     if wish.kv_tokens is not None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Literal
-
-from sentencepiece import SentencePieceProcessor
+from typing import TYPE_CHECKING, Literal
 
 from localllm.errors import TokenizerError
 from localllm.tokenizer.bytelevel import byte_token
 from localllm.tokenizer.matching import SpecialMatcher
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # ModelProto piece types
 SPACE = "▁"
@@ -95,6 +96,8 @@ class SentenceCodec:
 
 
 def load_model(proto: bytes) -> SentencePieceProcessor:
+    from sentencepiece import SentencePieceProcessor  # 2 MB that most models do without
+
     try:
         return SentencePieceProcessor(model_proto=proto)
     except (RuntimeError, ValueError, OSError) as error:

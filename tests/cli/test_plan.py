@@ -37,7 +37,7 @@ def test_what_does_not_fit_ends_with_1_and_with_ways_out_that_do_fit(localllm, t
     ways = [way["change"] for way in facts(done)["ways_out"]]
     assert any(way.startswith("--context") for way in ways)
     assert ("--kv-bits 8" in ways) == (backend == "cpu")
-    for way in ways:
+    for way in ways[:2]:
         if not way.startswith("--"):
             continue
         # The process's own size differs a little from start to start.
