@@ -96,13 +96,6 @@ class KvCache:
             for group, pool in enumerate(self.pools)
         )
 
-    def room_for(self, table: BlockTable, start: int, stop: int) -> bool:
-        """Whether positions start … stop - 1 could be written now."""
-        return all(
-            self._missing(table, group, start, stop) <= pool.available
-            for group, pool in enumerate(self.pools)
-        )
-
     def room_to_start(
         self, table: BlockTable, tokens: Sequence[int], *, rows: int, spare: int
     ) -> bool:
@@ -163,11 +156,17 @@ class KvCache:
 
         False if blocks are short; then nothing has changed.
         """
-        if not self.room_for(table, start, stop):
-            return False
+        work = []
         for group, pool in enumerate(self.pools):
+            shared = self._shared(table, group, start, stop)
+            fresh = self.blocks_for(stop) - len(table.tables[group])
+            if shared or fresh > 0:
+                if len(shared) + max(0, fresh) > pool.available:
+                    return False
+                work.append((group, pool, shared))
+        for group, pool, shared in work:
             blocks = table.tables[group]
-            for index in self._shared(table, group, start, stop):
+            for index in shared:
                 own = pool.allocate()
                 self.backend.copy_block(group, blocks[index], own)
                 pool.release(blocks[index])
@@ -369,7 +368,3 @@ class KvCache:
         blocks, pool = table.tables[group], self.pools[group]
         last = min(len(blocks), self.blocks_for(stop))
         return [i for i in range(start // self.block_size, last) if pool.users(blocks[i]) > 1]
-
-    def _missing(self, table: BlockTable, group: int, start: int, stop: int) -> int:
-        fresh = max(0, self.blocks_for(stop) - len(table.tables[group]))
-        return fresh + len(self._shared(table, group, start, stop))
