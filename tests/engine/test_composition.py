@@ -404,3 +404,55 @@ def test_a_second_turn_past_the_original_context_equals_a_fresh_one(kind):
         again = Run(engine, [Plan(turn, 0, None, None)])()
         fresh = toy_run(Engine(backend_of(spec, 40), context=CONTEXT), turn)
         assert again.draws[max(again.draws)] == fresh.draws[0]
+
+
+@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=100)
+@given(
+    asked=st.lists(
+        st.tuples(
+            st.sampled_from([{}, {"n": 3}, {"beams": 3, "n": 2}, {"prompt_logprobs": 0}]),
+            st.integers(0, 6),
+            st.none() | st.integers(0, 12),
+            st.none() | st.integers(0, 12),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    broken=st.frozensets(st.integers(0, 30), max_size=4),
+    cancelled=st.frozensets(st.integers(0, 30), max_size=4),
+    blocks=st.integers(8, 20),
+    batch=st.integers(1, 4),
+    rows=st.integers(1, 12),
+)
+def test_steps_that_break_cost_nobody_else_a_token(asked, broken, cancelled, blocks, batch, rows):
+    backend = ToyBackend(blocks)
+    backend.cancel_steps = set(cancelled)
+    forward = backend.forward
+
+    def breaking(batch, hidden=None):
+        if len(backend.steps) in broken:
+            backend.steps.append([])
+            raise MemoryError
+        return forward(batch, hidden)
+
+    backend.forward = breaking
+    plans = []
+    for index, (kind, arrival, end_at, fork_at) in enumerate(asked):
+        params = SamplingParams(max_tokens=7, temperature=0.7, seed=index, **kind)
+        request = Request(((5, 9) * 5)[: 3 + index], params)
+        plans.append(Plan(request, arrival, end_at, None if "beams" in kind else fork_at))
+    engine = Engine(backend, context=4 * blocks, max_batch=batch, step_rows=rows)
+    run = Run(engine, plans)()
+    assert set(run.ends) == set(run.requests)
+    for request_id, end in run.ends.items():
+        request = run.requests[request_id]
+        assert end.error is None or (isinstance(end.error, MemoryError) and broken)
+        if request.params.beams is None:
+            got = run.tokens(request_id)
+            whole = end.receipt.stopped_by == "max_tokens"
+            assert got == expected(request, 4 * blocks)[: None if whole else len(got)]
+    engine.close()
+    assert engine.cache.in_use == 0
+    assert not engine._unforked
+    assert not engine._searches
+    assert not engine._beams
