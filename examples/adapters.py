@@ -1,6 +1,6 @@
 """Several LoRA adapters beside the base model, in one batch.
 
-    python examples/adapters.py FOLDER [FOLDER …]      PEFT or MLX-LM adapters for smollm2:135m
+python examples/adapters.py FOLDER [FOLDER …]      PEFT or MLX-LM adapters for smollm2:135m
 """
 
 import sys

@@ -276,7 +276,7 @@ class LLM:
 
     def unload_adapter(self, name: str) -> None:
         """Forgets an adapter. Raises InvalidRequest while requests use it."""
-        self._pump.alone(lambda engine: engine.adapters.unregister(name))
+        self._pump.alone(lambda engine: engine.unload_adapter(name))
 
     def adapter_digest(self, name: str) -> str:
         """Of a known adapter's content, in hexadecimal."""

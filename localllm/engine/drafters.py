@@ -183,10 +183,12 @@ class DraftModel:
                 )
             try:
                 logits = self.backend.forward(Batch(tuple(chunks)))
-            except StepCancelled:
+            except Exception as error:
                 for (index, _), chunk in zip(active, chunks, strict=True):
                     del self._followed[wishes[index][0].id].tokens[chunk.start :]
-                return guesses
+                if isinstance(error, StepCancelled):
+                    return guesses
+                raise
             steps += 1
             drawing = [index for (index, _), c in zip(active, chunks, strict=True) if c.logit_rows]
             for index in drawing:

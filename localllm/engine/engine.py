@@ -30,7 +30,7 @@ from localllm.engine.receipt import Receipt
 from localllm.engine.scheduler import Scheduled, Scheduler
 from localllm.engine.sequence import FinishReason, Request, Sequence
 from localllm.engine.speculative import Drafter, Speculator
-from localllm.errors import InvalidRequest, OutOfMemoryPlan, PromptTooLong
+from localllm.errors import InvalidRequest, LocalLLMError, OutOfMemoryPlan, PromptTooLong
 from localllm.machine import memory
 from localllm.sampling import Draw, Sampler, check_token_ids, draw_batch, logprobs_of
 from localllm.spec.rope import length_class
@@ -112,7 +112,7 @@ class Engine:
         self._draft_rows = draft_rows
         self._wants_hidden = any(drafter.name == "head" for drafter in drafters)
         self._key = key
-        self._ropes = {x.mixer.rope for x in backend.spec.layers if x.mixer.rope is not None}
+        self._ropes = tuple(dict.fromkeys(x.mixer.rope for x in backend.spec.layers))
         self._ids = count()
         self._sequences: dict[int, Sequence] = {}
         self._unforked: dict[int, int] = {}  # samples that await their prompt -> whose it is
@@ -200,12 +200,23 @@ class Engine:
         if search is not None:
             return self._leave_search(search, request_id, reason, by)
         sequence = self._sequences.get(request_id)
-        if sequence is None:
+        if sequence is None or request_id in self._beams:
             return None
         heirs = [child for child, whose in self._unforked.items() if whose == request_id]
         if heirs:  # its other samples still need the prompt: the next one takes its place
             return self._hand_over(sequence, heirs[0], reason, by)
         return self._finish(sequence, reason, by)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forgets an adapter. Raises InvalidRequest while requests name it, running or waiting:
+        what they go on from was computed with it."""
+        users = sum(s.request.adapter == name for s in self._sequences.values())
+        if users:
+            raise InvalidRequest(
+                f"adapter {name!r} is used by {users} request(s)",
+                hint="wait for them, or cancel them",
+            )
+        self.adapters.unregister(name)
 
     def close(self) -> None:
         """Ends every request, and keeps on disk, if there is one, what the prefix cache holds."""
@@ -329,13 +340,19 @@ class Engine:
         accepted: dict[int, int],
     ) -> list[Event]:
         """Draws from a step's logits; `accepted` learns of every sequence's right drafts."""
+        events: list[Event] = []
         rows: list[_Row] = []
         at = 0
         for item in scheduled:
             sequence = item.sequence
             asked = self._logit_rows(item)
-            if sequence.wants_prompt_logprobs:
-                self._note_prompt(item, logits[at : at + len(asked)])
+            try:
+                if sequence.wants_prompt_logprobs:
+                    self._note_prompt(item, logits[at : at + len(asked)])
+            except LocalLLMError as error:
+                events += self._fail(sequence, error)
+                at += len(asked)
+                continue
             if item.yields_token:
                 drafts = item.rows - sequence.pending
                 rows.append(_Row(sequence, at + len(asked) - 1 - drafts))
@@ -344,9 +361,11 @@ class Engine:
                 sequence.computed += item.rows
             at += len(asked)
         rows = [*rows, *self._samples(rows)]
-        events = self._draw(rows, logits)
+        events += self._draw(rows, logits)
         for row in rows:
             sequence = row.sequence
+            if sequence.id not in self._sequences:
+                continue  # it has failed
             drafts = len(sequence.speculation.drafts)
             accepted[sequence.id] = row.accepted
             sequence.computed += row.accepted
@@ -392,7 +411,8 @@ class Engine:
                     going_on.append(row)
             active = going_on
         for row in searching:
-            if row.sequence.id in self._beams:
+            # It may have been dropped, or gone on, by what another beam's row decided.
+            if row.sequence.id in self._beams and not row.sequence.pending:
                 events += self._search(self._beams[row.sequence.id], row.sequence, logits[row.row])
         return events
 
@@ -400,10 +420,9 @@ class Engine:
         """Forks for those samples whose prompt is now computed, to draw from the same row."""
         forks = []
         for row in rows:
-            heirs = [i for i, whose in self._unforked.items() if whose == row.sequence.id]
-            if row.sequence.id in self._beams:
+            if row.sequence.generated or row.sequence.id in self._beams:
                 continue
-            for child in heirs:
+            for child in [i for i, whose in self._unforked.items() if whose == row.sequence.id]:
                 del self._unforked[child]
                 seed = row.sequence.sampler.seed + child - row.sequence.id
                 forks.append(_Row(self._fork(row.sequence, child, seed % 2**64), row.row))
@@ -460,29 +479,32 @@ class Engine:
     # ---- beams
 
     def _search(self, search: BeamSearch, sequence: Sequence, logits: np.ndarray) -> list[Event]:
-        if not np.isfinite(logits.max()):
-            return self._fail(sequence, InvalidRequest("the logits are NaN or infinite"))
         if sequence.first_token is None:
             sequence.first_token = time.perf_counter()
-        if not search.offer(sequence, logits):
-            return []
+        try:
+            if not search.offer(sequence, logits):
+                return []
+        except LocalLLMError as error:
+            return self._fail(sequence, error)
         before = {beam.sequence.id: beam for beam in search.live}
         extensions = search.extend()
         if not extensions:
             return self._finish_beams(search)
-        beams: list[Beam] = []
+        heirs: list[Sequence] = []
         kept: set[int] = set()
         for extension in extensions:
-            parent = extension.parent
-            heir = parent.sequence
-            if heir.id in kept:  # tokens and blocks as they were before this step's token
+            heir = extension.parent.sequence
+            if heir.id in kept:
                 heir = self._fork(heir, next(self._ids), None)
-                heir.tokens.pop()
                 self._beams[heir.id] = search
             kept.add(heir.id)
-            heir.tokens.append(extension.token_id)
-            beams.append(Beam(heir, [*parent.logprobs, extension.logprob]))
-        search.live = beams
+            heirs.append(heir)
+        search.live = []
+        for heir, extension in zip(heirs, extensions, strict=True):
+            heir.tokens.append(extension.draw.token_id)
+            heir.sampler.accept(extension.draw.token_id)
+            draws = (*extension.parent.draws, extension.draw)
+            search.live.append(Beam(heir, draws, extension.total))
         for beam in before.values():
             if beam.sequence.id not in kept:
                 self._drop_beam(beam.sequence)
@@ -491,16 +513,17 @@ class Engine:
     def _finish_beams(self, search: BeamSearch) -> list[Event]:
         events: list[Event] = []
         results = search.results()
-        for place, request_id in enumerate(list(search.request_ids)):
+        for request_id in list(search.request_ids):
+            place = request_id - search.owner.id  # whoever left before took theirs along
             if place >= len(results):
                 events.append(self._leave_search(search, request_id, "stop", "no more answers"))
                 continue
             found = results[place]
             reason: FinishReason = "length" if found.by in ("max_tokens", "context") else "stop"
-            events += [Token(request_id, draw) for draw in search.draws(found)]
-            finished = self._leave_search(search, request_id, reason, found.by)
-            receipt = replace(finished.receipt, generated_tokens=len(found.tokens))
-            events.append(replace(finished, receipt=receipt))
+            events += [Token(request_id, draw) for draw in found.draws]
+            events.append(
+                self._leave_search(search, request_id, reason, found.by, len(found.draws))
+            )
         return events
 
     def _leave_search(
@@ -509,15 +532,20 @@ class Engine:
         request_id: int,
         reason: FinishReason,
         by: str,
+        tokens: int = 0,
         error: Exception | None = None,
     ) -> Finished:
-        """Ends one of the requests that await a search, and with the last of them the search."""
+        """Ends one of the requests that await a search, and with the last of them the search.
+
+        tokens: of its answer.
+        """
         del self._searches[request_id]
         search.request_ids.remove(request_id)
         if not search.request_ids:
             for beam in search.live:
                 self._drop_beam(beam.sequence)
         receipt = search.owner.receipt(self.backend.name, by)
+        receipt = replace(receipt, generated_tokens=tokens)
         noted = _noted_prompt(search.owner)
         return self._ended(Finished(request_id, reason, receipt, error, noted))
 
@@ -563,7 +591,7 @@ class Engine:
         search = self._beams.get(sequence.id)
         if search is not None:
             ids = list(search.request_ids)
-            return [self._leave_search(search, i, "cancelled", by, error) for i in ids]
+            return [self._leave_search(search, i, "cancelled", by, error=error) for i in ids]
         first = self._finish(sequence, "cancelled", by, error)
         events: list[Event] = [first]
         for child in [i for i, whose in self._unforked.items() if whose == sequence.id]:
@@ -576,7 +604,7 @@ class Engine:
     def _root(self, request: Request) -> bytes:
         """What K and V depend on besides the tokens."""
         length = len(request.token_ids)
-        classes = sorted({length_class(rope, length) for rope in self._ropes})
+        classes = [length_class(rope, length) for rope in self._ropes if rope is not None]
         adapter = b"" if request.adapter is None else self.adapters.digest(request.adapter)
         return self._key + adapter + b"".join(number.to_bytes(8, "little") for number in classes)
 

@@ -96,8 +96,8 @@ class Scheduler:
 
     def _share_rows(self) -> dict[int, int]:
         """Rows for each running sequence: first a row for everyone who decodes, then the rest."""
-        decoding = [s for s in self.running if s.decoding]
-        prefilling = [s for s in self.running if s.pending and not s.decoding]
+        decoding = [s for s in self.running if s.decoding and not s.resting]
+        prefilling = [s for s in self.running if s.pending and not s.decoding and not s.resting]
         budget = self.step_rows
         if decoding:
             budget = min(budget, max(_SHARED_ROWS, self.max_batch))
@@ -127,11 +127,10 @@ class Scheduler:
     # ---- admission
 
     def _admit(self) -> None:
-        while self.waiting:
-            best = min(self.waiting, key=self._turn)
+        while best := min((s for s in self.waiting if not s.resting), key=self._turn, default=None):
             if not self._has_place(best):
                 worst = max(self.running, key=_rank, default=None)
-                if worst is None or worst.request.priority <= best.request.priority:
+                if worst is None or not _gives_way(worst, best):
                     return
                 self._preempt(worst)
                 continue
@@ -170,7 +169,7 @@ class Scheduler:
     def _start(self, sequence: Sequence) -> None:
         if sequence.started is None:
             sequence.started = time.perf_counter()
-        if sequence.request.params.prompt_logprobs is not None:
+        if sequence.wants_prompt_logprobs:
             hit = PrefixHit(0, 0, "prompt_logprobs needs every position computed")
         elif not sequence.request.reuse:
             hit = PrefixHit(0, 0, "the request asked for none")
@@ -220,5 +219,9 @@ class Scheduler:
         self.add(sequence)
 
 
-def _rank(sequence: Sequence) -> tuple[int, int]:
+def _rank(sequence: Sequence) -> tuple[bool, int, int]:
     return sequence.rank
+
+
+def _gives_way(running: Sequence, waiting: Sequence) -> bool:
+    return running.resting or running.request.priority > waiting.request.priority

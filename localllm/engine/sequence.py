@@ -77,13 +77,14 @@ class Sequence:
     prompt_logprobs: list[Draw] = field(default_factory=list)  # of the prompt's tokens 1 …
     peak_blocks: int = 0
     preemptions: int = 0
+    resting: bool = False  # a beam that waits for the others of its search: nothing to compute
     ended: tuple[FinishReason, str] | None = None  # why its last token was the last
     ended_by_id: bool = False  # the last token is a stop id, drawn but not part of the answer
 
     @property
-    def rank(self) -> tuple[int, int]:
+    def rank(self) -> tuple[bool, int, int]:
         """Who goes first; the id is the order of arrival."""
-        return self.request.priority, self.id
+        return self.resting, self.request.priority, self.id
 
     @property
     def prompt_length(self) -> int:
@@ -105,7 +106,7 @@ class Sequence:
     @property
     def wants_prompt_logprobs(self) -> bool:
         asked = self.request.params.prompt_logprobs is not None
-        return asked and self.computed < self.prompt_length
+        return asked and len(self.prompt_logprobs) + 1 < self.prompt_length
 
     def next_ids(self, rows: int) -> np.ndarray:
         """int32: the pending tokens and the drafts after them, so many of them."""
@@ -135,7 +136,7 @@ class Sequence:
         decode = now - first if first is not None and self.generated > 1 else None
         return Receipt(
             backend=backend,
-            seed=None if self.request.params.greedy else self.sampler.seed,
+            seed=self.sampler.seed if self.request.params.draws else None,
             adapter=self.request.adapter,
             prompt_tokens=self.prompt_length,
             cached_tokens=cached,

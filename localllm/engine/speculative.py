@@ -77,6 +77,7 @@ class Speculator:
     def __init__(self, drafters: Seq[Drafter]) -> None:
         self.drafters = {drafter.name: drafter for drafter in drafters}
         self.pace = Pace()
+        self.error: Exception | None = None  # the last that a drafter raised
         self._idle: dict[int, int] = {}  # steps since a sequence last had a guess
 
     def propose(self, sequences: Seq[Sequence], rows: int) -> None:
@@ -87,7 +88,11 @@ class Speculator:
         for sequence, drafter, count in self._share(sequences, rows):
             wishes.setdefault(drafter.name, []).append((sequence, count))
         for name, wished in wishes.items():
-            proposals = self.drafters[name].propose(wished)
+            try:
+                proposals = self.drafters[name].propose(wished)
+            except Exception as error:  # a step without guesses is slower, not wrong
+                self.error = error
+                proposals = [[] for _ in wished]
             for (sequence, count), drafts in zip(wished, proposals, strict=True):
                 state = sequence.speculation
                 state.drafts[:] = drafts[:count]

@@ -330,6 +330,11 @@ class SamplingParams:
         return self.temperature == 0
 
     @property
+    def draws(self) -> bool:
+        """Whether chance, and so the seed, plays a part."""
+        return not self.greedy and self.beams is None
+
+    @property
     def constrained(self) -> bool:
         return any(getattr(self, name) not in (None, False) for name in CONSTRAINTS)
 

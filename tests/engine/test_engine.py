@@ -106,7 +106,7 @@ def test_a_step_takes_the_rows_that_suit_the_backend_and_fewer_beside_a_running_
 
 
 def test_logits_of_a_large_vocabulary_are_asked_for_in_smaller_steps(monkeypatch):
-    monkeypatch.setattr("localllm.engine.engine._STEP_LOGITS", 10 * VOCAB)
+    monkeypatch.setattr("localllm.engine.engine.STEP_LOGITS", 10 * VOCAB)
     backend = ToyBackend()
     engine = engine_of(backend)
     logits = engine.logits([1] * 25)
