@@ -5,7 +5,8 @@
 
 A fresh process loads the model with these settings, fills every KV block with random prompts, runs
 a full step and a full batch, takes the log-probabilities of a prompt, and checks as many guesses
-as may be: one of the two needs the most logits. What it grew by at most since the plan was made stands against what was planned.
+as may be: one of the two needs the most logits. What it grew by at most since the plan was made
+stands against what was planned.
 Linux only: other systems do not tell the peak.
 """
 
