@@ -13,6 +13,7 @@ from localllm.backend.protocol import Backend, Batch, Chunk, StepCancelled
 from localllm.engine.draft_head import DraftHead
 from localllm.engine.kv_cache import BlockTable, KvCache
 from localllm.engine.sequence import Sequence
+from localllm.engine.speculative import MAX_DRAFTS
 from localllm.sampling import Sampler, draw_batch
 
 _RATE = 0.2  # how quickly the latest guess changes a chance
@@ -121,6 +122,24 @@ class PromptLookup:
         return length if length < 4 else length // 4 * 4
 
 
+class _Timed:
+    """What drafters that compute have in common: chances by sequence, and what a guess costs."""
+
+    def __init__(self, prior: float) -> None:
+        self.row_cost = 0.0
+        self._chances = Chances({0: prior})
+
+    def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
+        self._chances.learn(sequence, drafted, accepted)
+
+    def forget(self, sequence: Sequence) -> None:
+        self._chances.forget(sequence)
+
+    def _record_cost(self, began: float, guesses: Seq[Seq[int]]) -> None:
+        cost = (time.perf_counter() - began) / max(1, sum(map(len, guesses)))
+        self.row_cost += _RATE * (cost - self.row_cost) if self.row_cost else cost
+
+
 @dataclass
 class _Followed:
     """A sequence as the draft model has it."""
@@ -129,7 +148,7 @@ class _Followed:
     tokens: list[int] = field(default_factory=list)  # whose K and V stand in its cache
 
 
-class DraftModel:
+class DraftModel(_Timed):
     """Guesses of a smaller model with the same vocabulary, drawn with the request's own noise.
 
     Leviathan et al., "Fast inference from transformers via speculative decoding" (2023), but for
@@ -139,15 +158,15 @@ class DraftModel:
     name = "model"
 
     def __init__(self, backend: Backend) -> None:
+        super().__init__(prior=0.6)
         self.backend = backend
-        self.row_cost = 0.0
         self._cache = KvCache(backend)
-        self._chances = Chances({0: 0.6})
         self._followed: dict[int, _Followed] = {}  # least recently used first
 
     def ready(self, sequence: Sequence) -> float | None:
-        context = min(self.backend.spec.context, self._cache.block_size * self.backend.num_blocks)
-        return self._chances.of(sequence) if len(sequence.tokens) + 16 <= context else None
+        stop = len(sequence.tokens) + MAX_DRAFTS + 1
+        fits = stop <= self.backend.spec.context and self._cache.fits(stop, self.backend.step_rows)
+        return self._chances.of(sequence) if fits else None
 
     def propose(self, wishes: Seq[tuple[Sequence, int]]) -> list[list[int]]:
         """One guess after another, for all sequences together; each begins by catching up."""
@@ -204,16 +223,11 @@ class DraftModel:
                 if len(guesses[index]) < wishes[index][1]:
                     active.append((index, 1))
         if steps:
-            made = sum(map(len, guesses))
-            cost = (time.perf_counter() - began) / max(1, made)
-            self.row_cost += 0.2 * (cost - self.row_cost) if self.row_cost else cost
+            self._record_cost(began, guesses)
         return guesses
 
-    def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
-        self._chances.learn(sequence, drafted, accepted)
-
     def forget(self, sequence: Sequence) -> None:
-        self._chances.forget(sequence)
+        super().forget(sequence)
         followed = self._followed.pop(sequence.id, None)
         if followed is not None:
             self._cache.close(followed.table)
@@ -245,16 +259,15 @@ class DraftModel:
         return True
 
 
-class HeadDrafter:
+class HeadDrafter(_Timed):
     """Guesses of a small head over the model's own hidden states."""
 
     name = "head"
 
     def __init__(self, head: DraftHead, backend: Backend) -> None:
+        super().__init__(prior=0.5)
         self.head = head
-        self.row_cost = 0.0
         self._backend = backend
-        self._chances = Chances({0: 0.5})
 
     def ready(self, sequence: Sequence) -> float | None:
         return None if sequence.hidden is None else self._chances.of(sequence)
@@ -278,12 +291,5 @@ class HeadDrafter:
                 guesses[index].append(draw.token_id)
                 if len(guesses[index]) >= wishes[index][1]:
                     active.remove(index)
-        cost = (time.perf_counter() - began) / max(1, sum(map(len, guesses)))
-        self.row_cost += 0.2 * (cost - self.row_cost) if self.row_cost else cost
+        self._record_cost(began, guesses)
         return guesses
-
-    def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
-        self._chances.learn(sequence, drafted, accepted)
-
-    def forget(self, sequence: Sequence) -> None:
-        self._chances.forget(sequence)
