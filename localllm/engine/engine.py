@@ -202,8 +202,8 @@ class Engine:
         sequence = self._sequences.get(request_id)
         if sequence is None or request_id in self._beams:
             return None
-        heirs = [child for child, whose in self._unforked.items() if whose == request_id]
-        if heirs:  # its other samples still need the prompt: the next one takes its place
+        if heirs := self._heirs(request_id):
+            # Its other samples still need the prompt: the next one takes its place.
             return self._hand_over(sequence, heirs[0], reason, by)
         return self._finish(sequence, reason, by)
 
@@ -294,7 +294,7 @@ class Engine:
                 blocks = self.cache.block_table(table)
                 chunk = Chunk(part, start, blocks, tuple(range(len(part))), len(ids))
                 logits[start : start + len(part)] = self._uncancelled(Batch((chunk,)))
-                self.cache.advance(table, (), 0)
+                self.cache.leave_windows(table, start + len(part))
             return logits
         finally:
             self.cache.close(table, spill=False)
@@ -422,11 +422,15 @@ class Engine:
         for row in rows:
             if row.sequence.generated or row.sequence.id in self._beams:
                 continue
-            for child in [i for i, whose in self._unforked.items() if whose == row.sequence.id]:
+            for child in self._heirs(row.sequence.id):
                 del self._unforked[child]
-                seed = row.sequence.sampler.seed + child - row.sequence.id
-                forks.append(_Row(self._fork(row.sequence, child, seed % 2**64), row.row))
+                seed = _seed_of(row.sequence, child)
+                forks.append(_Row(self._fork(row.sequence, child, seed), row.row))
         return forks
+
+    def _heirs(self, request_id: int) -> list[int]:
+        """The samples that await the prompt of this request."""
+        return [child for child, whose in self._unforked.items() if whose == request_id]
 
     def _fork(self, parent: Sequence, child_id: int, seed: int | None) -> Sequence:
         child = replace(
@@ -578,12 +582,10 @@ class Engine:
         old = sequence.id
         del self._unforked[heir]
         del self._sequences[old]
-        sequence.sampler = sequence.sampler.fork((sequence.sampler.seed + heir - old) % 2**64)
+        sequence.sampler = sequence.sampler.fork(_seed_of(sequence, heir))
         sequence.id = heir
         self._sequences[heir] = sequence
-        for child, whose in self._unforked.items():
-            if whose == old:
-                self._unforked[child] = heir
+        self._unforked.update(dict.fromkeys(self._heirs(old), heir))
         return self._ended(Finished(old, reason, receipt))
 
     def _fail(self, sequence: Sequence, error: Exception) -> list[Event]:
@@ -594,7 +596,7 @@ class Engine:
             return [self._leave_search(search, i, "cancelled", by, error=error) for i in ids]
         first = self._finish(sequence, "cancelled", by, error)
         events: list[Event] = [first]
-        for child in [i for i, whose in self._unforked.items() if whose == sequence.id]:
+        for child in self._heirs(sequence.id):
             del self._unforked[child]
             events.append(replace(first, request_id=child))
         return events
@@ -664,6 +666,11 @@ class Engine:
             sum(pool.num_blocks for pool in pools),
             sum(pool.evictions for pool in pools),
         )
+
+
+def _seed_of(sequence: Sequence, sample_id: int) -> int:
+    """Of another sample of the request: its ids, and so their seeds, follow one another."""
+    return (sequence.sampler.seed + sample_id - sequence.id) % 2**64
 
 
 def _noted_prompt(sequence: Sequence) -> tuple[Draw, ...] | None:

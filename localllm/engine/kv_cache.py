@@ -187,6 +187,10 @@ class KvCache:
                         name = self._name(table.names[index], group)
                         table.tables[group][index] = self._one_of_a_name(pool, block, name)
             table.published = full
+        self.leave_windows(table, computed)
+
+    def leave_windows(self, table: BlockTable, computed: int) -> None:
+        """Frees what no layer will see from position `computed` on."""
         for group in range(len(self.pools)):
             self._drop(table, group, self._first_block(group, computed))
 

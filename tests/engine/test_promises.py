@@ -326,6 +326,15 @@ def test_windows_free_what_has_left_them():
     assert engine.cache.pools[0].evictions == 0
 
 
+def test_logits_of_a_long_text_need_no_more_of_a_window_than_a_request_does():
+    small = ToyBackend(64, window=8, window_blocks=8)
+    engine = Engine(small, context=200, step_rows=8, max_batch=1)
+    ids = tuple(i % 31 for i in range(150))
+    roomy = Engine(ToyBackend(64, window=8), context=200, step_rows=8)
+    assert np.array_equal(engine.logits(ids), roomy.logits(ids))
+    assert engine.cache.in_use == 0
+
+
 def test_a_low_priority_request_gives_way_and_still_ends():
     engine = Engine(ToyBackend(12), context=48, max_batch=4)
     low = [
