@@ -139,6 +139,7 @@ class LLM:
             progress=progress,
         )
         self._pump = Pump(self._model.engine)
+        self._closed = False
 
     @property
     def spec(self) -> DecoderSpec:
@@ -294,6 +295,13 @@ class LLM:
     def unwatch(self, watch: Watch) -> None:
         self._model.engine.events.unwatch(watch)
 
+    @property
+    def kv_disk_note(self) -> str | None:
+        """Why the last block that `kv_disk` should have kept was not; None if all were. Most blocks
+        are written when requests end, the rest when the model is closed."""
+        disk = self._model.disk
+        return None if disk is None else disk.note
+
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """float32 [T, V]: the logits after each token of one sequence."""
         ids = _token_ids(token_ids)
@@ -302,7 +310,9 @@ class LLM:
     def close(self) -> None:
         """Ends running requests with what they have, and frees the model. Idempotent."""
         self._pump.close()
-        self._model.close()
+        if not self._closed:
+            self._closed = True
+            self._model.close()
 
     def __enter__(self) -> LLM:
         return self

@@ -382,3 +382,26 @@ def test_a_model_the_native_engine_lacks_runs_on_the_reference_and_says_why(fold
         assert "not on cpu: no such layer here" in llm.info.backend_note
     with pytest.raises(UnsupportedModel, match="no such layer"):
         LLM(str(folder), backend="cpu")
+
+
+def test_computed_prompts_survive_a_restart_on_disk(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCALLLM_HOME", str(tmp_path))
+    prompt = [1 + i % 9 for i in range(100)]
+    answers = []
+    for cached in (0, 96):
+        with LLM(str(folder), kv_disk=1 << 24) as llm:
+            result = llm.generate(prompt, GREEDY)
+        llm.close()
+        assert llm.kv_disk_note is None
+        assert result.receipt.cached_from_disk == cached
+        answers.append(result.token_ids)
+    assert answers[0] == answers[1]
+
+
+def test_what_cannot_be_kept_on_disk_is_told(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCALLLM_HOME", str(tmp_path))
+    (tmp_path / "kv").write_text("a file where the folder should be")
+    with LLM(str(folder), kv_disk=1 << 24) as llm:
+        assert len(llm.generate([1 + i % 9 for i in range(100)], GREEDY).token_ids) == 8
+    llm.close()
+    assert str(tmp_path / "kv") in llm.kv_disk_note

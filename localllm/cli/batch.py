@@ -63,7 +63,7 @@ def batch(
         raise typer.BadParameter(f"{source} is no file")
 
     from localllm.batch import BatchRun
-    from localllm.cli.loading import load_with_progress
+    from localllm.cli.loading import load_with_progress, tell_kv_disk
 
     llm = load_with_progress(
         model,
@@ -110,6 +110,7 @@ def batch(
         with _interruptible(run):
             done = run.run()
         shown.clear()
+    tell_kv_disk(llm)
     print(_summary(done, target), file=sys.stderr)
     if done.interrupted:
         print("  the same command goes on from there", file=sys.stderr)

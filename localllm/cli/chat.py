@@ -54,7 +54,7 @@ def chat(
     """Talk to a model, line by line. /help lists what can be typed."""
     template = options.read_template(chat_template)
 
-    from localllm.cli.loading import load_with_progress
+    from localllm.cli.loading import load_with_progress, tell_kv_disk
 
     llm = load_with_progress(
         model,
@@ -86,6 +86,7 @@ def chat(
             f"{model} on {llm.info.backend}. /help for commands, Ctrl-D to leave.", file=sys.stderr
         )
         Conversation(llm, params, system, adapter=used).loop()
+    tell_kv_disk(llm)
 
 
 class Conversation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,3 +21,9 @@ def load_with_progress(name: str, **settings: Any) -> LLM:
         if llm.info.load_note:
             progress.say(llm.info.load_note)
         return llm
+
+
+def tell_kv_disk(llm: LLM) -> None:
+    """On stderr, once the model is closed: what could not be kept for the next start, and why."""
+    if llm.kv_disk_note is not None:
+        print(f"computed prompts were not all kept: {llm.kv_disk_note}", file=sys.stderr)

@@ -60,7 +60,7 @@ def run(
     text = _prompt_text(prompt)
     template = options.read_template(chat_template)
 
-    from localllm.cli.loading import load_with_progress
+    from localllm.cli.loading import load_with_progress, tell_kv_disk
     from localllm.cli.streaming import describe_speed, explain_end, print_answer, print_answers
 
     llm = load_with_progress(
@@ -118,6 +118,7 @@ def run(
             print(note, file=sys.stderr)
         if stats:
             print(describe_speed(result), file=sys.stderr)
+    tell_kv_disk(llm)
     if result.finish_reason == "cancelled":
         raise typer.Exit(130)
 

@@ -93,7 +93,12 @@ def _settings(path: Path) -> dict[str, object]:
         if path.stat().st_size > _MAX_CONFIG:
             raise ValueError(f"larger than {_MAX_CONFIG} bytes")
         settings = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: {error.strerror}",
+            hint="a draft head is a folder with draft_head.json and draft_head.safetensors",
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     if not isinstance(settings, dict) or settings.get("format") != _FORMAT:
         raise CheckpointError(f"{path}: not a draft head of ours")
