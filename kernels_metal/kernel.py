@@ -1,0 +1,128 @@
+"""A Metal kernel: its source, and calling it on the GPU or in the emulator."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from typing import Any, Protocol
+
+import mlx.core as mx
+
+from localllm.errors import BackendUnavailable
+
+_FOLDER = resources.files("localllm.kernels_metal")
+_BODY = "//: body\n"
+_INCLUDE = re.compile(r'^#include "(\w+\.metal)"\n', re.MULTILINE)
+
+# A template argument: a dtype, an integer or a truth value, by its name in the source.
+Template = Sequence[tuple[str, mx.Dtype | int | bool]]
+Size = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One call of a kernel, as `mx.fast.metal_kernel` takes it.
+
+    grid: threads in all (not threadgroups); threadgroup: threads in one. init_value: what the
+    outputs hold before; None leaves them unset.
+    """
+
+    inputs: Sequence[mx.array]
+    grid: Size
+    threadgroup: Size
+    output_shapes: Sequence[tuple[int, ...]]
+    output_dtypes: Sequence[mx.Dtype]
+    template: Template = ()
+    init_value: float | None = None
+
+
+class Executor(Protocol):
+    """What runs kernels where there is no GPU; the emulator is one."""
+
+    def execute(self, kernel: MetalKernel, launch: Launch) -> list[mx.array]: ...
+
+
+_executor: ContextVar[Executor | None] = ContextVar("executor", default=None)
+
+
+@contextmanager
+def executed_by(executor: Executor) -> Iterator[None]:
+    """Within it, every kernel called from this context runs in `executor`, even on a Mac."""
+    token = _executor.set(executor)
+    try:
+        yield
+    finally:
+        _executor.reset(token)
+
+
+class MetalKernel:
+    """`NAME.metal` of this package, built once.
+
+    The file has helpers, a line `//: body`, and the body of the kernel; MLX writes the signature
+    around it, from the names of inputs and outputs and from which of `thread_position_in_grid`,
+    `x_shape`, … the body mentions. `#include "other.metal"` takes in a file without a body.
+    """
+
+    def __init__(self, name: str, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        self.name = name
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+
+    @cached_property
+    def header(self) -> str:
+        return self._parts[0]
+
+    @cached_property
+    def source(self) -> str:
+        return self._parts[1]
+
+    @cached_property
+    def _parts(self) -> tuple[str, str]:
+        header, body = _expanded(f"{self.name}.metal", set()).split(_BODY)
+        return "using namespace metal;\n" + header, body
+
+    @cached_property
+    def built(self) -> Any:
+        """The object of `mx.fast.metal_kernel`."""
+        return mx.fast.metal_kernel(
+            name=f"localllm_{self.name}",
+            input_names=list(self.inputs),
+            output_names=list(self.outputs),
+            source=self.source,
+            header=self.header,
+        )
+
+    def __call__(self, launch: Launch) -> list[mx.array]:
+        """The outputs. Raises BackendUnavailable where there is neither GPU nor emulator."""
+        executor = _executor.get()
+        if executor is not None:
+            return executor.execute(self, launch)
+        if not mx.metal.is_available():
+            raise BackendUnavailable(
+                f"the Metal kernel {self.name} cannot run here: there is no Apple GPU",
+                hint="the emulator runs it: localllm.kernels_metal.emulator",
+            )
+        outputs: list[mx.array] = self.built(
+            inputs=list(launch.inputs),
+            template=list(launch.template),
+            grid=launch.grid,
+            threadgroup=launch.threadgroup,
+            output_shapes=[tuple(shape) for shape in launch.output_shapes],
+            output_dtypes=list(launch.output_dtypes),
+            init_value=launch.init_value,
+        )
+        return outputs
+
+
+def _expanded(name: str, seen: set[str]) -> str:
+    """The text of a source, each file that it includes taken in once."""
+    if name in seen:
+        return ""
+    seen.add(name)
+    text = (_FOLDER / name).read_text(encoding="ascii")
+    return _INCLUDE.sub(lambda match: _expanded(match[1], seen), text)

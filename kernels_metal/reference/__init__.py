@@ -1,0 +1,1 @@
+"""What each kernel computes, in numpy float64, one file a kernel."""
