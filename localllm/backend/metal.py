@@ -6,7 +6,8 @@ up: that proves graph, shapes and block tables, and is far too slow for use.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from itertools import accumulate
 from threading import Event, Lock
@@ -16,15 +17,24 @@ import numpy as np
 
 from localllm.adapters.lora import LoraAdapter
 from localllm.backend.adapters import MAX_ADAPTERS, AdapterTable, check_adapter
-from localllm.backend.metal_adapters import Loaded, RowAdapters, loaded_bytes, to_loaded
-from localllm.backend.metal_attention import attend_chunk
+from localllm.backend.metal_adapters import (
+    Loaded,
+    RowAdapters,
+    Stacks,
+    loaded_bytes,
+    to_loaded,
+)
+from localllm.backend.metal_attention import ChunkRows
 from localllm.backend.metal_decoder import Decoder
+from localllm.backend.metal_kernels import KernelOps
 from localllm.backend.metal_kv import KvPool, Rows, kv_group_size
 from localllm.backend.metal_ops import Ops
 from localllm.backend.metal_weights import checkpoint_dtype, load
 from localllm.backend.protocol import Activations, Batch, Chunk, StepCancelled, blocks_of_groups
 from localllm.checkpoint.tensor import Dense, Tensor
 from localllm.errors import InvalidRequest
+from localllm.kernels_metal.dispatch import Chooser
+from localllm.kernels_metal.kernel import Executor, executed_by
 from localllm.spec import DecoderSpec
 
 # Steps of more rows are evaluated layer by layer, so that a long prefill can be cancelled.
@@ -39,6 +49,8 @@ class MetalBackend:
     kv_bits: 16 (in `dtype`), 8 or 4. dtype: of activations, scales and an unquantized KV cache;
         None: float16 or bfloat16 by `checkpoint_dtype`.
     max_adapters: how many adapters may be loaded at a time.
+    choose: which kernels are used; None: MLX's own ops alone. executor: runs them where there is
+        no GPU.
 
     Rounding depends on the number of rows in a step, since MLX picks its kernels by it. Raises
     CheckpointError for weights that do not fit the spec, InvalidRequest for KV bits that the head
@@ -61,6 +73,8 @@ class MetalBackend:
         kv_bits: int = 16,
         dtype: mx.Dtype | None = None,
         max_adapters: int = MAX_ADAPTERS,
+        choose: Chooser | None = None,
+        executor: Executor | None = None,
     ) -> None:
         self.group_blocks = blocks_of_groups(spec, num_blocks)
         self.num_blocks = min(self.group_blocks)
@@ -69,9 +83,11 @@ class MetalBackend:
         self.spec = spec
         self.block_size = block_size
         self._kv_bits = kv_bits
+        self._executor = executor
         self._device = mx.gpu if mx.metal.is_available() else mx.cpu
         self._adapters: AdapterTable[Loaded] = AdapterTable(self.name, max_adapters)
         self._cancelled = Event()
+        self._stacks = Stacks()
         # Blocks are read and written in place, which must not meet a step or another such access.
         self._lock = Lock()
         with mx.stream(self._device):
@@ -79,6 +95,8 @@ class MetalBackend:
                 weights, dtype = _with_dtype(spec, weights)
             self.dtype = dtype
             self._ops = Ops(dtype, kv_bits)
+            if choose is not None:
+                self._ops = KernelOps(dtype, kv_bits, choose)
             parts = load(spec, weights, dtype)
             self._decoder: Decoder | None = Decoder(spec, parts, self._ops)
             self._pool: KvPool | None = KvPool(spec, self.group_blocks, block_size, dtype, kv_bits)
@@ -92,16 +110,20 @@ class MetalBackend:
         """See `Backend.forward`. Raises StepCancelled when `cancel` was called meanwhile."""
         if not batch.chunks:
             return np.zeros((0, self.spec.vocab_size), np.float32)
-        with self._lock, mx.stream(self._device):
+        with self._working():
             assert self._pool is not None, "the backend is closed"
             assert self._decoder is not None
             chunks = batch.chunks
+            indices = [c.adapter for c in chunks]
             adapters = RowAdapters(
                 [len(c.token_ids) for c in chunks],
-                [None if c.adapter is None else self._adapters[c.adapter] for c in chunks],
+                indices,
+                {index: self._adapters[index] for index in indices if index is not None},
+                self._stacks,
+                self._ops.lora,
             )
             self._cancelled.clear()
-            step = _Step(self.spec, self._pool, chunks, self._cancelled)
+            step = _Step(self.spec, self._ops, self._pool, chunks, self._cancelled)
             rows = self._decoder(
                 step.tokens, step.positions, step.lengths, step.attend, adapters or None
             )
@@ -120,13 +142,13 @@ class MetalBackend:
         assert self._decoder is not None, "the backend is closed"
         if not len(hidden):
             return np.zeros((0, self.spec.vocab_size), np.float32)
-        with self._lock, mx.stream(self._device):
+        with self._working():
             return np.array(self._decoder.project(mx.array(hidden).astype(self.dtype)))
 
     def embed(self, token_ids: Sequence[int]) -> np.ndarray:
         """See `Backend.embed`."""
         assert self._decoder is not None, "the backend is closed"
-        with self._lock, mx.stream(self._device):
+        with self._working():
             rows = self._decoder.embed(mx.array(np.array(token_ids, np.int32)))
             return np.array(rows.astype(mx.float32))
 
@@ -134,12 +156,17 @@ class MetalBackend:
         """See `Backend.add_adapter`."""
         check_adapter(self.spec, adapter)
         self._adapters.require_room()
-        with self._lock, mx.stream(self._device):
-            return self._adapters.put(to_loaded(adapter, self.dtype))
+        with self._working():
+            loaded = to_loaded(adapter, self.dtype)
+            index = self._adapters.put(loaded)
+            self._stacks.add(index, loaded)
+            return index
 
     def remove_adapter(self, index: int) -> None:
         """See `Backend.remove_adapter`."""
         self._adapters.remove(index)
+        with self._working():
+            self._stacks.remove(index)
 
     def adapter_bytes(self, adapter: LoraAdapter) -> int:
         """See `Backend.adapter_bytes`."""
@@ -147,21 +174,21 @@ class MetalBackend:
 
     def copy_block(self, group: int, source: int, target: int) -> None:
         """See `Backend.copy_block`."""
-        with self._lock, mx.stream(self._device):
+        with self._working():
             pool = self._open_pool
             for old, new in zip(pool.block(group, source), pool.block(group, target), strict=True):
                 new[...] = old
 
     def read_block(self, group: int, block: int) -> np.ndarray:
         """See `Backend.read_block`."""
-        with self._lock, mx.stream(self._device):
+        with self._working():
             return np.concatenate(
                 [part.reshape(-1) for part in self._open_pool.block(group, block)]
             )
 
     def write_block(self, group: int, block: int, content: np.ndarray) -> None:
         """See `Backend.write_block`."""
-        with self._lock, mx.stream(self._device):
+        with self._working():
             at = 0
             for part in self._open_pool.block(group, block):
                 part[...] = content[at : at + part.size].reshape(part.shape)
@@ -176,7 +203,17 @@ class MetalBackend:
         self._pool = None
         self._decoder = None
         self._adapters.clear()
+        self._stacks.clear()
         mx.clear_cache()
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(self._lock)
+            stack.enter_context(mx.stream(self._device))
+            if self._executor is not None:
+                stack.enter_context(executed_by(self._executor))
+            yield
 
     @property
     def _open_pool(self) -> KvPool:
@@ -188,9 +225,15 @@ class _Step:
     """One forward: the rows of all chunks laid end to end, and how they attend."""
 
     def __init__(
-        self, spec: DecoderSpec, pool: KvPool, chunks: tuple[Chunk, ...], cancelled: Event
+        self,
+        spec: DecoderSpec,
+        ops: Ops,
+        pool: KvPool,
+        chunks: tuple[Chunk, ...],
+        cancelled: Event,
     ) -> None:
         self._spec = spec
+        self._ops = ops
         self._pool = pool
         self._chunks = chunks
         self._cancelled = cancelled
@@ -226,13 +269,11 @@ class _Step:
             slots = pool.slots_of(layer, self._blocks[group], self._places)
             self._slots[key] = mx.array(slots)
         pool.write(layer, self._slots[key], k, v)
-        parts = [
-            attend_chunk(
-                mixer, pool, layer, _table(c, group), c.start, q[at : at + len(c.token_ids)]
-            )
+        chunks = [
+            ChunkRows(_table(c, group), c.start, at, len(c.token_ids))
             for c, at in zip(self._chunks, self._offsets, strict=True)
         ]
-        out = parts[0] if len(parts) == 1 else mx.concatenate(parts)
+        out = self._ops.attention(mixer, pool, layer, chunks, q)
         if len(self.tokens) > _LAZY_ROWS:
             mx.eval(out)
         return out.reshape(out.shape[0], -1)

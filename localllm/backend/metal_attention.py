@@ -6,11 +6,39 @@ where they lose or do not reach (head sizes that are no multiple of 16).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import mlx.core as mx
 import numpy as np
 
 from localllm.backend.metal_kv import KvPool, Rows, dequantize
 from localllm.spec import AttentionSpec
+
+
+@dataclass(frozen=True)
+class ChunkRows:
+    """Consecutive rows of one sequence in a step. offset: their first row in it.
+
+    table: int32 [m], the blocks of positions 0 …; those wholly before the window are not read.
+    start: position of the first row. count: rows.
+    """
+
+    table: np.ndarray
+    start: int
+    offset: int
+    count: int
+
+
+def attend(
+    spec: AttentionSpec, pool: KvPool, layer: int, chunks: Sequence[ChunkRows], q: mx.array
+) -> mx.array:
+    """T [rows, heads, head_dim] for the rows of all chunks, q as many."""
+    parts = [
+        attend_chunk(spec, pool, layer, c.table, c.start, q[c.offset : c.offset + c.count])
+        for c in chunks
+    ]
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
 
 def attend_chunk(

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import mlx.core as mx
+import numpy as np
 
-from localllm.backend.metal_kv import Rows, quantize
+from localllm.backend.metal_adapters import Stack
+from localllm.backend.metal_attention import ChunkRows, attend
+from localllm.backend.metal_kv import KvPool, Rows, quantize
 from localllm.backend.metal_weights import Matrix
 from localllm.spec import AttentionSpec, NormSpec
 from localllm.spec.decoder import Activation
@@ -86,6 +90,22 @@ class Ops:
         keys = self._turned(spec, k, spec.kv_heads, k_norm, angles)
         values = v.reshape(v.shape[0], spec.kv_heads, spec.head_dim)
         return queries, self._rows(keys), self._rows(values)
+
+    def attention(
+        self,
+        spec: AttentionSpec,
+        pool: KvPool,
+        layer: int,
+        chunks: Sequence[ChunkRows],
+        q: mx.array,
+    ) -> mx.array:
+        """T [rows, heads, head_dim] for the rows of all chunks, q as many; K and V are written."""
+        return attend(spec, pool, layer, chunks, q)
+
+    def lora(self, y: mx.array, x: mx.array, stack: Stack, slots: np.ndarray) -> mx.array | None:
+        """y + B A x, rows of several adapters at once: int32 [n] slots, -1 for none. None: chunk by
+        chunk instead."""
+        return None
 
     def _turned(
         self,
