@@ -146,14 +146,16 @@ def test_ties_at_a_border_are_broken_by_the_lower_token(dtype: mx.Dtype) -> None
         assert kept == len(ids)
 
 
-@pytest.mark.parametrize("top_k", [3, 256, 0, 600])
+@pytest.mark.parametrize("top_k", [3, 250, 0, 1900])
 def test_every_token_is_drawn_as_often_as_it_should_be(top_k: int) -> None:
     random = np.random.default_rng(top_k)
-    values = mx.array(random.standard_normal(1200).astype(np.float32))
-    rows = [Row(top_k=top_k, top_p=0.9, uniform=(u + 0.5) / 200) for u in range(200)]
-    token, _, _ = once(mx.tile(values[None], (200, 1)), rows)
+    # In steps of a quarter, so that the last tokens kept are some of many equals, which a
+    # stretch of the row holds in several rounds of 32.
+    values = mx.array(np.round(random.standard_normal(5000) * 4).astype(np.float32) / 4)
+    rows = [Row(top_k=top_k, top_p=0.9, uniform=(u + 0.5) / 300) for u in range(300)]
+    token, _, _ = once(mx.tile(values[None], (300, 1)), rows)
     expected = [row.reference(wide(values)).token for row in rows]
-    assert np.count_nonzero(token != expected) <= 2  # ids in rising order, few of them near a tie
+    assert np.count_nonzero(token != expected) <= 2  # as near as that to a border few fall
     assert np.all(np.diff(token) >= 0)
 
 
