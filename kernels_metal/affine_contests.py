@@ -50,9 +50,7 @@ def case(rows: int, k: int, n: int, bits: int, group: int, dtype: mx.Dtype) -> C
     return Case(normal(rows, k), gate, up, normal(n), normal(n), normal(rows, n))
 
 
-def work_class(
-    kind: str, bits: int, rows: int, dtype: mx.Dtype, shape: tuple[int, int]
-) -> str:
+def work_class(kind: str, bits: int, rows: int, dtype: mx.Dtype, shape: tuple[int, int]) -> str:
     """The entry of the dispatch table for a matrix of `shape` (N, K).
 
     kind: linear, linear + residual, or gated.
