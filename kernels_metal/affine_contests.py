@@ -18,8 +18,6 @@ from localllm.kernels_metal.reference import qmv as reference
 # k of Llama-3.1-8B.
 SHAPES = ((576, 1536), (2048, 8192), (8192, 2048), (960, 2560), (4096, 1024))
 
-_LARGE = 1 << 22  # weights from which a matrix is called large
-
 # Of the largest value: rounding to the dtype once (ours) or at each op (MLX, when fused), and the
 # float32 sums of K terms.
 TOLERANCE = {mx.float16: 2e-3, mx.bfloat16: 1.6e-2, mx.float32: 1e-5}
@@ -50,14 +48,11 @@ def case(rows: int, k: int, n: int, bits: int, group: int, dtype: mx.Dtype) -> C
     return Case(normal(rows, k), gate, up, normal(n), normal(n), normal(rows, n))
 
 
-def work_class(kind: str, bits: int, rows: int, dtype: mx.Dtype, shape: tuple[int, int]) -> str:
-    """The entry of the dispatch table for a matrix of `shape` (N, K).
-
-    kind: linear, linear + residual, or gated.
-    """
-    size = "small" if shape[0] * shape[1] < _LARGE else "large"
+def work(kind: str, rows: int, k: int, n: int, bits: int, group: int, dtype: mx.Dtype) -> str:
+    """The entry of the dispatch table. kind: linear, linear + residual, or gated."""
     name = str(dtype).removeprefix("mlx.core.")
-    return f"{kind}, {bits}-bit, {rows} row{'s' if rows > 1 else ''}, {name}, {size}"
+    counted = f"{rows} row{'s' if rows > 1 else ''}"
+    return f"{kind}, {counted}, {n} x {k}, {bits}-bit by {group}, {name}"
 
 
 def contests_for(
@@ -73,6 +68,23 @@ def contests_for(
             for k, n in SHAPES:
                 of = _Contests(kernel, linear, gated, rows, k, n, bits, group, dtype)
                 yield from (of.plain(), of.with_residual(), of.gated_silu())
+
+
+def contest_for(
+    kernel: str,
+    kind: str,
+    linear: Callable[..., mx.array],
+    gated: Callable[..., mx.array],
+    rows: int,
+    k: int,
+    n: int,
+    bits: int,
+    group: int,
+    dtype: mx.Dtype,
+) -> Contest:
+    """kind: "linear" or "gated", see `work`."""
+    of = _Contests(kernel, linear, gated, rows, k, n, bits, group, dtype)
+    return of.gated_silu() if kind == "gated" else of.plain()
 
 
 class _Contests(NamedTuple):
@@ -135,7 +147,7 @@ class _Contests(NamedTuple):
         least = affine.least_bytes(rows, (n, k), bits, group, dtype, matrices)
         return Contest(
             kernel=self.kernel,
-            work=work_class(kind, bits, rows, dtype, (n, k)),
+            work=work(kind, rows, k, n, bits, group, dtype),
             ours=lambda: [ours(made())],
             mlx=lambda: [mlx(made())],
             truth=lambda: [truth(made())],

@@ -109,10 +109,16 @@ TOLERANCE = {mx.float16: 2e-3, mx.bfloat16: 1.6e-2, mx.float32: 1e-5}
 
 def contests(dtype: mx.Dtype) -> Iterator[Contest]:
     """Batches of 1 and 8 rows over three adapters and none, against `mx.gather_mm`."""
-    for adapter in ((1,), (0, 1, 2, -1, 0, 1, 2, 0)):
+    for rows in (1, 8):
         for rank in (16, 64):
             for k, n in ((576, 1536), (2048, 2048), (2048, 8192)):
-                yield _contest(adapter, rank, k, n, dtype)
+                yield contest(rows, rank, k, n, dtype)
+
+
+def contest(rows: int, rank: int, k: int, n: int, dtype: mx.Dtype) -> Contest:
+    """Every fourth row has no adapter, the others one of three."""
+    adapter = (1,) if rows == 1 else tuple((0, 1, 2, -1)[row % 4] for row in range(rows))
+    return _contest(adapter, rank, k, n, dtype)
 
 
 def _contest(adapter: tuple[int, ...], rank: int, k: int, n: int, dtype: mx.Dtype) -> Contest:
@@ -123,7 +129,7 @@ def _contest(adapter: tuple[int, ...], rank: int, k: int, n: int, dtype: mx.Dtyp
     with_one = sum(slot >= 0 for slot in adapter)
     return Contest(
         kernel="lora",
-        work=work_class(rows, rank, dtype),
+        work=work(rows, rank, k, n, dtype),
         ours=lambda: [lora(*made())],
         mlx=lambda: [by_gather_mm(*made())],
         truth=lambda: [_truth(made())],
@@ -132,10 +138,10 @@ def _contest(adapter: tuple[int, ...], rank: int, k: int, n: int, dtype: mx.Dtyp
     )
 
 
-def work_class(rows: int, rank: int, dtype: mx.Dtype) -> str:
+def work(rows: int, rank: int, k: int, n: int, dtype: mx.Dtype) -> str:
     """The entry of the dispatch table."""
-    size = "1 row" if rows == 1 else "2 to 8 rows" if rows <= 8 else "many rows"
-    return f"rank {rank}, {size}, {str(dtype).removeprefix('mlx.core.')}"
+    name = str(dtype).removeprefix("mlx.core.")
+    return f"rank {rank}, {rows} row{'s' if rows > 1 else ''}, {n} x {k}, {name}"
 
 
 def by_gather_mm(y: mx.array, x: mx.array, a: mx.array, b: mx.array, adapter: mx.array) -> mx.array:

@@ -18,7 +18,7 @@ import mlx.core as mx
 
 from localllm.kernels_metal import affine
 from localllm.kernels_metal.affine import Activation, Affine
-from localllm.kernels_metal.affine_contests import contests_for
+from localllm.kernels_metal.affine_contests import contest_for, contests_for
 from localllm.kernels_metal.contest import Contest
 from localllm.kernels_metal.kernel import Launch, MetalKernel
 
@@ -92,3 +92,12 @@ def _launch(
 def contests(dtype: mx.Dtype) -> Iterator[Contest]:
     """2, 4, 6 and 8 rows, at shapes of known models."""
     return contests_for("qmm_small", dtype, (2, 4, 6, 8), qmm_small, qmm_small_gated)
+
+
+def contest(
+    kind: str, rows: int, k: int, n: int, bits: int, group: int, dtype: mx.Dtype
+) -> Contest:
+    """kind: "linear" or "gated"."""
+    return contest_for(
+        "qmm_small", kind, qmm_small, qmm_small_gated, rows, k, n, bits, group, dtype
+    )

@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from localllm.kernels_metal import affine
 from localllm.kernels_metal.affine import Activation, Affine
-from localllm.kernels_metal.affine_contests import contests_for
+from localllm.kernels_metal.affine_contests import contest_for, contests_for
 from localllm.kernels_metal.contest import Contest
 from localllm.kernels_metal.kernel import Launch, MetalKernel
 
@@ -86,3 +86,10 @@ def _launch(
 def contests(dtype: mx.Dtype) -> Iterator[Contest]:
     """One row, plain and with everything that may be fused, at shapes of known models."""
     return contests_for("qmv", dtype, (1,), qmv, qmv_gated)
+
+
+def contest(
+    kind: str, rows: int, k: int, n: int, bits: int, group: int, dtype: mx.Dtype
+) -> Contest:
+    """kind: "linear" or "gated"."""
+    return contest_for("qmv", kind, qmv, qmv_gated, rows, k, n, bits, group, dtype)

@@ -14,15 +14,21 @@ from localllm.backend.metal_kv import KvPool, Rows, Side
 from localllm.backend.metal_ops import Angles, Linear, Norm, Ops
 from localllm.backend.metal_weights import Matrix, QuantizedMatrix
 from localllm.hub.store import Store
-from localllm.kernels_metal import affine_contests, lora, paged_decode, paged_prefill, rms_norm
+from localllm.kernels_metal import (
+    affine_contests,
+    lora,
+    paged_decode,
+    paged_prefill,
+    qmm_small,
+    qmv,
+    rms_norm,
+)
 from localllm.kernels_metal import rope_kv as ropes
 from localllm.kernels_metal.affine import ACTIVATIONS, BITS, GROUPS, Affine
 from localllm.kernels_metal.dispatch import Always, Chooser, Measured
 from localllm.kernels_metal.kernel import Executor
 from localllm.kernels_metal.paged_contests import Shape
 from localllm.kernels_metal.paged_pool import Pool, QuantizedPool
-from localllm.kernels_metal.qmm_small import MAX_ROWS, qmm_small, qmm_small_gated
-from localllm.kernels_metal.qmv import qmv, qmv_gated
 from localllm.spec import AttentionSpec
 from localllm.spec.decoder import Activation
 
@@ -59,7 +65,8 @@ class KernelOps(Ops):
         if weight is None or not self._multiplies("linear", x, weight):
             return super().linear(x, linear)
         bias = None if linear.bias is None else linear.bias.astype(x.dtype)
-        return (qmv if x.shape[0] == 1 else qmm_small)(x, weight, bias=bias)
+        multiply = qmv.qmv if x.shape[0] == 1 else qmm_small.qmm_small
+        return multiply(x, weight, bias=bias)
 
     def gated(self, x: mx.array, gate: Linear, up: Linear, activation: Activation) -> mx.array:
         g, u = _affine(gate.matrix), _affine(up.matrix)
@@ -73,9 +80,8 @@ class KernelOps(Ops):
             return super().gated(x, gate, up, activation)
         biases = (None if one.bias is None else one.bias.astype(x.dtype) for one in (gate, up))
         gate_bias, up_bias = biases
-        return (qmv_gated if x.shape[0] == 1 else qmm_small_gated)(
-            x, g, u, activation, gate_bias=gate_bias, up_bias=up_bias
-        )
+        multiply = qmv.qmv_gated if x.shape[0] == 1 else qmm_small.qmm_small_gated
+        return multiply(x, g, u, activation, gate_bias=gate_bias, up_bias=up_bias)
 
     def add_norm(
         self, x: mx.array, y: mx.array, scale: float, norm: Norm | None
@@ -177,15 +183,15 @@ class KernelOps(Ops):
 
     def _multiplies(self, kind: str, x: mx.array, weight: Affine) -> bool:
         rows, (out, inner) = x.shape[0], weight.shape
-        if rows > MAX_ROWS:
+        if rows > qmm_small.MAX_ROWS:
             return False
         out = min(out, max(64, _MEASURED_WEIGHTS // inner))
         shape = (rows, inner, out, weight.bits, weight.group)
-        kernel = "qmv" if rows == 1 else "qmm_small"
+        kernel = qmv if rows == 1 else qmm_small
         return self._choose.uses(
-            kernel,
+            "qmv" if rows == 1 else "qmm_small",
             affine_contests.work(kind, *shape, x.dtype),
-            lambda: affine_contests.contest(kernel, kind, *shape, x.dtype),
+            lambda: kernel.contest(kind, *shape, x.dtype),
         )
 
     def _attends(

@@ -1,7 +1,8 @@
 import mlx.core as mx
-import pytest
 
 from localllm.backend.metal import MetalBackend
+from localllm.kernels_metal.dispatch import Always
+from localllm.kernels_metal.emulator import Emulator
 from tests.backend.conformance import BackendConformance
 
 
@@ -11,4 +12,19 @@ class TestMetalOps(BackendConformance):
     def open(self, spec, weights, *, num_blocks, block_size):
         return MetalBackend(
             spec, weights, num_blocks=num_blocks, block_size=block_size, dtype=mx.float32
+        )
+
+
+class TestMetalKernels(BackendConformance):
+    """The same with every kernel that applies, in the emulator."""
+
+    def open(self, spec, weights, *, num_blocks, block_size):
+        return MetalBackend(
+            spec,
+            weights,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            dtype=mx.float32,
+            choose=Always(),
+            executor=Emulator(),
         )
