@@ -1,13 +1,13 @@
 // One row of queries against the KV of its sequence, cut into splits of a fixed number of positions.
 // A threadgroup takes one row, one KV head (with up to SHARE of its query heads) and one split;
-// its simdgroups take steps of 32 positions in turn and are merged in their order.
+// its simdgroups take steps of 32 positions in turn and are merged in a fixed order.
 // DIRECT: there is but one split, and the result is written at once; otherwise the unnormalized
 // outputs [row, head, split, D] and then pairs (top, total) [row, head, split] for
 // paged_decode_combine.
 
 #include "paged_attention.metal"
 
-constant constexpr int SIMDGROUPS = 8;
+constant constexpr int SIMDGROUPS = 4;
 //: body
   constexpr int HT = (SHARE + 7) / 8;
   constexpr int COLUMNS = HT * 8;
@@ -15,7 +15,7 @@ constant constexpr int SIMDGROUPS = 8;
   constexpr int MATRICES = Cut<D>::MATRICES;
   constexpr int RUN = Cut<D>::RUN;
   threadgroup vec<T, 2> queries[COLUMNS * D / 2];
-  threadgroup float merged[COLUMNS * D];
+  threadgroup float2 merged[COLUMNS * D / 2];
   threadgroup float tops[SIMDGROUPS * COLUMNS], totals[SIMDGROUPS * COLUMNS];
   threadgroup float column_top[COLUMNS], column_total[COLUMNS];
 
@@ -82,16 +82,16 @@ constant constexpr int SIMDGROUPS = 8;
     column_total[thread_index] = total;
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
+  // Each simdgroup adds to a quarter of the matrices at a time, every quarter from another one on.
   for (int turn = 0; turn < SIMDGROUPS; turn++) {
-    if (simdgroup == turn) {
-      UNROLL for (int h = 0; h < HT; h++) {
-        const int column = h * 8 + at.row;
-        const float weight = fast::exp2(tops[simdgroup * COLUMNS + column] - column_top[column]);
-        UNROLL for (int m = 0; m < MATRICES; m++) {
-          const int slot = ((h * MATRICES + m) * 32 + lane) * 2;
-          const float2 sofar = turn == 0 ? float2(0.0f) : float2(merged[slot], merged[slot + 1]);
-          merged[slot] = fma(weight, state.out[h][m].x, sofar.x);
-          merged[slot + 1] = fma(weight, state.out[h][m].y, sofar.y);
+    UNROLL for (int h = 0; h < HT; h++) {
+      const int column = h * 8 + at.row;
+      const float weight = fast::exp2(tops[simdgroup * COLUMNS + column] - column_top[column]);
+      UNROLL for (int m = 0; m < MATRICES; m++) {
+        if ((simdgroup + turn) % SIMDGROUPS == m % SIMDGROUPS) {
+          const int slot = (h * MATRICES + m) * 32 + lane;
+          const float2 sofar = turn == 0 ? float2(0.0f) : merged[slot];
+          merged[slot] = fma(float2(weight), state.out[h][m], sofar);
         }
       }
     }
@@ -105,9 +105,9 @@ constant constexpr int SIMDGROUPS = 8;
     float run[RUN];
     UNROLL for (int m = 0; m < RUN / 2; m++) {
       const int matrix = column / 8 * MATRICES + chunk * (RUN / 2) + m;
-      const int slot = (matrix * 32 + lane_of(column % 8, quarter * 2)) * 2;
-      run[m * 2] = merged[slot];
-      run[m * 2 + 1] = merged[slot + 1];
+      const float2 pair = merged[matrix * 32 + lane_of(column % 8, quarter * 2)];
+      run[m * 2] = pair.x;
+      run[m * 2 + 1] = pair.y;
     }
     const size_t vector = vector_of<SHARE>(group, column);
     const int d = chunk * Cut<D>::WIDTH + quarter * RUN;

@@ -29,7 +29,7 @@ from localllm.kernels_metal.paged_pool import (
 )
 from localllm.kernels_metal.reference import paged_decode as reference
 
-_SIMDGROUPS = 8
+_SIMDGROUPS = 4
 _DECODE = MetalKernel(
     "paged_decode",
     (*QUERIES_AND_POOLS, "tables", "lengths", "window", "settings", "sinks"),

@@ -59,7 +59,7 @@ WORKS = [
     Work(64, (6, 2), 4, 0, half, (1, 37, 300)),
     Work(80, (2, 1), 4, 4, bfloat, (5, 70), window=20, softcap=3.0, sinks=True),
     Work(96, (2, 2), 32, 8, single, (33, 64)),
-    Work(128, (8, 2), 32, 0, bfloat, (290, 3), window=260),
+    Work(128, (8, 2), 32, 0, bfloat, (600, 3), window=300, sinks=True),
     Work(128, (4, 1), 32, 4, half, (65,), sinks=True),
     Work(256, (8, 1), 64, 8, bfloat, (130,), softcap=30.0),
     Work(256, (12, 1), 32, 0, single, (40, 7)),  # more query heads than one pass takes
@@ -75,6 +75,12 @@ def test_a_row_attends_to_its_own_blocks(work: Work) -> None:
     args = arguments(q, kv)
     got = in_every_order(lambda: paged_decode(*args, **options))
     assert_right(got, reference.paged_decode(*args, **options))
+
+
+def reference_value(kv: PagedKV, row: int) -> np.ndarray:
+    """float32 [kv_heads, head_dim]: the value at position 0."""
+    assert isinstance(kv.values, mx.array)
+    return np.array(kv.values.astype(mx.float32))[kv.tables[row, 0], :, 0]
 
 
 def test_a_row_does_not_depend_on_the_batch_nor_on_the_width_of_the_table() -> None:
@@ -100,14 +106,18 @@ def test_no_window_is_a_window_over_everything(length: int) -> None:
     assert_right(emulated(lambda: paged_decode(*args, **options)), truth)
 
 
-def test_large_scores_neither_overflow_nor_lose_the_largest() -> None:
-    q, kv, options = Work(64, (6, 2), 4, 0, single, (1, 37, 300), sinks=True).build()
-    options["scale"] = 300.0  # scores up to some 10,000: all weight on one position
+@pytest.mark.parametrize(("scale", "sinks"), [(300.0, True), (300.0, False), (-300.0, False)])
+def test_large_scores_neither_overflow_nor_lose_the_largest(scale: float, sinks: bool) -> None:
+    q, kv, options = Work(64, (6, 2), 4, 0, single, (1, 37, 300), sinks=sinks).build()
+    options["scale"] = scale  # scores up to some 10,000: all weight on one position
     args = arguments(q, kv)
     truth = reference.paged_decode(*args, **options)
     got = np.array(emulated(lambda: paged_decode(*args, **options)))
     # A score of 2^13 has steps of 2^-10 in float32: so far can the weight of a near rival be off.
     assert np.max(np.abs(got - truth)) < 0.02
+    if not sinks:  # the first row sees one position: its value, however low the score
+        value = reference_value(kv, 0)
+        assert np.array_equal(got[0], np.repeat(value, 3, axis=0))
 
 
 def test_partial_results_stay_small_beside_the_kv() -> None:
@@ -123,10 +133,13 @@ def test_partial_results_stay_small_beside_the_kv() -> None:
     ids=str,
 )
 def test_every_head_size(head_dim: int, pool_bits: int, dtype: mx.Dtype) -> None:
-    for heads in ((2, 2), (5, 1), (16, 2)):
-        for window, softcap, sinks in ((None, None, False), (45, 5.0, True)):
-            work = Work(head_dim, heads, 32, pool_bits, dtype, (1, 64, 277), window, softcap, sinks)
-            q, kv, options = work.build()
-            args = arguments(q, kv)
-            got = in_every_order(lambda: paged_decode(*args, **options))  # noqa: B023
-            assert_right(got, reference.paged_decode(*args, **options))
+    for heads, window, softcap, sinks in (
+        ((2, 2), None, None, True),
+        ((5, 1), 45, 5.0, False),
+        ((16, 2), None, None, False),
+    ):
+        work = Work(head_dim, heads, 32, pool_bits, dtype, (1, 64, 277), window, softcap, sinks)
+        q, kv, options = work.build()
+        args = arguments(q, kv)
+        got = in_every_order(lambda: paged_decode(*args, **options))  # noqa: B023
+        assert_right(got, reference.paged_decode(*args, **options))
