@@ -123,6 +123,8 @@ def decode_shapes() -> tuple[Shape, ...]:
         Shape(*qwen, (4095,), bits=8),
         Shape(*qwen, (4095,), bits=4),
         Shape(*qwen, uneven, bits=8),
+        Shape(*qwen, (1020,), rows=4),  # verifying 3 drafted tokens
+        Shape(*qwen, uneven, rows=4),
         Shape("Gemma 3 1B", 4, 1, 256, (2047,), window=512),
         Shape("gpt-oss 20B", 64, 8, 64, (2047,), sinks=True),
         Shape("gpt-oss 20B", 64, 8, 64, (2047,), window=128, sinks=True),

@@ -6,9 +6,11 @@ After Flash-Decoding (Dao et al., 2023), with the online softmax of Milakov and 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from localllm.kernels_metal.contest import Contest
 from localllm.kernels_metal.kernel import Launch, MetalKernel
@@ -29,10 +31,10 @@ from localllm.kernels_metal.paged_pool import (
 )
 from localllm.kernels_metal.reference import paged_decode as reference
 
-_SIMDGROUPS = 8
+_SIMDGROUPS = 4
 _DECODE = MetalKernel(
     "paged_decode",
-    (*QUERIES_AND_POOLS, "tables", "lengths", "window", "settings", "sinks"),
+    (*QUERIES_AND_POOLS, "tables", "lengths", "groups", "window", "settings", "sinks"),
     ["out"],
 )
 _COMBINE = MetalKernel(
@@ -55,6 +57,18 @@ def split_positions(group: int, head_dim: int, bits: int, itemsize: int) -> int:
     return 1024
 
 
+@lru_cache(maxsize=256)
+def row_groups(runs: tuple[int, ...], most: int) -> NDArray[np.int32]:
+    """(first row, rows) of each group of at most `most` rows of one sequence, int32 [groups, 2]."""
+    ends = np.cumsum(runs)
+    groups = [
+        (first, min(most, int(end) - first))
+        for end, run in zip(ends, runs, strict=True)
+        for first in range(int(end) - run, int(end), most)
+    ]
+    return np.array(groups, dtype=np.int32)
+
+
 def paged_decode(
     q: mx.array,
     keys: Pool,
@@ -66,6 +80,7 @@ def paged_decode(
     window: int | None = None,
     softcap: float | None = None,
     sinks: mx.array | None = None,
+    runs: tuple[int, ...] | None = None,
 ) -> mx.array:
     """softmax(scale q k) v of each row over the KV of its own sequence, in T [n, heads, head_dim].
 
@@ -74,21 +89,27 @@ def paged_decode(
     sequence. lengths: int32 [n]: row i sees positions 0 ... lengths[i] - 1, at least one; with a
     window only the last `window` of them, and entries of blocks wholly before it are not looked at.
     softcap: scores become softcap * tanh(scores / softcap). sinks: float32 [heads], one more logit
-    of each head, in the denominator alone.
+    of each head, in the denominator alone. runs: where several rows in a row are of one sequence
+    (verifying drafts), how many they are each time, n in all: such rows share the reads of the KV.
 
-    Sums are in float32. A row's bits depend on nothing else in the batch, nor on max_blocks.
+    Sums are in float32. A row's bits depend on nothing else in the batch, nor on max_blocks
+    or runs.
     """
     check_call(q, keys, values, sinks)
     n, heads, head_dim = q.shape
     _, kv_heads, block_size = pool_shape(keys)
     check_array(tables, (n, tables.shape[1]), mx.int32)
     check_array(lengths, (n,), mx.int32)
-    shared = shared_heads(heads, kv_heads, most=16 if head_dim <= 128 else 8)
+    columns = 16 if head_dim <= 128 else 8  # what a lane's registers hold of the output
+    shared = shared_heads(heads, kv_heads, most=columns)
+    groups = row_groups((1,) * n if runs is None else runs, columns // shared.share)
+    most_rows = int(groups[:, 1].max())
+    assert groups[:, 1].sum() == n, (runs, n)
     bits = bits_of(keys)
     split = split_positions(shared.group, head_dim, bits, q.dtype.size)
     splits = -(-tables.shape[1] * block_size // split)
     if window is not None:  # it may begin and end within a split
-        splits = min(splits, -(-(window - 1) // split) + 1)
+        splits = min(splits, -(-(window + most_rows - 2) // split) + 1)
     window_array = window_setting(window)
     sink_array = no_sinks(heads) if sinks is None else sinks
 
@@ -102,6 +123,7 @@ def paged_decode(
                 *pool_inputs(values),
                 tables,
                 lengths,
+                mx.array(groups),
                 window_array,
                 score_settings(scale, softcap),
                 sink_array,
@@ -114,10 +136,11 @@ def paged_decode(
                 ("BLOCK", block_size),
                 ("GROUP", shared.group),
                 ("SHARE", shared.share),
+                ("HT", -(-most_rows * shared.share // 8)),
                 ("SPLIT", split),
                 ("DIRECT", direct),
             ],
-            grid=(n * shared.parts * 32 * _SIMDGROUPS, kv_heads, splits),
+            grid=(len(groups) * shared.parts * 32 * _SIMDGROUPS, kv_heads, splits),
             threadgroup=(32 * _SIMDGROUPS, 1, 1),
             output_shapes=[q.shape if direct else (vectors * (head_dim + 2),)],
             output_dtypes=[q.dtype if direct else mx.float32],
@@ -147,13 +170,15 @@ def contests(dtype: mx.Dtype) -> Iterator[Contest]:
 
 def contest(shape: Shape, dtype: mx.Dtype) -> Contest:
     kv, q, sinks = shape.kv(dtype), shape.queries(dtype), shape.sink_logits()
-    tables, lengths = mx.array(kv.tables), mx.array(np.array(kv.lengths, np.int32))
-    scale = shape.head_dim**-0.5
+    tables = mx.array(np.repeat(kv.tables, shape.rows, axis=0))
+    last = [start + row + 1 for start in shape.starts for row in range(shape.rows)]
+    lengths = mx.array(last, dtype=mx.int32)
+    scale, runs = shape.head_dim**-0.5, (shape.rows,) * len(shape.starts)
 
     def ours() -> list[mx.array]:
         out = paged_decode(
-            q, kv.keys, kv.values, tables, lengths,
-            scale=scale, window=shape.window, softcap=shape.softcap, sinks=sinks,
+            q, kv.keys, kv.values, tables, lengths, scale=scale, window=shape.window,
+            softcap=shape.softcap, sinks=sinks, runs=runs,
         )  # fmt: skip
         return [out]
 

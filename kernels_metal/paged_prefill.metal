@@ -29,12 +29,12 @@
   const int first_column = simdgroup * COLUMNS;
   if (first_column / SHARE >= group.rows) return;  // the whole simdgroup
 
+  // A lane reads back what it wrote itself: no barrier.
   threadgroup vec<T, 2>* queries = staged + simdgroup * COLUMNS * D / 2;
   for (int m = 0; m < HT * MATRICES; m++) {
     queries[m * 32 + lane] = query_pair<T, D, SHARE>(
         q, group, first_column + m / MATRICES * 8, m % MATRICES, lane);
   }
-  simdgroup_barrier(mem_flags::mem_threadgroup);
 
   const Place at = place_of(lane);
   Attention<D, HT> state;

@@ -124,12 +124,13 @@ def test_the_queries_of_a_tile_take_half_of_the_threadgroup_memory(
     ids=str,
 )
 def test_every_head_size(head_dim: int, pool_bits: int, dtype: mx.Dtype) -> None:
-    for heads in ((2, 2), (5, 1), (16, 2)):
-        for window, softcap, sinks in ((None, None, False), (21, 5.0, True)):
-            work = Work(
-                head_dim, heads, 32, pool_bits, dtype, (0, 45), (18, 5), window, softcap, sinks
-            )
-            q, kv, options = work.build()
-            args = work.arguments(q, kv)
-            got = in_every_order(lambda: paged_prefill(*args, **options))  # noqa: B023
-            assert_right(got, reference.paged_prefill(*args, **options))
+    for heads, window, softcap, sinks in (
+        ((2, 2), None, None, True),
+        ((5, 1), 21, 5.0, False),
+        ((16, 2), None, None, False),
+    ):
+        work = Work(head_dim, heads, 32, pool_bits, dtype, (0, 45), (18, 5), window, softcap, sinks)
+        q, kv, options = work.build()
+        args = work.arguments(q, kv)
+        got = in_every_order(lambda: paged_prefill(*args, **options))  # noqa: B023
+        assert_right(got, reference.paged_prefill(*args, **options))
