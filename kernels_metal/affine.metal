@@ -18,7 +18,9 @@ template <int BITS>
 inline float dot_codes(uint4 p, const thread float* x) {
   constexpr int PER_WORD = 32 / BITS;
   float sum = 0;
+  #pragma clang loop unroll(full)
   for (int word = 0; word < 4; word++) {
+    #pragma clang loop unroll(full)
     for (int i = 0; i < PER_WORD; i++) {
       sum = fma(code_at<BITS>(p[word], i), x[word * PER_WORD + i], sum);
     }
@@ -29,8 +31,10 @@ inline float dot_codes(uint4 p, const thread float* x) {
 // COUNT values from x on, COUNT a multiple of 4 and x aligned to 4 values.
 template <int COUNT, typename T>
 inline void load_values(const device T* x, thread float* values) {
+  #pragma clang loop unroll(full)
   for (int i = 0; i < COUNT; i += 4) {
     vec<T, 4> four = *(const device vec<T, 4>*)(x + i);
+    #pragma clang loop unroll(full)
     for (int j = 0; j < 4; j++) {
       values[i + j] = float(four[j]);
     }
@@ -47,6 +51,6 @@ inline float activate(float x) {
   if (ACTIVATION == GELU_TANH) {
     u = 1.5957691216057308f * x * fma(0.044715f * x, x, 1.0f);
   }
-  float t = exp(-fabs(u));
+  float t = precise::exp(-fabs(u));
   return x * (u < 0 ? t : 1.0f) / (1.0f + t);
 }

@@ -153,7 +153,5 @@ def by_gather_mm(y: mx.array, x: mx.array, a: mx.array, b: mx.array, adapter: mx
 
 
 def _truth(case: _Case) -> np.ndarray:
-    *arrays, adapter = case
-    return reference.lora(
-        *(np.array(array.astype(mx.float32)) for array in arrays), np.array(adapter)
-    )
+    y, x, a, b = (np.array(array.astype(mx.float32)) for array in case[:4])
+    return reference.lora(y, x, a, b, np.array(case.adapter))

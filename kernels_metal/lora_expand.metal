@@ -19,6 +19,7 @@
       float values[8], weights[8];
       load_values<8>(h + row * R + r, values);
       load_values<8>(up + r, weights);
+      #pragma clang loop unroll(full)
       for (int i = 0; i < 8; i++) {
         sum = fma(values[i], weights[i], sum);
       }

@@ -21,13 +21,16 @@ constant constexpr int RANKS = 4;       // of one row, that a threadgroup sums a
   for (int k = thread_index * 8; k < K; k += SIMDGROUPS * 32 * 8) {
     float values[8], weights[8];
     load_values<8>(x + row * K + k, values);
+    #pragma clang loop unroll(full)
     for (int r = 0; r < RANKS; r++) {
       load_values<8>(down + (long)r * K + k, weights);
+      #pragma clang loop unroll(full)
       for (int i = 0; i < 8; i++) {
         sums[r] = fma(values[i], weights[i], sums[r]);
       }
     }
   }
+  #pragma clang loop unroll(full)
   for (int r = 0; r < RANKS; r++) {
     const float sum = simd_sum(sums[r]);
     if (thread_index_in_simdgroup == 0) {

@@ -25,6 +25,7 @@ inline void stage_x(const device T* from, bool inside, int m, int c, threadgroup
     load_values<16>(from, values);
   }
   const int flip = c >> 1;
+  #pragma clang loop unroll(full)
   for (int t = 0; t < 8; t++) {
     const float a = values[2 * t], b = values[2 * t + 1];
     threadgroup float* tile = tiles + t * 64 + m;
@@ -48,6 +49,7 @@ inline void stage_x(const device T* from, bool inside, int m, int c, threadgroup
   // What a lane holds of an 8x8 matrix: row `tile_row`, columns 2 c and 2 c + 1.
   const int tile_row = ((lane / 4) & 4) + (lane / 2) % 4, c = ((lane / 4) & 2) + lane % 2;
   int rows[TILES];
+  #pragma clang loop unroll(full)
   for (int j = 0; j < TILES; j++) {
     const int row = GATED ? side * 8 : (side * TILES + j) * 8;
     rows[j] = min(n0 + row + tile_row, N - 1);  // past the end: the last row, not stored
@@ -56,6 +58,7 @@ inline void stage_x(const device T* from, bool inside, int m, int c, threadgroup
   auto codes_up = as_uint4(w_up);
 
   simdgroup_matrix<float, 8, 8> sums[TILES];
+  #pragma clang loop unroll(full)
   for (int j = 0; j < TILES; j++) {
     sums[j] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
   }
@@ -64,14 +67,17 @@ inline void stage_x(const device T* from, bool inside, int m, int c, threadgroup
     uint words[TILES][WORDS] = {{0}};
     float scale[TILES] = {0}, zero[TILES] = {0};
     if (k < K) {
+      #pragma clang loop unroll(full)
       for (int j = 0; j < TILES; j++) {
         const bool second = GATED && j > 0;
         const int group = rows[j] * (K / GROUP) + k / GROUP;
         const int at = (rows[j] * (K / 32) + k / 32) * (WORDS / 4);
         scale[j] = second ? float(scales_up[group]) : float(scales[group]);
         zero[j] = second ? float(biases_up[group]) : float(biases[group]);
+        #pragma clang loop unroll(full)
         for (int i = 0; i < WORDS; i += 4) {
           const uint4 four = second ? codes_up[at + i / 4] : codes[at + i / 4];
+          #pragma clang loop unroll(full)
           for (int word = 0; word < 4; word++) {
             words[j][i + word] = four[word];
           }
@@ -91,9 +97,12 @@ inline void stage_x(const device T* from, bool inside, int m, int c, threadgroup
     if (k0 + part * STEP < K) {
       threadgroup const float* tiles = shared + part * STEP * 8;
       simdgroup_matrix<float, 8, 8> values, weights;
+      #pragma clang loop unroll(full)
       for (int t = 0; t < STEP / 8; t++) {
         simdgroup_load(values, tiles + t * 64, 8);
+        #pragma clang loop unroll(full)
         for (int j = 0; j < TILES; j++) {
+          #pragma clang loop unroll(full)
           for (int i = 0; i < 2; i++) {
             const int at = 2 * t + i;
             const float code = code_at<BITS>(words[j][at / (32 / BITS)], at % (32 / BITS));
@@ -106,6 +115,7 @@ inline void stage_x(const device T* from, bool inside, int m, int c, threadgroup
   }
 
   threadgroup_barrier(mem_flags::mem_threadgroup);
+  #pragma clang loop unroll(full)
   for (int j = 0; j < TILES; j++) {
     const int column = GATED ? j * WIDTH + side * 8 : (side * TILES + j) * 8;
     simdgroup_store(sums[j], shared + part * 8 * PITCH + column, PITCH, ulong2(0, 0), true);

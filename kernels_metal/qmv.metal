@@ -23,9 +23,11 @@ constant constexpr int SIMDGROUPS = 2;  // in a threadgroup
     float values[VALUES];
     load_values<VALUES>(x + k, values);
     float total = 0;
+    #pragma clang loop unroll(full)
     for (int i = 0; i < VALUES; i++) {
       total += values[i];
     }
+    #pragma clang loop unroll(full)
     for (int r = 0; r < ROWS; r++) {
       // Rows past the end read the last one again and are not stored.
       const int row = min(first + r * AT_ONCE, N - 1);
@@ -38,6 +40,7 @@ constant constexpr int SIMDGROUPS = 2;  // in a threadgroup
       }
     }
   }
+  #pragma clang loop unroll(full)
   for (int r = 0; r < ROWS; r++) {
     for (int step = LANES / 2; step > 0; step /= 2) {
       sums[r] += simd_shuffle_xor(sums[r], step);

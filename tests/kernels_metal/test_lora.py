@@ -54,26 +54,39 @@ def check(case: Batch) -> None:
     assert_near(got, reference.lora(*arrays, adapter), error)
 
 
+# Ragged: columns that fill no threadgroup, ranks that fill no lanes, arrays of under 8 elements.
+SHAPES = [
+    ([0, 3, 1, -1, 0], 16, 576, 37),
+    ([2], 64, 136, 5),
+    ([1, 1, -1, 1, 2, 0, 0, 2, -1], 24, 1048, 130),
+    ([0, -1], 8, 8, 1),
+    ([0], 136, 24, 3),
+]
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
-@pytest.mark.parametrize(
-    ("adapter", "rank", "k", "n"),
-    [
-        ([0, 3, 1, -1, 0], 16, 576, 37),
-        ([2], 64, 136, 5),
-        ([1, 1, -1, 1, 2, 0, 0, 2, -1], 24, 1048, 130),
-        ([0, -1], 8, 8, 1),
-        ([0], 136, 24, 3),
-    ],
-)
-def test_each_row_gets_what_its_adapter_adds(adapter, rank, k, n, dtype):
+def test_each_row_gets_what_its_adapter_adds(dtype):
+    adapter, rank, k, n = SHAPES[0]
+    check(batch(adapter, 4, rank, k, n, dtype))
+
+
+@pytest.mark.parametrize(("adapter", "rank", "k", "n"), SHAPES[1:])
+def test_any_ranks_and_widths(adapter, rank, k, n):
+    check(batch(adapter, 4, rank, k, n, mx.float16))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=dtype_id)
+@pytest.mark.parametrize(("adapter", "rank", "k", "n"), SHAPES[1:])
+def test_any_ranks_and_widths_in_other_dtypes(adapter, rank, k, n, dtype):
     check(batch(adapter, 4, rank, k, n, dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 def test_a_row_without_an_adapter_passes_bit_for_bit(dtype):
-    case = batch([-1, 0, -1], 1, 8, 64, 6, dtype)
+    case = batch([-1, 0, -1], 4, 16, 576, 12, dtype)
     odd = [0.0, -0.0, mx.inf, -mx.inf, mx.nan, 1e-7]
-    case = case._replace(y=mx.array([odd, [0.0] * 6, odd]).astype(dtype))
+    case = case._replace(y=mx.array([odd * 2, [0.0] * 12, odd * 2]).astype(dtype))
     got = bits_of(emulated(lambda: lora(*case)))
     np.testing.assert_array_equal(got[[0, 2]], bits_of(case.y)[[0, 2]])
 

@@ -23,17 +23,15 @@ PLAIN = [
     Work(mx.float16, 4, 64, 8, 576, 37),
     Work(mx.float16, 4, 64, 2, 64, 1),
     Work(mx.bfloat16, 8, 32, 3, 96, 5),
-    Work(mx.float32, 4, 128, 5, 640, 34),
+    Work(mx.float32, 4, 64, 5, 640, 34),
 ]
 ALL_FUSED = [
-    Work(mx.float16, 8, 64, 6, 320, 19),
+    Work(mx.float16, 8, 128, 6, 384, 19),
     Work(mx.bfloat16, 4, 32, 7, 544, 33),
-    Work(mx.float32, 8, 128, 4, 256, 3),
 ]
 GATED = [
-    (Work(mx.float16, 4, 64, 8, 576, 21), "silu", True),
-    (Work(mx.bfloat16, 4, 64, 4, 640, 9), "gelu_tanh", False),
-    (Work(mx.float32, 4, 32, 2, 32, 1), "gelu_tanh", True),
+    (Work(mx.bfloat16, 4, 128, 8, 640, 21), "gelu_tanh", True),
+    (Work(mx.float32, 4, 64, 2, 64, 1), "silu", False),
 ]
 
 
@@ -84,7 +82,7 @@ def test_every_packing_in_every_dtype(dtype, bits, group):
 
 @pytest.mark.parametrize("gated", [False, True], ids=["linear", "gated"])
 def test_a_row_has_the_same_bits_alone_and_beside_any_others(gated):
-    work = Work(mx.float16, 4, 64, 8, 576, 21)
+    work = Work(mx.float32 if gated else mx.float16, 4, 64, 8, 576, 21)
 
     def compute(x: mx.array) -> np.ndarray:
         if gated:
@@ -98,11 +96,11 @@ def test_a_row_has_the_same_bits_alone_and_beside_any_others(gated):
         np.testing.assert_array_equal(compute(work.x[row : row + 1])[0], together[row])
     # The same row at another place, among rows of infinities and NaN.
     wild = mx.concatenate([mx.full((3, 576), mx.inf), work.x[2:3], mx.full((2, 576), mx.nan)])
-    np.testing.assert_array_equal(compute(wild.astype(mx.float16))[3], together[2])
+    np.testing.assert_array_equal(compute(wild.astype(work.dtype))[3], together[2])
 
 
 def test_a_contest_has_three_ways_that_agree():
-    for contest in list(contests(mx.float32))[:3]:
+    for contest in list(contests(mx.float32))[:3:2]:  # linear and gated
         check_contest(contest)
 
 
