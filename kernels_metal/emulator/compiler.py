@@ -7,6 +7,7 @@ import re
 import subprocess
 from collections.abc import Sequence
 from functools import cache as memoised
+from importlib.metadata import version
 from pathlib import Path
 
 import mlx.core as mx
@@ -30,7 +31,8 @@ _RULES = f"#pragma GCC poison {' '.join(_FORBIDDEN)}\n"
 _WARNINGS = (
     "-Wall", "-Wno-unused", "-Wno-unknown-attributes", "-Wimplicit-float-conversion",
     "-Werror=return-type", "-Werror=array-bounds", "-Werror=division-by-zero",
-    "-Werror=shift-count-overflow", "-Werror=shift-count-negative", "-Werror=infinite-recursion", "-Werror=dangling",
+    "-Werror=shift-count-overflow", "-Werror=shift-count-negative", "-Werror=infinite-recursion",
+    "-Werror=dangling",
 )  # fmt: skip
 _CHECKS = "-fsanitize=array-bounds,integer-divide-by-zero,return"
 _WATCH = "-fsanitize=kernel-address"
@@ -94,7 +96,7 @@ def runtime() -> Path:
 
 
 def _key(*parts: str) -> str:
-    digest = hashlib.sha256("\0".join((*parts, _ours(), mx.__version__)).encode())
+    digest = hashlib.sha256("\0".join((*parts, _ours(), version("mlx"))).encode())
     return digest.hexdigest()[:32]
 
 

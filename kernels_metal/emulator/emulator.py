@@ -184,7 +184,7 @@ _NUMPY = {
 def _blank(shape: tuple[int, ...], dtype: mx.Dtype, value: float | None) -> np.ndarray:
     """An output before the run: the value that was asked for, else ones in every bit."""
     if value is None:
-        blank = np.empty(shape, _NUMPY[dtype])
+        blank: np.ndarray = np.empty(shape, _NUMPY[dtype])
         blank.reshape(-1).view(np.uint8)[:] = 0xFF  # NaN in every float
         return blank
     filled = mx.full(shape, value, dtype)
