@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from localllm.kernels_metal.contest import Contest
 from localllm.kernels_metal.kernel import Launch, MetalKernel
+from localllm.kernels_metal.paged_cases import PagedKV
 from localllm.kernels_metal.paged_contests import TOLERANCE, Shape, decode_shapes, mlx_attention
 from localllm.kernels_metal.paged_pool import (
     QUERIES_AND_POOLS,
@@ -31,7 +33,8 @@ from localllm.kernels_metal.paged_pool import (
 )
 from localllm.kernels_metal.reference import paged_decode as reference
 
-_SIMDGROUPS = 4
+_SIMDGROUPS = 8
+_UNSPLIT = 2**30
 _DECODE = MetalKernel(
     "paged_decode",
     (*QUERIES_AND_POOLS, "tables", "lengths", "groups", "window", "settings", "sinks"),
@@ -42,17 +45,22 @@ _COMBINE = MetalKernel(
 )
 
 
-def split_positions(group: int, head_dim: int, bits: int, itemsize: int) -> int:
-    """Positions in a split: 256, 512 or 1024, the fewest (so the most threadgroups) for which the
-    partial results, written once and read once, are at most 4 % of the KV bytes.
+def split_positions(
+    kv_heads: int, group: int, head_dim: int, bits: int, itemsize: int, window: int | None = None
+) -> int:
+    """Positions in a split: 256, 512 or 1024; all of them under a window of at most 256.
 
-    group: query heads of a KV head. itemsize: bytes of T. It depends on the model alone, so a row's
-    result does not depend on its batch.
+    A threadgroup takes one KV head and one split, so models with few KV heads get short splits, to
+    fill a GPU; but not so short that the partial results, written once and read once, exceed 4 % of
+    the KV bytes. group: query heads of a KV head. itemsize: bytes of T. It depends on the model
+    alone, so a row's result does not depend on its batch.
     """
+    if window is not None and window <= 256:
+        return _UNSPLIT
     partial = 2 * group * (head_dim + 2) * 4
+    per_position = 2 * position_bytes(head_dim, bits, itemsize)
     for positions in (256, 512):
-        kv = 2 * positions * position_bytes(head_dim, bits, itemsize)
-        if partial <= 0.04 * kv:
+        if kv_heads < positions // 64 and partial <= 0.04 * positions * per_position:
             return positions
     return 1024
 
@@ -106,7 +114,7 @@ def paged_decode(
     most_rows = int(groups[:, 1].max())
     assert groups[:, 1].sum() == n, (runs, n)
     bits = bits_of(keys)
-    split = split_positions(shared.group, head_dim, bits, q.dtype.size)
+    split = split_positions(kv_heads, shared.group, head_dim, bits, q.dtype.size, window)
     splits = -(-tables.shape[1] * block_size // split)
     if window is not None:  # it may begin and end within a split
         splits = min(splits, -(-(window + most_rows - 2) // split) + 1)
@@ -169,32 +177,30 @@ def contests(dtype: mx.Dtype) -> Iterator[Contest]:
 
 
 def contest(shape: Shape, dtype: mx.Dtype) -> Contest:
-    kv, q, sinks = shape.kv(dtype), shape.queries(dtype), shape.sink_logits()
-    tables = mx.array(np.repeat(kv.tables, shape.rows, axis=0))
-    last = [start + row + 1 for start in shape.starts for row in range(shape.rows)]
-    lengths = mx.array(last, dtype=mx.int32)
-    scale, runs = shape.head_dim**-0.5, (shape.rows,) * len(shape.starts)
+    @lru_cache(maxsize=1)
+    def work() -> tuple[mx.array, PagedKV, dict[str, Any]]:
+        kv, q = shape.kv(dtype), shape.queries(dtype)
+        last = [start + row + 1 for start in shape.starts for row in range(shape.rows)]
+        call: dict[str, Any] = {
+            "q": q,
+            "keys": kv.keys,
+            "values": kv.values,
+            "tables": mx.array(np.repeat(kv.tables, shape.rows, axis=0)),
+            "lengths": mx.array(last, dtype=mx.int32),
+            "scale": shape.head_dim**-0.5,
+            "window": shape.window,
+            "softcap": shape.softcap,
+            "sinks": shape.sink_logits(),
+        }
+        return q, kv, call
 
-    def ours() -> list[mx.array]:
-        out = paged_decode(
-            q, kv.keys, kv.values, tables, lengths, scale=scale, window=shape.window,
-            softcap=shape.softcap, sinks=sinks, runs=runs,
-        )  # fmt: skip
-        return [out]
-
-    def truth() -> list[np.ndarray]:
-        out = reference.paged_decode(
-            q, kv.keys, kv.values, tables, lengths,
-            scale=scale, window=shape.window, softcap=shape.softcap, sinks=sinks,
-        )  # fmt: skip
-        return [out]
-
+    runs = (shape.rows,) * len(shape.starts)
     return Contest(
         kernel="paged_decode",
         work=shape.work(dtype),
-        ours=ours,
-        mlx=(lambda: [mlx_attention(shape, q, kv)]) if shape.in_mlx else None,
-        truth=truth,
+        ours=lambda: [paged_decode(**work()[2], runs=runs)],
+        mlx=(lambda: [mlx_attention(shape, *work()[:2])]) if shape.in_mlx else None,
+        truth=lambda: [reference.paged_decode(**work()[2])],
         tolerance=TOLERANCE[dtype],
-        least_bytes=shape.least_bytes(dtype, kv),
+        least_bytes=shape.least_bytes(dtype),
     )
