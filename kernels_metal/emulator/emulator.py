@@ -20,7 +20,7 @@ from localllm.kernels_metal.emulator.program import (
     Placement,
     Program,
 )
-from localllm.kernels_metal.kernel import Launch, MetalKernel
+from localllm.kernels_metal.kernel import Launch, MetalKernel, SourceLine
 
 _DISPATCHES_KEPT = 1000
 _PROGRAMS_KEPT = 512
@@ -120,7 +120,21 @@ def _program(kernel: MetalKernel, launch: Launch, count: bool) -> Program:
 
 
 def _with_lines(text: str, kernel: MetalKernel) -> str:
-    return text
+    """MLX's text with `#line` where our own files begin and break off, so that messages name the
+    lines that a person edits."""
+    header, body = (_numbered(lines) for lines in kernel.lines)
+    text = text.replace(kernel.header, f'{header}#line 1 "signature of {kernel.name}"\n', 1)
+    return text.replace(kernel.source, f"{body}\n", 1)
+
+
+def _numbered(lines: list[SourceLine]) -> str:
+    numbered, expected = "", ("", 0)
+    for line in lines:
+        if (line.file, line.number) != expected:
+            numbered += f'#line {line.number} "{line.file}"\n'
+        numbered += line.text
+        expected = (line.file, line.number + 1)
+    return numbered
 
 
 def _inputs(kernel: MetalKernel, launch: Launch) -> Iterator[tuple[str, Argument]]:
