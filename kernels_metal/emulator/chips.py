@@ -19,8 +19,7 @@ _M1_PRO = (
     f"{_NEWS}/2021/10/introducing-m1-pro-and-m1-max-the-most-powerful-chips-apple-has-ever-built/"
 )
 _M1_ULTRA = (
-    f"{_NEWS}/2022/03/"
-    "apple-unveils-m1-ultra-the-worlds-most-powerful-chip-for-a-personal-computer/"
+    f"{_NEWS}/2022/03/apple-unveils-m1-ultra-the-worlds-most-powerful-chip-for-a-personal-computer/"
 )
 _M2 = f"{_NEWS}/2022/06/apple-unveils-m2-with-breakthrough-performance-and-capabilities/"
 _M2_PRO = (
@@ -30,10 +29,7 @@ _M2_PRO = (
 _M2_ULTRA = f"{_NEWS}/2023/06/apple-introduces-m2-ultra/"
 _M3_ULTRA = f"{_NEWS}/2025/03/apple-reveals-m3-ultra-taking-apple-silicon-to-a-new-extreme/"
 _M4 = f"{_NEWS}/2024/10/apple-introduces-m4-pro-and-m4-max/"
-_M5 = (
-    f"{_NEWS}/2025/10/"
-    "apple-unleashes-m5-the-next-big-leap-in-ai-performance-for-apple-silicon/"
-)
+_M5 = f"{_NEWS}/2025/10/apple-unleashes-m5-the-next-big-leap-in-ai-performance-for-apple-silicon/"
 _M5_PRO = (
     f"{_NEWS}/2026/03/"
     "apple-debuts-m5-pro-and-m5-max-to-supercharge-the-most-demanding-pro-workflows/"

@@ -8,7 +8,7 @@ as nothing, although MLX copies where the layout asks for it. So the sum never o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,8 +24,25 @@ from localllm.kernels_metal.emulator.mlx_matmul import quantized_matmul
 
 # Primitives that give another view of the same bytes, or may.
 _VIEWS = frozenset(
-    "AsStrided Broadcast BroadcastAxes Contiguous Copy Depends DynamicSlice ExpandDims Flatten "
-    "Reshape Slice Split Squeeze StopGradient Transpose Unflatten View".split()
+    [
+        "AsStrided",
+        "Broadcast",
+        "BroadcastAxes",
+        "Contiguous",
+        "Copy",
+        "Depends",
+        "DynamicSlice",
+        "ExpandDims",
+        "Flatten",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "StopGradient",
+        "Transpose",
+        "Unflatten",
+        "View",
+    ]
 )
 # Primitives that read as much of their first input as they write.
 _PICKERS = frozenset(("Gather", "GatherAxis"))
@@ -59,18 +76,22 @@ def mlx_cost(
     emulator: Emulator, work: Callable[[], list[mx.array]], gpu: Gpu | None = None
 ) -> MlxCost:
     """Runs `work` with MLX's ops and counts. Raises KernelFault, ShippedSourceMissing."""
-    recorder = _Recorder(emulator, gpu or Gpu())
+    recorder = Recorder(emulator, gpu or Gpu())
     with recorder.listening():
         recorder.walk(work())
     return recorder.cost
 
 
-class _Recorder:
+class Recorder:
     """Takes the place of MLX's fused ops: counts what leads to them, then them."""
 
     def __init__(self, emulator: Emulator, gpu: Gpu) -> None:
         self.emulator, self.gpu = emulator, gpu
         self.cost = MlxCost()
+
+    def add(self, name: str, moved: int) -> None:
+        """A kernel that was measured."""
+        self.cost.steps.append(Step(name, moved, measured=True))
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -140,7 +161,7 @@ class _Recorder:
                 hint="this MLX may call its kernel otherwise than MLX 0.32 did",
             )
         moved = run.moved - run.least_bytes
-        self.cost.steps.append(Step(run.kernels, moved, measured=True))
+        self.add(run.kernels, moved)
         if run.least_bytes:
             self.cost.steps.append(Step("sum of the parts", run.least_bytes, measured=False))
         return found
@@ -169,7 +190,9 @@ class _Recorder:
         chosen = options.get("rhs_indices")
         if chosen is None or not self._settle([a, b, chosen]):
             return original(*args, **options)
-        found = original(*args, **options)
+        # On the CPU it takes float32 only.
+        found = original(a.astype(mx.float32), b.astype(mx.float32), *args[2:], **options)
+        found = found.astype(a.dtype)
         mx.eval(found)
         matrix = b.nbytes // int(np.prod(b.shape[:-2]))
         distinct = len(np.unique(np.array(chosen)))
@@ -177,7 +200,7 @@ class _Recorder:
         self.cost.steps.append(Step("gather_mm", moved, measured=False))
         return found
 
-    def _settle(self, arrays: list[mx.array | None]) -> bool:
+    def _settle(self, arrays: Sequence[mx.array | None]) -> bool:
         """Counts and computes what leads to `arrays`; False while MLX traces a compiled graph."""
         present = [array for array in arrays if array is not None]
         try:

@@ -72,7 +72,7 @@ def run_shipped(
 ) -> PlainRun:
     """Runs kernel `name` of the last of `files`. Raises KernelFault, ShippedSourceMissing."""
     kernel = PlainKernel(
-        shipped_source(files[-1], *files[:-1]), name, template, constants, files[-1]
+        shipped_source(files[-1], *files[:-1]), name, template, constants, files[-1], True
     )
     grid = tuple(groups * size for groups, size in zip(threadgroups, threadgroup, strict=True))
     try:

@@ -76,6 +76,13 @@ def shipped_source(file: str, *before: str) -> str:
     return "".join(_expanded(name, seen) for name in (*before, file))
 
 
+@cache
+def preamble() -> str:
+    """What MLX puts before every kernel that it compiles at run time: utils.h and what it includes,
+    as installed."""
+    return _expanded("utils.h", set())
+
+
 def unused_edits(files: set[str] | None = None) -> list[Edit]:
     """Edits whose text this MLX no longer has; where a compile fails, they may be why."""
     return [

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from localllm.kernels_metal.emulator import msl
+from localllm.kernels_metal.emulator.counters import Counters
 from localllm.kernels_metal.emulator.emulator import Emulator, KernelFault
-from localllm.kernels_metal.kernel import Size
+from localllm.kernels_metal.kernel import Launch, MetalKernel, Size
+
+_PREAMBLE = "#include <metal_stdlib>\n#pragma GCC poison double\n"
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,8 @@ class PlainKernel:
     """source: Metal text with one kernel or several. name: the one to run; None where there is one.
 
     template: the arguments of a kernel template, as C++ text ("half", "64", "true"). constants:
-    the values of function constants, likewise. file: what messages call the source.
+    the values of function constants, likewise. file: what messages call the source. with_mlx:
+    whether MLX's utils.h comes first, as it does for everything that MLX compiles.
     """
 
     source: str
@@ -25,6 +29,7 @@ class PlainKernel:
     template: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, str] = field(default_factory=dict)
     file: str = "kernel.metal"
+    with_mlx: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class PlainRun:
 
     kernel: str
     buffers: list[np.ndarray]
-    counters: dict[str, int]
+    counters: Counters
 
 
 def check_plain(kernel: PlainKernel) -> None:
@@ -57,7 +62,7 @@ def run_plain(
     except msl.RunError as error:
         raise KernelFault(f"{program.name}: {error}") from error
     shaped = [after.reshape(before.shape) for after, before in zip(held, buffers, strict=True)]
-    return PlainRun(program.name, shaped, dict(program.stats))
+    return PlainRun(program.name, shaped, Counters(**program.stats))
 
 
 def _program(kernel: PlainKernel) -> msl.Program:
@@ -65,6 +70,21 @@ def _program(kernel: PlainKernel) -> msl.Program:
         lowered, name = msl.lower(
             kernel.source, dict(kernel.template), kernel.name, dict(kernel.constants)
         )
-        return msl.Program(msl.PRE + f'#line 1 "{kernel.file}"\n' + lowered, name)
+        first = msl.PRE if kernel.with_mlx else _PREAMBLE
+        return msl.Program(first + f'#line 1 "{kernel.file}"\n' + lowered, name)
     except msl.CompileError as error:
         raise KernelFault(f"{kernel.name or kernel.file}: {error}") from error
+
+
+def traced_source(kernel: MetalKernel, launch: Launch) -> str:
+    """Exactly the text that MLX would compile for this call, after its own preamble."""
+    return msl.metal_source(
+        kernel.built,
+        inputs=list(launch.inputs),
+        template=list(launch.template),
+        grid=launch.grid,
+        threadgroup=launch.threadgroup,
+        output_shapes=[tuple(shape) for shape in launch.output_shapes],
+        output_dtypes=list(launch.output_dtypes),
+        init_value=launch.init_value,
+    )

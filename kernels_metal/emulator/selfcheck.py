@@ -68,9 +68,9 @@ def self_check(emulator: Emulator, cases: list[Case] | None = None) -> Iterator[
 def check(emulator: Emulator, case: Case) -> Outcome:
     try:
         run, truth = case.run(emulator)
-    except LocalLLMError as error:
-        missing = isinstance(error, ShippedSourceMissing)
-        return Outcome(case.kernel, case.work, None, case.tolerance, str(error), missing)
+    except LocalLLMError as raised:
+        missing = isinstance(raised, ShippedSourceMissing)
+        return Outcome(case.kernel, case.work, None, case.tolerance, str(raised), missing)
     kernels = {dispatched.kernel for dispatched in run.runs}
     if case.kernel not in kernels:
         problem = f"{run.kernels} ran instead"
