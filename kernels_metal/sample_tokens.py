@@ -118,6 +118,7 @@ class _Work:
     logits: mx.array
     settings: Settings
     uniforms: mx.array
+    top_k: int  # of every row
 
     @staticmethod
     def of(
@@ -135,16 +136,16 @@ class _Work:
             mx.full((n,), min_p),
         )
         uniforms = mx.array(random.random(n).astype(np.float32))
-        return _Work(mx.array(values.astype(np.float32)).astype(dtype), settings, uniforms)
+        logits = mx.array(values.astype(np.float32)).astype(dtype)
+        return _Work(logits, settings, uniforms, top_k)
 
     def ours(self) -> list[mx.array]:
         return list(sample_tokens(self.logits, self.settings, self.uniforms)[:2])
 
     def mlx(self) -> list[mx.array]:
         """With MLX's own ops: the top_k alone sorted, or else the whole row."""
-        top_k = int(self.settings.top_k[0].item())
-        if top_k:
-            some = mx.argpartition(-self.logits, top_k, axis=-1)[:, :top_k]
+        if self.top_k:
+            some = mx.argpartition(-self.logits, self.top_k, axis=-1)[:, : self.top_k]
             order = mx.argsort(-mx.take_along_axis(self.logits, some, -1), axis=-1)
             tokens = mx.take_along_axis(some, order, -1)
         else:
