@@ -42,10 +42,11 @@ def sample_tokens(
     """(token int32 [n], its log-probability float32 [n], tokens kept int32 [n]).
 
     logits: [n, V], half, bfloat16 or float32, V <= 2^19. uniforms: float32 [n] in [0, 1), drawn
-    by the caller. top_k, then top_p of what it leaves, then min_p, as in
-    `localllm.sampling.processors`, ties at a border broken by the lower token. The token is the
-    first, by rising id, at which the probability of the kept ones so far exceeds the uniform
-    number; the log-probability is that under the kept ones.
+    by the caller; such numbers lie 2^-24 apart, so a rarer token may never come up. top_k, then
+    top_p of what it leaves, then min_p, as in `localllm.sampling.processors`, ties at a border
+    broken by the lower token. The token is the first, by rising id, at which the probability of
+    the kept ones so far exceeds the uniform number; the log-probability is that under the kept
+    ones.
 
     Probabilities come from float32 exponentials and are summed exactly, in units of 2^-44 of the
     likeliest: a row's bits depend on that row alone, and on no order. A row with NaN or +inf, or

@@ -238,6 +238,30 @@ def test_whatever_the_settings(
     assert_sampled(logits, rows, [mx.array(output) for output in once(logits, rows)])
 
 
+@pytest.mark.slow
+@settings(max_examples=300)
+@given(
+    seed=st.integers(0, 2**32),
+    vocabulary=st.integers(1, 200_000),
+    spread=st.sampled_from([0.0, 0.3, 2.0, 8.0]),
+    row=st.builds(
+        Row,
+        temperature=st.floats(0.02, 10.0),
+        top_k=st.integers(0, 2000),
+        top_p=st.floats(0.0, 1.0),
+        min_p=st.floats(0.0, 1.0),
+        uniform=st.floats(0.0, 1.0 - 2.0**-24, width=32),
+    ),
+    dtype=st.sampled_from(list(ROUNDING)),
+)
+def test_whatever_the_vocabulary(
+    seed: int, vocabulary: int, spread: float, row: Row, dtype: mx.Dtype
+) -> None:
+    values = np.random.default_rng(seed).standard_normal((1, vocabulary)).astype(np.float32)
+    logits = mx.array(values * spread).astype(dtype)
+    assert_sampled(logits, [row], [mx.array(output) for output in once(logits, [row])])
+
+
 def test_what_the_kernel_cannot_do_is_refused() -> None:
     with pytest.raises(ValueError, match="V <= 2\\^19"):
         run(mx.zeros((1, 2**19 + 1)), [Row()])
