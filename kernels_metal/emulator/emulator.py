@@ -2,37 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import mlx.core as mx
+import numpy as np
 
-from localllm.errors import LocalLLMError
-from localllm.kernels_metal.emulator import msl
+from localllm.kernels_metal.emulator import trace
+from localllm.kernels_metal.emulator.counters import Counters
+from localllm.kernels_metal.emulator.faults import KernelFault
+from localllm.kernels_metal.emulator.lower import lower
+from localllm.kernels_metal.emulator.program import (
+    CACHE_BYTES,
+    Argument,
+    Options,
+    Order,
+    Placement,
+    Program,
+)
 from localllm.kernels_metal.kernel import Launch, MetalKernel
 
-Order = Literal["forward", "reverse", "random"]
-
-
-class KernelFault(LocalLLMError):
-    """A kernel that breaks a rule of Metal, when compiled or while it runs."""
+_DISPATCHES_KEPT = 1000
+_PROGRAMS_KEPT = 512
 
 
 @dataclass(frozen=True)
 class Dispatch:
-    """One launch that ran. counters: see `Counters`."""
+    """One launch that ran."""
 
     kernel: str
     outputs: list[mx.array]
-    counters: dict[str, int]
+    counters: Counters
 
 
 class Emulator:
-    """order, seed: in which order lanes take turns. strict: a simdgroup function that runs with
-    some lanes gone is a fault. Programs are compiled once for a source, on disk."""
+    """Runs Metal kernels in lockstep on the CPU and raises KernelFault for what breaks a rule.
 
-    def __init__(self, *, order: Order = "forward", seed: int = 1, strict: bool = False) -> None:
-        self.order, self.seed, self.strict = order, seed, strict
+    order, seed: in which order threads take turns between the places where they meet; a kernel
+    without faults gives the same bits in every order.
+    strict: an operation of a simdgroup that some lanes have left, and a load of memory that
+    nothing was stored to, are faults too.
+    count: watch every access: exact bounds, alignment, races, counters. Without it only guard
+    pages around the buffers are left, and a run is some times faster.
+    placement: whether buffers end ("high") or start at a guard page; for runs without `count`.
+    cache_bytes: of the cache that `Counters.moved` assumes.
+
+    Programs are compiled once for a source and kept on disk; see `cache.folder`.
+    """
+
+    def __init__(
+        self,
+        *,
+        order: Order = "forward",
+        seed: int = 1,
+        strict: bool = False,
+        count: bool = True,
+        placement: Placement = "high",
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self.options = Options(order, seed, strict, placement, cache_bytes)
+        self.count = count
         self.dispatches: list[Dispatch] = []
 
     def execute(self, kernel: MetalKernel, launch: Launch) -> list[mx.array]:
@@ -40,19 +69,92 @@ class Emulator:
 
     def run(self, kernel: MetalKernel, launch: Launch) -> Dispatch:
         """Raises KernelFault."""
-        emulated = msl.Emulated(
-            kernel.name, list(kernel.inputs), list(kernel.outputs), kernel.source, kernel.header
+        program = _program(kernel, launch, self.count)
+        outputs = [
+            _blank(tuple(shape), dtype, launch.init_value)
+            for shape, dtype in zip(launch.output_shapes, launch.output_dtypes, strict=True)
+        ]
+        by_name = dict(_inputs(kernel, launch))
+        for name, array in zip(kernel.outputs, outputs, strict=True):
+            by_name[name] = Argument(array, initialised=launch.init_value is not None)
+        counters = program.run(
+            [by_name[buffer.name] for buffer in program.buffers],
+            launch.grid,
+            launch.threadgroup,
+            self.options,
         )
-        order = ("forward", "reverse", "random").index(self.order)
-        try:
-            outputs: list[Any] = emulated(
-                list(launch.inputs), launch.output_shapes, launch.output_dtypes,
-                launch.grid, launch.threadgroup, launch.template, launch.init_value,
-                order=order, seed=self.seed, strict=int(self.strict),
-            )
-        except (msl.CompileError, msl.RunError) as error:
-            raise KernelFault(f"{kernel.name}: {error}") from error
-        dispatch = Dispatch(kernel.name, outputs, dict(emulated.prog.stats))
+        arrays = [
+            _to_mlx(array, dtype)
+            for array, dtype in zip(outputs, launch.output_dtypes, strict=True)
+        ]
+        dispatch = Dispatch(kernel.name, arrays, counters)
         self.dispatches.append(dispatch)
-        del self.dispatches[:-1000]
+        del self.dispatches[:-_DISPATCHES_KEPT]
         return dispatch
+
+
+_programs: dict[tuple[object, ...], Program] = {}
+
+
+def _program(kernel: MetalKernel, launch: Launch, count: bool) -> Program:
+    """The program of a launch. What MLX generates depends on nothing but these."""
+    key = (
+        kernel.name, kernel.header, kernel.source, kernel.inputs, kernel.outputs, count,
+        tuple(launch.template), tuple(launch.output_dtypes), launch.init_value is None,
+        *((array.dtype, array.ndim == 0, array.size < 8) for array in launch.inputs),
+    )  # fmt: skip
+    found = _programs.pop(key, None)
+    if found is None:
+        try:
+            text = trace.generated(kernel.built, launch)
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise KernelFault(
+                f"MLX refuses the call: {error}", kernel=kernel.name, stage="compile", kind="call"
+            ) from error
+        lowered = lower(_with_lines(text, kernel))
+        found = Program(lowered, title=kernel.name, count=count)
+    _programs[key] = found
+    while len(_programs) > _PROGRAMS_KEPT:
+        del _programs[next(iter(_programs))]
+    return found
+
+
+def _with_lines(text: str, kernel: MetalKernel) -> str:
+    return text
+
+
+def _inputs(kernel: MetalKernel, launch: Launch) -> Iterator[tuple[str, Argument]]:
+    """Buffers by name: the inputs, and what MLX adds to them where the source speaks of it."""
+    for name, array in zip(kernel.inputs, launch.inputs, strict=True):
+        yield name, Argument(_to_numpy(array))
+        shape = array.shape
+        strides = [int(np.prod(shape[axis + 1 :])) for axis in range(len(shape))]
+        yield f"{name}_shape", Argument(np.array(shape, np.int32))
+        yield f"{name}_strides", Argument(np.array(strides, np.int64))
+        yield f"{name}_ndim", Argument(np.array([array.ndim], np.int32))
+
+
+def _to_numpy(array: mx.array) -> np.ndarray:
+    array = mx.contiguous(array)
+    return np.asarray(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
+
+
+def _to_mlx(array: np.ndarray, dtype: mx.Dtype) -> mx.array:
+    return mx.array(array).view(mx.bfloat16) if dtype == mx.bfloat16 else mx.array(array)
+
+
+_NUMPY = {
+    mx.bool_: np.bool_, mx.int8: np.int8, mx.uint8: np.uint8, mx.int16: np.int16,
+    mx.uint16: np.uint16, mx.int32: np.int32, mx.uint32: np.uint32, mx.int64: np.int64,
+    mx.uint64: np.uint64, mx.float16: np.float16, mx.bfloat16: np.uint16, mx.float32: np.float32,
+}  # fmt: skip
+
+
+def _blank(shape: tuple[int, ...], dtype: mx.Dtype, value: float | None) -> np.ndarray:
+    """An output before the run: the value that was asked for, else ones in every bit."""
+    if value is None:
+        blank = np.empty(shape, _NUMPY[dtype])
+        blank.reshape(-1).view(np.uint8)[:] = 0xFF  # NaN in every float
+        return blank
+    filled = mx.full(shape, value, dtype)
+    return np.array(_to_numpy(filled))
