@@ -152,10 +152,10 @@ def test_every_token_is_drawn_as_often_as_it_should_be(top_k: int) -> None:
     # In steps of a quarter, so that the last tokens kept are some of many equals, which a
     # stretch of the row holds in several rounds of 32.
     values = mx.array(np.round(random.standard_normal(5000) * 4).astype(np.float32) / 4)
-    rows = [Row(top_k=top_k, top_p=0.9, uniform=(u + 0.5) / 300) for u in range(300)]
-    token, _, _ = once(mx.tile(values[None], (300, 1)), rows)
+    rows = [Row(top_k=top_k, top_p=0.9, uniform=(u + 0.5) / 100) for u in range(100)]
+    token, _, _ = once(mx.tile(values[None], (100, 1)), rows)
     expected = [row.reference(wide(values)).token for row in rows]
-    assert np.count_nonzero(token != expected) <= 2  # as near as that to a border few fall
+    assert np.count_nonzero(token != expected) <= 1  # as near as that to a border hardly any falls
     assert np.all(np.diff(token) >= 0)
 
 
