@@ -246,3 +246,14 @@ def test_mlx_and_the_kernel_agree_where_they_compete() -> None:
                 for got, truth in zip(outputs, contest.truth(), strict=True):
                     largest = np.abs(truth).max()
                     assert np.abs(wide(got) - truth).max() <= contest.tolerance * largest
+
+
+def test_little_more_moves_than_must() -> None:
+    for contest in contests(mx.float16):
+        if contest.work.startswith("256 rows"):
+            continue  # long to run, and no other case
+        emulator = Emulator()
+        with executed_by(emulator):
+            contest.ours()
+        (dispatch,) = emulator.dispatches
+        assert contest.least_bytes <= dispatch.counters.moved <= 1.05 * contest.least_bytes

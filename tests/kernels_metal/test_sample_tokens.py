@@ -284,3 +284,12 @@ def test_a_whole_vocabulary_in_every_order() -> None:
     assert len(some) == 3
     for contest in some:
         in_every_order(contest.ours)
+
+
+def test_little_more_moves_than_must() -> None:
+    for contest in list(contests(mx.float16))[:3]:
+        emulator = Emulator()
+        with executed_by(emulator):
+            contest.ours()
+        (dispatch,) = emulator.dispatches
+        assert contest.least_bytes <= dispatch.counters.moved <= 1.05 * contest.least_bytes
