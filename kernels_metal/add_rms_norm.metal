@@ -9,6 +9,7 @@
   const float eps = settings[0], offset = settings[1], scale = settings[2];
 
   float values[4 * QUADS];
+  #pragma clang loop unroll(full)
   for (int v = 0; v < 4 * QUADS; v++) {
     const int i = place_of<QUADS>(v, t, threads);
     values[v] = 0.0f;
@@ -22,6 +23,7 @@
   const float factor = inverse_rms<QUADS>(
       values, partial, d, eps, thread_index_in_simdgroup, simdgroup_index_in_threadgroup,
       simdgroups_per_threadgroup);
+  #pragma clang loop unroll(full)
   for (int v = 0; v < 4 * QUADS; v++) {
     const int i = place_of<QUADS>(v, t, threads);
     if (i < d) normed[row + i] = T(values[v] * factor * (float(weight[i]) + offset));

@@ -23,6 +23,7 @@ inline void quantize_head(
     int lane) {
   constexpr float top = (1 << BITS) - 1;
   constexpr int per_word = 32 / BITS;
+  #pragma clang loop unroll(full)
   for (int v = 0; v < (D + 31) / 32; v++) {
     const int i = lane + 32 * v;
     const float least = group_min<GROUP>(values[v]);

@@ -17,10 +17,11 @@ inline float inverse_rms(
     int simdgroup,
     int simdgroups) {
   float squares = 0.0f;
+  #pragma clang loop unroll(full)
   for (int v = 0; v < 4 * QUADS; v++) squares += values[v] * values[v];
   squares = simd_sum(squares);
   if (lane == 0) partial[simdgroup] = squares;
   threadgroup_barrier(mem_flags::mem_threadgroup);
   squares = simd_sum(lane < simdgroups ? partial[lane] : 0.0f);
-  return rsqrt(squares / float(d) + eps);
+  return precise::rsqrt(squares / float(d) + eps);
 }

@@ -3,6 +3,7 @@
 
 template <int D, typename P>
 inline void load_head(P x, thread float* values, int lane) {
+  #pragma clang loop unroll(full)
   for (int v = 0; v < (D + 31) / 32; v++) {
     const int i = lane + 32 * v;
     values[v] = i < D ? float(x[i]) : 0.0f;
@@ -13,8 +14,10 @@ inline void load_head(P x, thread float* values, int lane) {
 template <int D, typename P>
 inline void norm_head(thread float* values, P weight, float eps, float offset, int lane) {
   float squares = 0.0f;
+  #pragma clang loop unroll(full)
   for (int v = 0; v < (D + 31) / 32; v++) squares += values[v] * values[v];
-  const float factor = rsqrt(simd_sum(squares) / float(D) + eps);
+  const float factor = precise::rsqrt(simd_sum(squares) / float(D) + eps);
+  #pragma clang loop unroll(full)
   for (int v = 0; v < (D + 31) / 32; v++) {
     const int i = lane + 32 * v;
     if (i < D) values[v] *= factor * (float(weight[i]) + offset);
@@ -27,10 +30,12 @@ template <int D, int DIM, bool INTERLEAVED, typename C, typename S>
 inline void rotate_head(
     thread float* values, threadgroup float* line, C cosines, S sines, int lane) {
   constexpr int half_dim = DIM > 0 ? DIM / 2 : 1;  // never divides by 0, even where never called
+  #pragma clang loop unroll(full)
   for (int v = 0; v < (DIM + 31) / 32; v++) {
     if (lane + 32 * v < DIM) line[lane + 32 * v] = values[v];
   }
   simdgroup_barrier(mem_flags::mem_threadgroup);
+  #pragma clang loop unroll(full)
   for (int v = 0; v < (DIM + 31) / 32; v++) {
     const int i = lane + 32 * v;
     if (i < DIM) {
@@ -45,6 +50,7 @@ inline void rotate_head(
 
 template <int D, typename T>
 inline void store_head(const thread float* values, device T* out, int lane) {
+  #pragma clang loop unroll(full)
   for (int v = 0; v < (D + 31) / 32; v++) {
     const int i = lane + 32 * v;
     if (i < D) out[i] = T(values[v]);

@@ -36,7 +36,7 @@ inline float value_of(uint key) {
 constant constexpr float UNITS = 17592186044416.0f;
 
 inline ulong mass_of(float value, float highest, float temperature) {
-  return ulong(exp((value - highest) / temperature) * UNITS);
+  return ulong(precise::exp((value - highest) / temperature) * UNITS);
 }
 
 // floor(mass * share / 2^32), for a mass below 2^63

@@ -142,7 +142,7 @@ inline Choice choose_of_many(
     return;  // the whole threadgroup
   }
   const float highest = value_of<T>(most);
-  const float floor_of_scaled = min_p[r] > 0.0f ? min(log(min_p[r]), 0.0f) : -INFINITY;
+  const float floor_of_scaled = min_p[r] > 0.0f ? min(precise::log(min_p[r]), 0.0f) : -INFINITY;
   const uint uniform_share = as_share(uniforms[r]);
   const int k = top_k[r] > 0 && top_k[r] < finite ? top_k[r] : 0;
 
@@ -182,6 +182,6 @@ inline Choice choose_of_many(
   if (choice.found) {
     token[r] = choice.token;
     logprob[r] =
-        (float(row[choice.token]) - highest) / heat - log(float(choice.mass) / UNITS);
+        (float(row[choice.token]) - highest) / heat - precise::log(float(choice.mass) / UNITS);
     kept[r] = choice.kept;
   }

@@ -42,10 +42,11 @@ def sample_tokens(
     """(token int32 [n], its log-probability float32 [n], tokens kept int32 [n]).
 
     logits: [n, V], half, bfloat16 or float32, V <= 2^19. uniforms: float32 [n] in [0, 1), drawn
-    by the caller. top_k, then top_p of what it leaves, then min_p, as in
-    `localllm.sampling.processors`, ties at a border broken by the lower token. The token is the
-    first, by rising id, at which the probability of the kept ones so far exceeds the uniform
-    number; the log-probability is that under the kept ones.
+    by the caller; such numbers lie 2^-24 apart, so a rarer token may never come up. top_k, then
+    top_p of what it leaves, then min_p, as in `localllm.sampling.processors`, ties at a border
+    broken by the lower token. The token is the first, by rising id, at which the probability of
+    the kept ones so far exceeds the uniform number; the log-probability is that under the kept
+    ones.
 
     Probabilities come from float32 exponentials and are summed exactly, in units of 2^-44 of the
     likeliest: a row's bits depend on that row alone, and on no order. A row with NaN or +inf, or
@@ -118,6 +119,7 @@ class _Work:
     logits: mx.array
     settings: Settings
     uniforms: mx.array
+    top_k: int  # of every row
 
     @staticmethod
     def of(
@@ -135,16 +137,16 @@ class _Work:
             mx.full((n,), min_p),
         )
         uniforms = mx.array(random.random(n).astype(np.float32))
-        return _Work(mx.array(values.astype(np.float32)).astype(dtype), settings, uniforms)
+        logits = mx.array(values.astype(np.float32)).astype(dtype)
+        return _Work(logits, settings, uniforms, top_k)
 
     def ours(self) -> list[mx.array]:
         return list(sample_tokens(self.logits, self.settings, self.uniforms)[:2])
 
     def mlx(self) -> list[mx.array]:
         """With MLX's own ops: the top_k alone sorted, or else the whole row."""
-        top_k = int(self.settings.top_k[0].item())
-        if top_k:
-            some = mx.argpartition(-self.logits, top_k, axis=-1)[:, :top_k]
+        if self.top_k:
+            some = mx.argpartition(-self.logits, self.top_k, axis=-1)[:, : self.top_k]
             order = mx.argsort(-mx.take_along_axis(self.logits, some, -1), axis=-1)
             tokens = mx.take_along_axis(some, order, -1)
         else:

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from localllm.kernels_metal.emulator import Emulator
-from localllm.kernels_metal.emulator.emulator import Order
+from localllm.kernels_metal.emulator.program import Order
 from localllm.kernels_metal.kernel import executed_by
 
 # The distance from 1 to the next number, halved: what rounding a value may cost, relative to it.
@@ -17,11 +17,17 @@ ROUNDING = {mx.float16: 2.0**-11, mx.bfloat16: 2.0**-8, mx.float32: 2.0**-24}
 
 
 def in_every_order(call: Callable[[], Sequence[mx.array]]) -> list[mx.array]:
-    """What `call` returns, which must be the same bits in whichever order lanes take turns."""
+    """What `call` returns, which must be the same bits in whichever order lanes take turns.
+
+    Strictly: no simdgroup function that some lanes have left, no memory read before it is written,
+    and no part of an output left out.
+    """
     first: list[mx.array] | None = None
     for order in get_args(Order):
-        with executed_by(Emulator(order=order, seed=7)):
+        emulator = Emulator(order=order, seed=7, strict=True)
+        with executed_by(emulator):
             outputs = list(call())
+        assert all(dispatch.counters.unwritten == 0 for dispatch in emulator.dispatches)
         if first is None:
             first = outputs
         for got, expected in zip(outputs, first, strict=True):

@@ -65,6 +65,14 @@ def test_a_sum_is_made_and_normalized(n: int, d: int, dtype: mx.Dtype) -> None:
     assert_close(normed, truth, allowed + 2.0**-24)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("d", [4, 127, 1024, 2560, 4096, 5376, 8191, 8193, 12288, 16383])
+def test_every_width(d: int, dtype: mx.Dtype) -> None:
+    test_a_row_is_normalized(d, dtype)
+    test_a_sum_is_made_and_normalized(3, d, dtype)
+
+
 def test_what_is_normalized_is_the_rounded_sum() -> None:
     x, residual, weight = rows(2, 96, mx.bfloat16), rows(2, 96, mx.bfloat16, 1), mx.ones(96)
     with executed_by(Emulator()):
@@ -99,3 +107,12 @@ def test_mlx_and_the_kernel_agree_where_they_compete() -> None:
         for got, truth in zip(outputs, contest.truth(), strict=True):
             largest = np.abs(truth).max()
             assert np.abs(wide(got) - truth).max() <= contest.tolerance * largest
+
+
+def test_little_more_moves_than_must() -> None:
+    for contest in list(contests(mx.float16))[:3]:
+        emulator = Emulator()
+        with executed_by(emulator):
+            contest.ours()
+        (dispatch,) = emulator.dispatches
+        assert contest.least_bytes <= dispatch.counters.moved <= 1.05 * contest.least_bytes

@@ -155,6 +155,21 @@ def assert_quantized(
     assert np.median(np.abs(read - truth) / (0.54 * wide_step + 4 * error + rounding)) <= 1.0
 
 
+EVERY_HEAD_SIZE = [
+    Case(head_dim, dim, bits, interleaved=interleaved, q_norm=normed, k_norm=normed, rows=5)
+    for head_dim in (64, 80, 96, 112, 128, 192, 256)
+    for dim, interleaved, normed in ((head_dim, False, True), (head_dim // 2, True, False))
+    for bits in (16, 8, 4)
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
+@pytest.mark.parametrize("case", EVERY_HEAD_SIZE, ids=str)
+def test_every_head_size(case: Case, dtype: mx.Dtype) -> None:
+    test_new_rows_are_made_ready(case, dtype)
+
+
 @pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_new_rows_are_made_ready(case: Case, dtype: mx.Dtype) -> None:
@@ -231,3 +246,14 @@ def test_mlx_and_the_kernel_agree_where_they_compete() -> None:
                 for got, truth in zip(outputs, contest.truth(), strict=True):
                     largest = np.abs(truth).max()
                     assert np.abs(wide(got) - truth).max() <= contest.tolerance * largest
+
+
+def test_little_more_moves_than_must() -> None:
+    for contest in contests(mx.float16):
+        if contest.work.startswith("256 rows"):
+            continue  # long to run, and no other case
+        emulator = Emulator()
+        with executed_by(emulator):
+            contest.ours()
+        (dispatch,) = emulator.dispatches
+        assert contest.least_bytes <= dispatch.counters.moved <= 1.05 * contest.least_bytes

@@ -152,10 +152,10 @@ def test_every_token_is_drawn_as_often_as_it_should_be(top_k: int) -> None:
     # In steps of a quarter, so that the last tokens kept are some of many equals, which a
     # stretch of the row holds in several rounds of 32.
     values = mx.array(np.round(random.standard_normal(5000) * 4).astype(np.float32) / 4)
-    rows = [Row(top_k=top_k, top_p=0.9, uniform=(u + 0.5) / 300) for u in range(300)]
-    token, _, _ = once(mx.tile(values[None], (300, 1)), rows)
+    rows = [Row(top_k=top_k, top_p=0.9, uniform=(u + 0.5) / 100) for u in range(100)]
+    token, _, _ = once(mx.tile(values[None], (100, 1)), rows)
     expected = [row.reference(wide(values)).token for row in rows]
-    assert np.count_nonzero(token != expected) <= 2  # as near as that to a border few fall
+    assert np.count_nonzero(token != expected) <= 1  # as near as that to a border hardly any falls
     assert np.all(np.diff(token) >= 0)
 
 
@@ -238,6 +238,30 @@ def test_whatever_the_settings(
     assert_sampled(logits, rows, [mx.array(output) for output in once(logits, rows)])
 
 
+@pytest.mark.slow
+@settings(max_examples=300)
+@given(
+    seed=st.integers(0, 2**32),
+    vocabulary=st.integers(1, 200_000),
+    spread=st.sampled_from([0.0, 0.3, 2.0, 8.0]),
+    row=st.builds(
+        Row,
+        temperature=st.floats(0.02, 10.0),
+        top_k=st.integers(0, 2000),
+        top_p=st.floats(0.0, 1.0),
+        min_p=st.floats(0.0, 1.0),
+        uniform=st.floats(0.0, 1.0 - 2.0**-24, width=32),
+    ),
+    dtype=st.sampled_from(list(ROUNDING)),
+)
+def test_whatever_the_vocabulary(
+    seed: int, vocabulary: int, spread: float, row: Row, dtype: mx.Dtype
+) -> None:
+    values = np.random.default_rng(seed).standard_normal((1, vocabulary)).astype(np.float32)
+    logits = mx.array(values * spread).astype(dtype)
+    assert_sampled(logits, [row], [mx.array(output) for output in once(logits, [row])])
+
+
 def test_what_the_kernel_cannot_do_is_refused() -> None:
     with pytest.raises(ValueError, match="V <= 2\\^19"):
         run(mx.zeros((1, 2**19 + 1)), [Row()])
@@ -260,3 +284,12 @@ def test_a_whole_vocabulary_in_every_order() -> None:
     assert len(some) == 3
     for contest in some:
         in_every_order(contest.ours)
+
+
+def test_little_more_moves_than_must() -> None:
+    for contest in list(contests(mx.float16))[:3]:
+        emulator = Emulator()
+        with executed_by(emulator):
+            contest.ours()
+        (dispatch,) = emulator.dispatches
+        assert contest.least_bytes <= dispatch.counters.moved <= 1.05 * contest.least_bytes
