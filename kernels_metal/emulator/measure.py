@@ -11,9 +11,11 @@ import mlx.core as mx
 import numpy as np
 
 from localllm.kernels_metal.contest import Contest
-from localllm.kernels_metal.emulator.emulator import Emulator, KernelFault, Order
+from localllm.kernels_metal.emulator.emulator import Emulator
+from localllm.kernels_metal.emulator.faults import KernelFault
 from localllm.kernels_metal.emulator.mlx_costs import MlxCost, Recorder, mlx_cost
 from localllm.kernels_metal.emulator.mlx_kernels import Gpu
+from localllm.kernels_metal.emulator.program import Order
 from localllm.kernels_metal.kernel import Launch, MetalKernel, executed_by
 
 # The kernels that have contests, in the order of the tables.
@@ -77,15 +79,18 @@ def measure(contest: Contest, orders: Sequence[Order] = ("forward",), seed: int 
         for index, (one, other) in enumerate(zip(outputs, others, strict=True)):
             if bits(one) != bits(other):
                 raise KernelFault(
-                    f"{contest.kernel}, {contest.work}: output {index} differs between lane orders "
-                    f"{orders[0]} and {order}"
+                    f"{contest.work}: output {index} differs between lane orders {orders[0]} and "
+                    f"{order}",
+                    kernel=contest.kernel,
+                    stage="run",
+                    kind="lane order",
                 )
     dispatches = sum(step.measured for step in cost.steps)
     return Measured(contest, _error(outputs, contest.truth()), cost.moved, dispatches, seconds)
 
 
 def measure_mlx(contest: Contest, gpu: Gpu | None = None) -> MlxCost | None:
-    """What MLX's way moves; None where it has none. Raises KernelFault, ShippedSourceMissing."""
+    """What MLX's way moves; None where it has none. Raises ShippedSourceMissing."""
     if contest.mlx is None:
         return None
     return mlx_cost(Emulator(), contest.mlx, gpu)

@@ -73,7 +73,8 @@ def shipped_source(file: str, *before: str) -> str:
     Raises ShippedSourceMissing, which names the version of MLX.
     """
     seen: set[str] = set(_ALREADY_THERE)
-    return "".join(_expanded(name, seen) for name in (*before, file))
+    text = "".join(_expanded(name, seen) for name in (*before, file))
+    return text.encode("ascii", "replace").decode()  # comments name their authors
 
 
 @cache

@@ -12,11 +12,11 @@ from rich.table import Table
 
 from localllm.errors import LocalLLMError
 from localllm.kernels_metal.contest import Contest
-from localllm.kernels_metal.emulator.emulator import Order
 from localllm.kernels_metal.emulator.measure import Measured, contests_of, measure
+from localllm.kernels_metal.emulator.program import ORDERS
 
 _BODY = "//: body\n"
-_NOT_HERE = ("kernel", "template", "constant", "grid", "threadgroup", "buffer", "save", "least")
+_NOT_HERE = ("kernel", "template", "constant", "grid", "threadgroup", "buffer", "save", "least", "strict")
 
 
 class NoContests(LocalLLMError):
@@ -42,7 +42,7 @@ def run_own(options: argparse.Namespace, path: Path, console: Console) -> int:
             f"{path.name} is part of another kernel: kernels_metal/{path.stem}.py has no contests",
             hint="name the source whose Python module has `contests`",
         )
-    orders: tuple[Order, ...] = ("forward", "reverse", "random") if options.orders else ("forward",)
+    orders = ORDERS if options.orders else ORDERS[:1]
     table = _table(f"{path.stem}, {options.dtype}, lane orders {', '.join(orders)}")
     results = []
     for contest in contests:

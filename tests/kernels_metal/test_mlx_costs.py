@@ -111,3 +111,17 @@ def test_a_kernel_called_wrongly_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(module, wrong)
     with pytest.raises(LocalLLMError, match="differs from MLX's op"):
         matmul_cost(rows=1)
+
+
+def test_a_kernel_of_mlx_with_a_fault_counts_as_the_least_it_can_be() -> None:
+    """37 rows: MLX stores the last ones twice, from two simdgroups, which is a race here."""
+    codes, scales, biases = mx.quantize(normal(37, 576), 64, 4)
+    x = normal(1, 576)
+    mx.eval(codes, scales, biases)
+    cost = mlx_cost(
+        Emulator(),
+        lambda: [mx.quantized_matmul(x, codes, scales, biases, group_size=64, bits=4)],
+    )
+    (step,) = cost.steps
+    assert not step.measured
+    assert step.moved == sum(each.nbytes for each in (x, codes, scales, biases)) + 2 * 37

@@ -19,8 +19,6 @@ template <bool B, class T = void> using enable_if_t = typename enable_if<B, T>::
 template <bool B, class T, class F> struct conditional { typedef T type; };
 template <class T, class F> struct conditional<false, T, F> { typedef F type; };
 template <bool B, class T, class F> using conditional_t = typename conditional<B, T, F>::type;
-template <class... T> struct msl_void { typedef void type; };
-template <class... T> using void_t = typename msl_void<T...>::type;
 
 template <class T> struct remove_cv { typedef __remove_cv(T) type; };
 template <class T> using remove_cv_t = typename remove_cv<T>::type;
