@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 
@@ -17,7 +17,7 @@ from localllm.errors import BackendUnavailable
 
 _FOLDER = resources.files("localllm.kernels_metal")
 _BODY = "//: body\n"
-_INCLUDE = re.compile(r'^#include "(\w+\.metal)"\n', re.MULTILINE)
+_INCLUDE = re.compile(r'#include "(\w+\.metal)"\n')
 
 # A template argument: a dtype, an integer or a truth value, by its name in the source.
 Template = Sequence[tuple[str, mx.Dtype | int | bool]]
@@ -39,6 +39,14 @@ class Launch:
     output_dtypes: Sequence[mx.Dtype]
     template: Template = ()
     init_value: float | None = None
+
+
+class SourceLine(NamedTuple):
+    """A line, with its end, and where it is written."""
+
+    text: str
+    file: str
+    number: int
 
 
 class Executor(Protocol):
@@ -75,16 +83,19 @@ class MetalKernel:
 
     @cached_property
     def header(self) -> str:
-        return self._parts[0]
+        return "".join(line.text for line in self.lines[0])
 
     @cached_property
     def source(self) -> str:
-        return self._parts[1]
+        return "".join(line.text for line in self.lines[1])
 
     @cached_property
-    def _parts(self) -> tuple[str, str]:
-        header, body = _expanded(f"{self.name}.metal", set()).split(_BODY)
-        return "using namespace metal;\n" + header, body
+    def lines(self) -> tuple[list[SourceLine], list[SourceLine]]:
+        """Of the header and of the body."""
+        all_lines = _expanded(f"{self.name}.metal", set())
+        (at,) = (i for i, line in enumerate(all_lines) if line.text == _BODY)
+        using = SourceLine("using namespace metal;\n", f"{self.name}.metal", 1)
+        return [using, *all_lines[:at]], all_lines[at + 1 :]
 
     @cached_property
     def built(self) -> Any:
@@ -119,10 +130,16 @@ class MetalKernel:
         return outputs
 
 
-def _expanded(name: str, seen: set[str]) -> str:
-    """The text of a source, each file that it includes taken in once."""
+def _expanded(name: str, seen: set[str]) -> list[SourceLine]:
+    """The lines of a source, each file that it includes taken in once."""
     if name in seen:
-        return ""
+        return []
     seen.add(name)
+    lines: list[SourceLine] = []
     text = (_FOLDER / name).read_text(encoding="ascii")
-    return _INCLUDE.sub(lambda match: _expanded(match[1], seen), text)
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
+        if included := _INCLUDE.match(line):
+            lines += _expanded(included[1], seen)
+        else:
+            lines.append(SourceLine(line, name, number))
+    return lines

@@ -58,7 +58,12 @@ def test_only_localllm_is_installed_at_top_level(names: list[str]) -> None:
 
 
 def test_every_module_is_in_the_wheel(names: list[str]) -> None:
-    for folder, package in (("localllm", ""), ("models", "models/"), ("tui", "tui/")):
+    for folder, package in (
+        ("localllm", ""),
+        ("models", "models/"),
+        ("kernels_metal", "kernels_metal/"),
+        ("tui", "tui/"),
+    ):
         for module in (ROOT / folder).rglob("*.py"):
             place = f"localllm/{package}{module.relative_to(ROOT / folder).as_posix()}"
             assert place in names
@@ -70,9 +75,17 @@ def test_data_files_are_in_the_wheel(names: list[str]) -> None:
     assert any(name.startswith("localllm/kernels_cpu/_native.") for name in names)
 
 
+def test_the_emulator_has_the_sources_it_compiles(names: list[str]) -> None:
+    folder = ROOT / "kernels_metal"
+    kinds = ("emulator/runtime/*", "emulator/shim/**/*", "*.metal")
+    for source in (path for kind in kinds for path in folder.glob(kind) if path.is_file()):
+        assert f"localllm/kernels_metal/{source.relative_to(folder).as_posix()}" in names
+
+
 def test_neither_sources_of_the_native_module_nor_tests_are_in_the_wheel(names: list[str]) -> None:
-    suffixes = {Path(name).suffix for name in names}
-    assert not suffixes & {".cpp", ".h", ".hpp", ".o", ".a"}
+    native = [name for name in names if not name.startswith("localllm/kernels_metal/emulator/")]
+    assert not {Path(name).suffix for name in native} & {".cpp", ".h", ".hpp"}
+    assert not {Path(name).suffix for name in names} & {".o", ".a"}
     assert not [name for name in names if "CMakeLists" in name or "test" in Path(name).name]
 
 

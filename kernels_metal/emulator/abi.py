@@ -26,7 +26,7 @@ class Launch(c.Structure):
         ("buffer_count", c.c_uint32), ("variable_count", c.c_uint32),
         ("grid", c.c_uint32 * 3), ("group", c.c_uint32 * 3),
         ("order", c.c_uint32), ("seed", c.c_uint32), ("strict", c.c_uint32),
-        ("low", c.c_uint32), ("watch", c.c_uint32), ("_pad", c.c_uint32),
+        ("low", c.c_uint32), ("watch", c.c_uint32), ("initialised", c.c_uint32),
     )  # fmt: skip
 
 

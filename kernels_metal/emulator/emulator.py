@@ -10,7 +10,7 @@ import numpy as np
 
 from localllm.kernels_metal.emulator import trace
 from localllm.kernels_metal.emulator.counters import Counters
-from localllm.kernels_metal.emulator.faults import KernelFault
+from localllm.kernels_metal.emulator.faults import KernelFault, Place
 from localllm.kernels_metal.emulator.lower import lower
 from localllm.kernels_metal.emulator.program import (
     CACHE_BYTES,
@@ -20,7 +20,7 @@ from localllm.kernels_metal.emulator.program import (
     Placement,
     Program,
 )
-from localllm.kernels_metal.kernel import Launch, MetalKernel
+from localllm.kernels_metal.kernel import Launch, MetalKernel, SourceLine
 
 _DISPATCHES_KEPT = 1000
 _PROGRAMS_KEPT = 512
@@ -40,8 +40,10 @@ class Emulator:
 
     order, seed: in which order threads take turns between the places where they meet; a kernel
     without faults gives the same bits in every order.
-    strict: an operation of a simdgroup that some lanes have left, and a load of memory that
-    nothing was stored to, are faults too.
+    strict: an operation of a simdgroup that some lanes have left is a fault too; Metal lets the
+    others go on, but what they get is seldom what was meant.
+    initialised: a load of memory that nothing was stored to is a fault too. Kernels that read a
+    whole tile and use a part of it do so; else see `Counters.uninitialised`.
     count: watch every access: exact bounds, alignment, races, counters. Without it only guard
     pages around the buffers are left, and a run is some times faster.
     placement: whether buffers end ("high") or start at a guard page; for runs without `count`.
@@ -56,11 +58,12 @@ class Emulator:
         order: Order = "forward",
         seed: int = 1,
         strict: bool = False,
+        initialised: bool = False,
         count: bool = True,
         placement: Placement = "high",
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        self.options = Options(order, seed, strict, placement, cache_bytes)
+        self.options = Options(order, seed, strict, initialised, placement, cache_bytes)
         self.count = count
         self.dispatches: list[Dispatch] = []
 
@@ -105,6 +108,7 @@ def _program(kernel: MetalKernel, launch: Launch, count: bool) -> Program:
     )  # fmt: skip
     found = _programs.pop(key, None)
     if found is None:
+        _ascii_only(kernel)
         try:
             text = trace.generated(kernel.built, launch)
         except (ValueError, RuntimeError, TypeError) as error:
@@ -119,8 +123,35 @@ def _program(kernel: MetalKernel, launch: Launch, count: bool) -> Program:
     return found
 
 
+def _ascii_only(kernel: MetalKernel) -> None:
+    """MLX hands Metal its text as an ASCII string, comments and all."""
+    for line in (*kernel.lines[0], *kernel.lines[1]):
+        if not line.text.isascii():
+            raise KernelFault(
+                f"a character that is not ASCII: {line.text.strip()!r}",
+                kernel=kernel.name,
+                stage="compile",
+                kind="not ASCII",
+                place=Place(line.file, line.number),
+            )
+
+
 def _with_lines(text: str, kernel: MetalKernel) -> str:
-    return text
+    """MLX's text with `#line` where our own files begin and break off, so that messages name the
+    lines that a person edits."""
+    header, body = (_numbered(lines) for lines in kernel.lines)
+    text = text.replace(kernel.header, f'{header}#line 1 "signature of {kernel.name}"\n', 1)
+    return text.replace(kernel.source, f"{body}\n", 1)
+
+
+def _numbered(lines: list[SourceLine]) -> str:
+    numbered, expected = "", ("", 0)
+    for line in lines:
+        if (line.file, line.number) != expected:
+            numbered += f'#line {line.number} "{line.file}"\n'
+        numbered += line.text
+        expected = (line.file, line.number + 1)
+    return numbered
 
 
 def _inputs(kernel: MetalKernel, launch: Launch) -> Iterator[tuple[str, Argument]]:

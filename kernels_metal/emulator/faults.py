@@ -62,6 +62,16 @@ class Touched:
         return f"{kind} `{self.name}` ({self.bytes} bytes)"
 
 
+def in_metal_words(message: str) -> str:
+    """A message of clang's with Metal's names for what OpenCL calls otherwise."""
+    for ours, theirs in (
+        ("__global", "device"), ("__local", "threadgroup"), ("__constant", "constant"),
+        ("__private", "thread"), ("__bf16", "bfloat"), ("__generic", "generic"),
+    ):  # fmt: skip
+        message = message.replace(ours, theirs)
+    return message
+
+
 @dataclass(frozen=True)
 class Happening:
     """A fault as the runtime wrote it down; the fields that its kind does not use are 0.
@@ -116,7 +126,7 @@ def tell(h: Happening) -> Told:
         told,
         message=told.message.format(
             what=what, verb=verb, size=size, offset=h.offset, bytes=h.bytes, extra=h.extra,
-            text=h.text,
+            text=in_metal_words(h.text),
         ),
     )  # fmt: skip
 

@@ -63,6 +63,10 @@ def program_variables(text: str) -> list[str]:
     ]
 
 
+def threadgroup_symbols(text: str) -> list[str]:
+    return [match[1] for line in text.splitlines() if (match := _VARIABLE.match(line))]
+
+
 def plain(symbol: str) -> str:
     """`t` of _ZZ6kernelE1t, the mangled name of a variable in a function."""
     match = re.match(r"_ZZ(\d+)", symbol)

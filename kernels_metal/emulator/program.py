@@ -29,14 +29,12 @@ _one_at_a_time = Lock()  # the runtime has one set of fibers
 
 @dataclass(frozen=True)
 class Options:
-    """How a program runs. order, seed: in which order threads take turns. strict: an operation of
-    a simdgroup that some lanes have left, and a load of memory that nothing was stored to, are
-    faults. placement: whether buffers end or start at a guard page. cache_bytes: of the cache
-    that `Counters.moved_read` assumes."""
+    """How a program runs: see `Emulator`, whose arguments these are."""
 
     order: Order = "forward"
     seed: int = 1
     strict: bool = False
+    initialised: bool = False
     placement: Placement = "high"
     cache_bytes: int = CACHE_BYTES
 
@@ -144,7 +142,8 @@ class Program:
             buffer_count=len(slots), variable_count=len(self._variables),
             grid=grid, group=threadgroup, order=ORDERS.index(options.order),
             seed=options.seed & 0xFFFFFFFF, strict=options.strict,
-            low=options.placement == "low", watch=self.count, cache_bytes=options.cache_bytes,
+            low=options.placement == "low", watch=self.count, initialised=options.initialised,
+            cache_bytes=options.cache_bytes,
         )  # fmt: skip
         if self._variables:
             launch.arena = _address(self._library, "msl_before")

@@ -64,7 +64,7 @@ struct Launch {
   u32 order, seed, strict;
   u32 low;   // buffers start at a page boundary; else they end at one
   u32 watch; // the program was compiled with its accesses reported
-  u32 _pad;
+  u32 initialised; // a load of what nothing was stored to is a fault
 };
 
 struct Report {

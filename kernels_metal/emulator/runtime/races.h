@@ -58,7 +58,7 @@ static void load_races(Region &r, u64 offset, u64 bytes, bool atomic, u64 pc) {
     bool written = c->written && (!shared || c->writer_group == group_serial);
     if (!written && !r.initialised) {
       report->uninitialised++;
-      if (launch->strict) {
+      if (launch->initialised) {
         if (first_fault(UNINITIALISED, pc)) {
           report->region = r.index;
           report->in_threadgroup = shared;

@@ -121,7 +121,7 @@ static void compute(Simdgroup &s, u32 phase, u32 op, u32 type, u32 bytes) {
     if (s.mask != ~0u) fault(PARTIAL_SIMD, s.site);
     return multiply(s, phase);
   }
-  report->simd_ops++;
+  report->simd_ops += op != UNIFORM;
   if (op >= SHUFFLE && op < MATRIX) return;
   switch (type) {
   case I8: return over_lanes<int8_t>(s, phase, op, bytes);
