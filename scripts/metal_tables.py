@@ -27,6 +27,7 @@ from localllm.kernels_metal.emulator.measure import KERNELS, contests_of, measur
 from localllm.kernels_metal.emulator.mlx_sources import mlx_version
 from localllm.kernels_metal.emulator.selfcheck import self_check
 from localllm.kernels_metal.kernel import executed_by
+from tests.kernels_metal.planted import PLANTS, judge
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "metal.md"
 DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
@@ -99,7 +100,20 @@ def _without_counting(contest: Contest) -> float:
 
 
 def faults_table() -> str | None:
-    return None
+    rows = []
+    for plant in PLANTS:
+        found, twin = judge(plant), judge(plant.mended())
+        passes = "yes" if twin.stage == "not caught" else f"NO: {twin.message}"
+        rows.append([plant.title, found.stage, found.message.replace("|", "\\|"), passes])
+    caught = sum(row[1] != "not caught" for row in rows)
+    table = plain_markdown(["fault", "caught", "what the emulator says", "twin passes"], rows)
+    return f"{caught} of {len(rows)} caught.\n\n{table}"
+
+
+def plain_markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table of sentences, whose columns need not line up in the source."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def all_contests() -> Iterator[tuple[str, str, Contest]]:

@@ -29,6 +29,7 @@ from localllm.kernels_metal.emulator.signature import (
 from localllm.kernels_metal.kernel import Size
 
 OK, FAULT, USAGE = 0, 1, 2
+_PIPED = 140  # columns, where no terminal says how many
 _INCLUDE = re.compile(r'^[ \t]*#include "([^"]+)"[^\n]*$', re.MULTILINE)
 _EPILOG = """\
 examples:
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = made.parse_args(arguments)
     except SystemExit as stop:  # argparse has printed why
         return int(stop.code or 0)
-    console = Console(soft_wrap=not sys.stdout.isatty())
+    console = Console() if sys.stdout.isatty() else Console(width=_PIPED)
     try:
         return _run(options, console)
     except KernelFault as fault:

@@ -119,7 +119,10 @@ def show(console: Console, report: Report) -> None:
         f"[bold]{report.kernel}[/] of {report.file}: no fault found; {same}",
         highlight=False,
     )
-    console.print(_buffers(report), "", _counters(report), "", _cost(report))
+    console.print(_buffers(report), "")
+    if report.counters.unwritten:
+        console.print(f"{report.counters.unwritten:,} bytes of the outputs were never written\n")
+    console.print(_counters(report), "", _cost(report))
 
 
 def _buffers(report: Report) -> Table:
@@ -175,7 +178,7 @@ def _cost(report: Report) -> RenderableType:
         )
         lines.append(
             Text(
-                f"estimate for {chip.name}: at least {each.microseconds:.2f} µs, "
+                f"estimate for {chip.name}: at least {each.microseconds:.3g} µs, "
                 f"bound by {each.bound_by} ({rate})"
             )
         )
