@@ -104,7 +104,8 @@ def faults_table() -> str | None:
     for plant in PLANTS:
         found, twin = judge(plant), judge(plant.mended())
         passes = "yes" if twin.stage == "not caught" else f"NO: {twin.message}"
-        rows.append([plant.title, found.stage, found.message.replace("|", "\\|"), passes])
+        message = found.message.removeprefix("planted: ").replace(f"{PAGE.parent.parent}/", "")
+        rows.append([plant.title, found.stage, message.replace("|", "\\|"), passes])
     caught = sum(row[1] != "not caught" for row in rows)
     table = plain_markdown(["fault", "caught", "what the emulator says", "twin passes"], rows)
     return f"{caught} of {len(rows)} caught.\n\n{table}"

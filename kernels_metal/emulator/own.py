@@ -16,7 +16,7 @@ from localllm.kernels_metal.emulator.measure import Measured, contests_of, measu
 from localllm.kernels_metal.emulator.program import ORDERS
 
 _BODY = "//: body\n"
-_NOT_HERE = ("kernel", "template", "constant", "grid", "threadgroup", "buffer", "save", "least", "strict")
+_NOT_HERE = ("kernel", "template", "constant", "grid", "threadgroup", "buffer", "save", "least")
 
 
 class NoContests(LocalLLMError):
@@ -33,7 +33,7 @@ def is_own(path: Path) -> bool:
 
 def run_own(options: argparse.Namespace, path: Path, console: Console) -> int:
     """The exit code: 1 where a result is wrong. Raises KernelFault, NoContests."""
-    for name in _NOT_HERE:
+    for name in (*_NOT_HERE, "strict"):
         if getattr(options, name):
             raise NoContests(f"--{name} is of no use: {path.name} runs with its own contests")
     contests = contests_of(path.stem, getattr(mx, options.dtype))
