@@ -101,20 +101,30 @@ def _settings(eps: float, offset: float, scale: float) -> mx.array:
 def contests(dtype: mx.Dtype) -> Iterator[Contest]:
     """A decode step of one row and of eight, and a prefill chunk, at common widths."""
     for rows, d in ((1, 576), (1, 4096), (8, 4096), (256, 2048), (1, 8192)):
-        random = np.random.default_rng(d + rows)
-        x, residual = (
-            mx.array(random.standard_normal((rows, d), np.float32)).astype(dtype) for _ in range(2)
-        )
-        weight = mx.array(random.standard_normal(d, np.float32)).astype(dtype)
-        yield Contest(
-            kernel="add_rms_norm",
-            work=f"{rows} x {d}, {str(dtype).removeprefix('mlx.core.')}",
-            ours=partial(_ours, x, residual, weight),
-            mlx=partial(_mlx, x, residual, weight),
-            truth=partial(_truth, x, residual, weight),
-            tolerance=4.0 * mx.finfo(dtype).eps,
-            least_bytes=(4 * rows * d + d) * dtype.size,
-        )
+        yield contest(rows, d, dtype)
+
+
+def work(rows: int, d: int, dtype: mx.Dtype) -> str:
+    """The entry of the dispatch table."""
+    return f"{rows} x {d}, {str(dtype).removeprefix('mlx.core.')}"
+
+
+def contest(rows: int, d: int, dtype: mx.Dtype) -> Contest:
+    """`add_rms_norm` on random rows."""
+    random = np.random.default_rng(d + rows)
+    x, residual = (
+        mx.array(random.standard_normal((rows, d), np.float32)).astype(dtype) for _ in range(2)
+    )
+    weight = mx.array(random.standard_normal(d, np.float32)).astype(dtype)
+    return Contest(
+        kernel="add_rms_norm",
+        work=work(rows, d, dtype),
+        ours=partial(_ours, x, residual, weight),
+        mlx=partial(_mlx, x, residual, weight),
+        truth=partial(_truth, x, residual, weight),
+        tolerance=4.0 * mx.finfo(dtype).eps,
+        least_bytes=(4 * rows * d + d) * dtype.size,
+    )
 
 
 def _ours(x: mx.array, residual: mx.array, weight: mx.array) -> list[mx.array]:

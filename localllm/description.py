@@ -59,7 +59,7 @@ def describe(path: Path) -> Description:
     context = min(spec.context, DEFAULT_CONTEXT)
     # One sequence of a full context; what several take besides is for `localllm plan` to tell.
     wish = Wish(context, -(-context // BLOCK_SIZE) * BLOCK_SIZE, max_batch=1)
-    plan = make_plan(model, wish, this_machine(), backend)
+    plan = make_plan(model, wish, this_machine(backend), backend)
     return Description(
         path=str(path),
         format=checkpoint_format,

@@ -302,10 +302,10 @@ class LLM:
         disk = self._model.disk
         return None if disk is None else disk.note
 
-    def logits(self, token_ids: Sequence[int]) -> np.ndarray:
+    def logits(self, token_ids: Sequence[int], adapter: str | None = None) -> np.ndarray:
         """float32 [T, V]: the logits after each token of one sequence."""
         ids = _token_ids(token_ids)
-        return self._pump.alone(lambda engine: engine.logits(ids))
+        return self._pump.alone(lambda engine: engine.logits(ids, adapter))
 
     def close(self) -> None:
         """Ends running requests with what they have, and frees the model. Idempotent."""

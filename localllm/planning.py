@@ -11,11 +11,14 @@ from localllm.models import load_forms
 from localllm.spec import DecoderSpec
 
 
-def this_machine() -> Machine:
+def this_machine(backend: BackendStatus) -> Machine:
     """What this process may use now, beside and with what it holds already."""
     return_freed_memory()  # what reading the tokenizer left behind is not in use
     resident = resident_memory()[0] or 0
-    return Machine(memory().available + resident, resident)
+    available = memory().available + resident
+    if backend.budget is not None:
+        available = min(available, backend.budget)
+    return Machine(available, resident)
 
 
 def model_of(checkpoint: Checkpoint, spec: DecoderSpec) -> Model:
@@ -25,7 +28,7 @@ def model_of(checkpoint: Checkpoint, spec: DecoderSpec) -> Model:
 
 def fitting_plan(model: Model, wish: Wish, backend: BackendStatus) -> Plan:
     """The plan on this machine. Raises InvalidRequest, and OutOfMemoryPlan naming what fits."""
-    machine = this_machine()
+    machine = this_machine(backend)
     plan = make_plan(model, wish, machine, backend)
     require_fit(plan, model, machine, backend)
     return plan

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import platform
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +12,7 @@ from typing import get_args
 
 from localllm.backend.cpu_memory import CpuMemory
 from localllm.backend.memory import BackendMemory, ReferenceMemory
+from localllm.backend.metal_memory import MetalMemory
 from localllm.backend.packed_folder import PackedPlace
 from localllm.backend.protocol import Activations, Backend
 from localllm.checkpoint.tensor import Tensor
@@ -18,6 +21,8 @@ from localllm.spec import DecoderSpec
 
 Weights = Iterable[tuple[str, Tensor]]
 
+EMULATOR = "LOCALLLM_METAL_EMULATOR"  # set to 1: the metal backend runs without an Apple GPU
+
 
 @dataclass(frozen=True)
 class BackendStatus:
@@ -25,7 +30,7 @@ class BackendStatus:
 
     kv_bits: how wide the numbers in its KV cache may be, the default first. step_rows: rows of a
     full step. activations: as what they may meet quantized weights, the default first. memory:
-    what it takes.
+    what it takes. budget: bytes that it may have in all, None for whatever the machine has free.
     """
 
     name: str
@@ -36,6 +41,7 @@ class BackendStatus:
     step_rows: int = 128
     activations: tuple[Activations, ...] = ("float32",)
     memory: BackendMemory = field(default_factory=ReferenceMemory, compare=False)
+    budget: int | None = None
 
     def checked_kv_bits(self, wish: int | None) -> int:
         """The wish, or for None the default. Raises InvalidRequest for bits that it lacks."""
@@ -57,7 +63,7 @@ class BackendStatus:
 
 def available_backends() -> list[BackendStatus]:
     """Every backend there is, best first, those that cannot run here included."""
-    return [entry.probe() for entry in _BACKENDS]
+    return [entry.probe() for entry in _entries()]
 
 
 def choose_backend(name: str | None) -> BackendStatus:
@@ -122,7 +128,7 @@ def open_backend(
     chosen = choose_backend(name)
     check_activations(chosen, activations)
     bits = chosen.checked_kv_bits(kv_bits)
-    entry = next(entry for entry in _BACKENDS if entry.name == chosen.name)
+    entry = next(entry for entry in _entries() if entry.name == chosen.name)
     return entry.open(spec, weights, num_blocks, _Wishes(threads, activations, bits, packed))
 
 
@@ -227,8 +233,63 @@ def _open_cpu(
     )
 
 
-# Best first.
-_BACKENDS: tuple[_Entry, ...] = (
+def _emulated() -> bool:
+    return os.environ.get(EMULATOR, "").strip().lower() in ("1", "true", "yes", "on")
+
+
+def _probe_metal() -> BackendStatus:
+    if importlib.util.find_spec("mlx") is None or importlib.util.find_spec("mlx.core") is None:
+        hint = "pip install 'mlx'" if sys.platform == "darwin" else "pip install 'mlx[cpu]'"
+        return BackendStatus("metal", False, "MLX is not installed", hint)
+    budget = None
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        from localllm.backend.metal_limits import working_set
+
+        budget = working_set()
+    if budget is None and not _emulated():
+        return BackendStatus("metal", False, "there is no Apple GPU")
+    reason = "the Apple GPU: MLX, with kernels of our own where they measure faster"
+    if budget is None:
+        reason = f"MLX on the CPU, kernels in the emulator ({EMULATOR}): for proof, not for use"
+    return BackendStatus(
+        "metal",
+        True,
+        reason,
+        kv_bits=(16, 8, 4),
+        step_rows=512,
+        memory=MetalMemory(),
+        budget=budget,
+    )
+
+
+def _open_metal(
+    spec: DecoderSpec, weights: Weights, num_blocks: int | Sequence[int], wishes: _Wishes
+) -> Backend:
+    if wishes.threads is not None:
+        raise InvalidRequest(
+            "the metal backend computes on the GPU and has no threads to limit",
+            hint="leave `threads` out",
+        )
+    from localllm.backend.metal import MetalBackend
+    from localllm.backend.metal_kernels import chooser, emulator
+
+    return MetalBackend(
+        spec,
+        weights,
+        num_blocks=num_blocks,
+        kv_bits=wishes.kv_bits,
+        choose=chooser(),
+        executor=emulator() if _emulated() else None,
+    )
+
+
+_METAL = _Entry("metal", _probe_metal, _open_metal)
+_OTHERS = (
     _Entry("cpu", _probe_cpu, _open_cpu),
     _Entry("reference", _probe_reference, _open_reference),
 )
+
+
+def _entries() -> tuple[_Entry, ...]:
+    """Best first. In the emulator the metal backend is the slowest there is."""
+    return (*_OTHERS, _METAL) if _emulated() else (_METAL, *_OTHERS)

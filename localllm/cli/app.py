@@ -11,6 +11,7 @@ from localllm.cli.batch import batch
 from localllm.cli.bench import bench
 from localllm.cli.chat import chat
 from localllm.cli.doctor import doctor
+from localllm.cli.evaluate import evaluate
 from localllm.cli.list_models import list_models
 from localllm.cli.plan import plan
 from localllm.cli.pull import pull
@@ -35,6 +36,7 @@ app.command()(pull)
 app.command(name="list")(list_models)
 app.command()(show)
 app.command()(plan)
+app.command()(evaluate)
 app.command()(rm)
 app.command()(doctor)
 app.command()(bench)

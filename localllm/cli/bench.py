@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -35,6 +36,14 @@ def bench(
     json_out: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of a table.")
     ] = False,
+    kernels: Annotated[
+        bool,
+        typer.Option("--kernels", help="Measure the Metal kernels against MLX instead of a model."),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --kernels: write a report that can be sent."),
+    ] = None,
     backend: options.Backend = None,
     threads: options.Threads = None,
     activations: options.Activations = None,
@@ -44,6 +53,13 @@ def bench(
 
     Rows that take longer than the time allows are left out, and named.
     """
+    if kernels:
+        from localllm.cli.kernels import bench_kernels
+
+        bench_kernels(json_out, out)
+        return
+    if out is not None:
+        raise typer.BadParameter("--out goes with --kernels", param_hint="--out")
     wanted = None if contexts is None else _numbers("--contexts", contexts)
     together = _numbers("--batches", batches)
 

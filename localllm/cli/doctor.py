@@ -15,11 +15,20 @@ def doctor(
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of text.")
     ] = False,
+    kernels: Annotated[
+        bool,
+        typer.Option("--kernels", help="Show which Metal kernels are used here, and why."),
+    ] = False,
 ) -> None:
     """Show what this machine has, which backend will run, and what is missing.
 
     Exits with 1 if something essential is missing.
     """
+    if kernels:
+        from localllm.cli.kernels import show_verdicts
+
+        show_verdicts(json)
+        return
     from localllm.cli.diagnosis import examine
 
     sections = examine()

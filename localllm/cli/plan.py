@@ -72,7 +72,7 @@ def plan(
         adapter_rank,
         None if draft_model is None else _read(draft_model),
     )
-    machine = this_machine()
+    machine = this_machine(chosen)
     if available is not None:
         machine = replace(machine, available=available)
     made = make_plan(read, wish, machine, chosen)

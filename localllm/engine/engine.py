@@ -263,7 +263,7 @@ class Engine:
             self.events.emit(self._step_done(scheduled, kinds, accepted, model_seconds, total))
         return events
 
-    def logits(self, token_ids: Seq[int]) -> np.ndarray:
+    def logits(self, token_ids: Seq[int], adapter: str | None = None) -> np.ndarray:
         """float32 [T, V]: the logits after every token of one sequence, outside any batch.
 
         Raises InvalidRequest, PromptTooLong, and OutOfMemoryPlan for more than memory can hold.
@@ -278,6 +278,7 @@ class Engine:
                 hint="ask for those of fewer tokens",
             )
         ids = np.array(token_ids, dtype=np.int32)
+        index = None if adapter is None else self.adapters.acquire(adapter)
         table = self.cache.open(b"")
         try:
             logits = np.empty((len(ids), vocab), dtype=np.float32)
@@ -292,12 +293,14 @@ class Engine:
                         "context",
                     )
                 blocks = self.cache.block_table(table)
-                chunk = Chunk(part, start, blocks, tuple(range(len(part))), len(ids))
+                chunk = Chunk(part, start, blocks, tuple(range(len(part))), len(ids), index)
                 logits[start : start + len(part)] = self._uncancelled(Batch((chunk,)))
                 self.cache.leave_windows(table, start + len(part))
             return logits
         finally:
             self.cache.close(table, spill=False)
+            if adapter is not None:
+                self.adapters.release(adapter)
 
     # ---- inside a step
 

@@ -6,6 +6,7 @@ LOCALLLM_HOME/
   locks/KEY.lock   held by the process that pulls or removes the model
   trash/           removed models on their way out
   packed/          weights as the cpu backend lays them out; see backend/packed_folder.py
+  metal/           which Metal kernels were measured faster; see kernels_metal/dispatch.py
 """
 
 from __future__ import annotations

@@ -1,0 +1,64 @@
+"""What the metal backend takes: matrices, the KV pool, a step. Pure arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+from localllm.backend.memory import StepSize, adapter_linears
+from localllm.checkpoint.form import AffineForm, Form
+from localllm.spec import DecoderSpec
+from localllm.spec.memory import KvGroup, step_bytes
+from localllm.spec.weights import weight_shapes
+
+_VALUE = 2  # bytes of float16 and bfloat16
+_GROUPS, _BITS = (32, 64, 128), (2, 3, 4, 5, 6, 8)  # that stay quantized; groups of 16 do, too
+
+
+class MetalMemory:
+    """See `BackendMemory`."""
+
+    def weights(self, spec: DecoderSpec, forms: Mapping[str, Form]) -> int:
+        return sum(
+            4 * shape[0]
+            if len(shape) == 1
+            else prod(shape[:-1]) * _row_bytes(forms[name], shape[-1])
+            for name, shape in weight_shapes(spec).items()
+        )
+
+    def kv_pool(
+        self, spec: DecoderSpec, group: KvGroup, blocks: int, block_size: int, bits: int
+    ) -> int:
+        total = 0
+        for index in group.layers:
+            attn = spec.layers[index].mixer
+            entry = attn.head_dim * _VALUE
+            if bits < 16:
+                groups = attn.head_dim // (32 if attn.head_dim % 32 == 0 else 16)
+                entry = attn.head_dim * bits // 8 + 2 * _VALUE * groups
+            total += 2 * blocks * block_size * attn.kv_heads * entry
+        return total
+
+    def step(self, spec: DecoderSpec, forms: Mapping[str, Form], size: StepSize) -> int:
+        """Activations, and K and V of one layer gathered where no kernel reads them in place."""
+        gathered = max(
+            2 * _VALUE * layer.mixer.kv_heads * layer.mixer.head_dim * size.context
+            for layer in spec.layers
+        )
+        return step_bytes(spec, size.rows, size.logits) + gathered
+
+    def adapter(self, spec: DecoderSpec, rank: int) -> int:
+        return _VALUE * sum(rank * (out + inner) for out, inner in adapter_linears(spec))
+
+
+def _row_bytes(form: Form, width: int) -> int:
+    kept = (
+        isinstance(form, AffineForm)
+        and form.bits in _BITS
+        and (form.group in _GROUPS or (form.group == 16 and width % 32 == 0))
+        and width % form.group == 0
+    )
+    if not kept:
+        return _VALUE * width
+    assert isinstance(form, AffineForm)
+    return width * form.bits // 8 + 2 * _VALUE * (width // form.group)

@@ -1,0 +1,1 @@
+"""Fine-tuning: data, methods, the training loop, checkpoints."""
