@@ -7,7 +7,7 @@
 
 #include "paged_attention.metal"
 
-constant constexpr int SIMDGROUPS = 4;
+constant constexpr int SIMDGROUPS = 8;
 //: body
   constexpr int COLUMNS = HT * 8;
   constexpr int PARTS = (GROUP + SHARE - 1) / SHARE;
@@ -64,7 +64,8 @@ constant constexpr int SIMDGROUPS = 4;
     state.first[h] = first;
     state.last[h] = last;
   }
-  for (int base = split * SPLIT + simdgroup * STEP; base < end; base += SIMDGROUPS * STEP) {
+  constexpr int ROUND = SIMDGROUPS * STEP;
+  for (int base = begin / ROUND * ROUND + simdgroup * STEP; base < end; base += ROUND) {
     if (base + STEP <= begin) continue;
     attend<T, D, BITS, BLOCK, HT>(
         state, keys, key_scales, key_biases, values, value_scales, value_biases,
@@ -94,7 +95,7 @@ constant constexpr int SIMDGROUPS = 4;
     column_total[thread_index] = total;
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  // Each simdgroup adds to a quarter of the matrices at a time, every quarter from another one on.
+  // Each simdgroup adds every eighth matrix at a time, another eighth than the others.
   for (int turn = 0; turn < SIMDGROUPS; turn++) {
     UNROLL for (int h = 0; h < HT; h++) {
       const int column = h * 8 + at.row;

@@ -31,7 +31,8 @@ from localllm.kernels_metal.paged_pool import (
 )
 from localllm.kernels_metal.reference import paged_decode as reference
 
-_SIMDGROUPS = 4
+_SIMDGROUPS = 8
+_UNSPLIT = 2**30
 _DECODE = MetalKernel(
     "paged_decode",
     (*QUERIES_AND_POOLS, "tables", "lengths", "groups", "window", "settings", "sinks"),
@@ -42,17 +43,22 @@ _COMBINE = MetalKernel(
 )
 
 
-def split_positions(group: int, head_dim: int, bits: int, itemsize: int) -> int:
-    """Positions in a split: 256, 512 or 1024, the fewest (so the most threadgroups) for which the
-    partial results, written once and read once, are at most 4 % of the KV bytes.
+def split_positions(
+    kv_heads: int, group: int, head_dim: int, bits: int, itemsize: int, window: int | None = None
+) -> int:
+    """Positions in a split: 256, 512 or 1024; all of them under a window of at most 256.
 
-    group: query heads of a KV head. itemsize: bytes of T. It depends on the model alone, so a row's
-    result does not depend on its batch.
+    A threadgroup takes one KV head and one split, so models with few KV heads get short splits, to
+    fill a GPU; but not so short that the partial results, written once and read once, exceed 4 % of
+    the KV bytes. group: query heads of a KV head. itemsize: bytes of T. It depends on the model
+    alone, so a row's result does not depend on its batch.
     """
+    if window is not None and window <= 256:
+        return _UNSPLIT
     partial = 2 * group * (head_dim + 2) * 4
+    per_position = 2 * position_bytes(head_dim, bits, itemsize)
     for positions in (256, 512):
-        kv = 2 * positions * position_bytes(head_dim, bits, itemsize)
-        if partial <= 0.04 * kv:
+        if kv_heads < positions // 64 and partial <= 0.04 * positions * per_position:
             return positions
     return 1024
 
@@ -106,7 +112,7 @@ def paged_decode(
     most_rows = int(groups[:, 1].max())
     assert groups[:, 1].sum() == n, (runs, n)
     bits = bits_of(keys)
-    split = split_positions(shared.group, head_dim, bits, q.dtype.size)
+    split = split_positions(kv_heads, shared.group, head_dim, bits, q.dtype.size, window)
     splits = -(-tables.shape[1] * block_size // split)
     if window is not None:  # it may begin and end within a split
         splits = min(splits, -(-(window + most_rows - 2) // split) + 1)

@@ -147,10 +147,11 @@ def test_large_scores_neither_overflow_nor_lose_the_largest(scale: float, sinks:
         assert np.array_equal(got[0], np.repeat(value, 3, axis=0))
 
 
-def test_partial_results_stay_small_beside_the_kv() -> None:
-    assert split_positions(4, 128, 0, 2) == 256
-    assert split_positions(8, 128, 0, 2) == 512
-    assert split_positions(4, 128, 4, 2) == 1024
+def test_splits_are_short_for_few_heads_and_long_enough_to_outweigh_what_they_write() -> None:
+    assert split_positions(1, 4, 256, 0, 2) == 256  # Gemma 3 270M
+    assert split_positions(4, 2, 256, 0, 2) == 512  # Gemma 2 2B
+    assert split_positions(8, 4, 128, 0, 2) == 1024  # Qwen3 8B
+    assert split_positions(1, 16, 64, 4, 2) == 1024
 
 
 @pytest.mark.slow
