@@ -81,17 +81,22 @@ def mlx_cost(
     emulator: Emulator, work: Callable[[], list[mx.array]], gpu: Gpu | None = None
 ) -> MlxCost:
     """Runs `work` with MLX's ops and counts. Raises ShippedSourceMissing."""
-    recorder = Recorder(emulator, gpu or Gpu())
-    with recorder.listening():
-        recorder.walk(work())
+    for dry in (True, False):  # what is made once, such as weights, is there the second time
+        recorder = Recorder(emulator, gpu or Gpu(), dry=dry)
+        with recorder.listening():
+            outputs = work()
+            recorder.walk(outputs)
     return recorder.cost
 
 
 class Recorder:
-    """Takes the place of MLX's fused ops: counts what leads to them, then them."""
+    """Takes the place of MLX's fused ops: counts what leads to them, then them.
 
-    def __init__(self, emulator: Emulator, gpu: Gpu) -> None:
-        self.emulator, self.gpu = emulator, gpu
+    dry: no kernel runs; what leads to them is computed.
+    """
+
+    def __init__(self, emulator: Emulator, gpu: Gpu, *, dry: bool = False) -> None:
+        self.emulator, self.gpu, self.dry = emulator, gpu, dry
         self.cost = MlxCost()
 
     def add(self, name: str, moved: int) -> None:
@@ -125,7 +130,9 @@ class Recorder:
         plain = options.get("mode", "affine") == "affine" and options.get("transpose", True)
         if not plain or codes.ndim != 2 or not self._settle([x, codes, scales, biases]):
             return original(*args, **options)
-        found = original(*args, **options)
+        found = _exactly(original, *args, **options)
+        if self.dry:
+            return found
         try:
             run = quantized_matmul(
                 self.emulator,
@@ -148,6 +155,8 @@ class Recorder:
         used = [*args, *(array for array in (mask, sinks) if isinstance(array, mx.array))]
         if not self._settle(used):
             return original(*args, **options)
+        if self.dry:
+            return original(*args, **options)
         try:
             run = attention(
                 self.emulator,
@@ -159,7 +168,7 @@ class Recorder:
             )
         except NoSuchKernel:
             return original(*args, **options)
-        return self._keep(run, original(*args, **options))
+        return self._keep(run, _exactly(original, *args, **options))
 
     def _keep(self, run: MlxRun, found: mx.array) -> mx.array:
         mx.eval(found)
@@ -247,6 +256,18 @@ class Recorder:
                 inputs[first] = min(inputs[first], sum(made.values()))
             moved = sum(inputs.values()) + sum(made.values())
             self.cost.steps.append(Step(node["name"], moved, measured=False))
+
+
+def _exactly(original: Callable[..., Any], *args: Any, **options: Any) -> mx.array:
+    """The op in float32, rounded once: on the CPU, MLX sums half precision in half precision."""
+
+    def wide(value: Any) -> Any:
+        floating = isinstance(value, mx.array) and mx.issubdtype(value.dtype, mx.floating)
+        return value.astype(mx.float32) if floating else value
+
+    named = {name: wide(value) for name, value in options.items()}
+    found: mx.array = original(*map(wide, args), **named)
+    return found.astype(args[0].dtype)
 
 
 def _bound(wrapped: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
