@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from localllm.kernels_metal.paged_pool import Pool, bits_of, pool_shape, position_bytes
+from localllm.kernels_metal.paged_pool import Pool
 from localllm.kernels_metal.reference.paged_pool import quantized
 
 
@@ -22,13 +22,6 @@ class PagedKV:
     tables: NDArray[np.int32]  # [sequences, max_blocks]; -1 where nothing is to be looked at
     lengths: tuple[int, ...]
     seen_from: tuple[int, ...]
-    head_dim: int
-
-    def visible_bytes(self, itemsize: int) -> int:
-        """Keys and values of all positions that are seen, once."""
-        seen = sum(self.lengths) - sum(self.seen_from)
-        kv_heads = pool_shape(self.keys)[1]
-        return 2 * seen * kv_heads * position_bytes(self.head_dim, bits_of(self.keys), itemsize)
 
 
 def normal(rng: np.random.Generator, shape: Sequence[int], dtype: mx.Dtype) -> mx.array:
@@ -83,4 +76,4 @@ def paged_kv(
         )
 
     keys, values = pool(), pool()
-    return PagedKV(keys, values, tables, tuple(lengths), tuple(first), head_dim)
+    return PagedKV(keys, values, tables, tuple(lengths), tuple(first))

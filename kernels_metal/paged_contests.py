@@ -9,11 +9,12 @@ import mlx.core as mx
 import numpy as np
 
 from localllm.kernels_metal.paged_cases import PagedKV, normal, paged_kv
-from localllm.kernels_metal.paged_pool import Pool, QuantizedPool, group_size
+from localllm.kernels_metal.paged_pool import Pool, QuantizedPool, group_size, position_bytes
 
 # Of the largest value: twice what rounding the result to the dtype costs at most; float32 results
 # also have the sums and exponentials of thousands of terms.
 TOLERANCE = {mx.float16: 2.0**-10, mx.bfloat16: 2.0**-7, mx.float32: 2e-5}
+BLOCK = 32  # positions, as in the product
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,21 @@ class Shape:
             what += ", sinks"
         return f"{what}, {str(dtype).rsplit('.', 1)[-1]}"
 
+    @property
+    def lengths(self) -> list[int]:
+        """Positions of each sequence, its rows' own among them."""
+        return [start + self.rows for start in self.starts]
+
+    @property
+    def seen_from(self) -> list[int]:
+        """The first position that any row of each sequence sees."""
+        return [max(0, s + 1 - self.window) if self.window else 0 for s in self.starts]
+
     def kv(self, dtype: mx.Dtype) -> PagedKV:
-        """In blocks of 32 positions."""
-        lengths = [start + self.rows for start in self.starts]
-        first = [max(0, s + 1 - self.window) if self.window else 0 for s in self.starts]
         return paged_kv(
-            np.random.default_rng(sum(lengths)), lengths, kv_heads=self.kv_heads,
-            head_dim=self.head_dim, block_size=32, bits=self.bits, dtype=dtype, seen_from=first,
+            np.random.default_rng(sum(self.lengths)), self.lengths, kv_heads=self.kv_heads,
+            head_dim=self.head_dim, block_size=BLOCK, bits=self.bits, dtype=dtype,
+            seen_from=self.seen_from,
         )  # fmt: skip
 
     def queries(self, dtype: mx.Dtype) -> mx.array:
@@ -63,10 +72,16 @@ class Shape:
             return None
         return normal(np.random.default_rng(1), (self.heads,), mx.float32)
 
-    def least_bytes(self, dtype: mx.Dtype, kv: PagedKV) -> int:
-        """KV that is seen, once; queries and results; the entries of the tables; the lengths."""
+    def least_bytes(self, dtype: mx.Dtype) -> int:
+        """KV that is seen, once; queries and results; block ids of it; a length per sequence."""
+        seen = sum(self.lengths) - sum(self.seen_from)
+        kv = 2 * seen * self.kv_heads * position_bytes(self.head_dim, self.bits, dtype.size)
         vectors = 2 * self.rows * len(self.starts) * self.heads * self.head_dim * dtype.size
-        return kv.visible_bytes(dtype.size) + vectors + 4 * kv.tables.size + 4 * len(self.starts)
+        ids = sum(
+            -(-length // BLOCK) - first // BLOCK
+            for length, first in zip(self.lengths, self.seen_from, strict=True)
+        )
+        return kv + vectors + 4 * ids + 4 * len(self.starts)
 
     @property
     def in_mlx(self) -> bool:
@@ -89,10 +104,10 @@ def mlx_attention(shape: Shape, q: mx.array, kv: PagedKV) -> mx.array:
     """[rows of all sequences, heads, head_dim]; every sequence has the same count of rows."""
     sequences, rows = len(shape.starts), shape.rows
     tables = mx.maximum(mx.array(kv.tables), 0)
-    width = max(kv.lengths)
+    width = max(shape.lengths)
     keys, values = (gathered(pool, tables)[:, :, :width] for pool in (kv.keys, kv.values))
     mask: mx.array | str | None = None
-    if shape.window is not None or len(set(kv.lengths)) > 1:
+    if shape.window is not None or len(set(shape.lengths)) > 1:
         last = mx.array(shape.starts)[:, None] + mx.arange(rows)  # [sequences, rows]
         ahead = mx.arange(width) - last[:, None, :, None]
         mask = ahead <= 0

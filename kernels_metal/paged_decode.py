@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from localllm.kernels_metal.contest import Contest
 from localllm.kernels_metal.kernel import Launch, MetalKernel
+from localllm.kernels_metal.paged_cases import PagedKV
 from localllm.kernels_metal.paged_contests import TOLERANCE, Shape, decode_shapes, mlx_attention
 from localllm.kernels_metal.paged_pool import (
     QUERIES_AND_POOLS,
@@ -175,32 +177,30 @@ def contests(dtype: mx.Dtype) -> Iterator[Contest]:
 
 
 def contest(shape: Shape, dtype: mx.Dtype) -> Contest:
-    kv, q, sinks = shape.kv(dtype), shape.queries(dtype), shape.sink_logits()
-    tables = mx.array(np.repeat(kv.tables, shape.rows, axis=0))
-    last = [start + row + 1 for start in shape.starts for row in range(shape.rows)]
-    lengths = mx.array(last, dtype=mx.int32)
-    scale, runs = shape.head_dim**-0.5, (shape.rows,) * len(shape.starts)
+    @lru_cache(maxsize=1)
+    def work() -> tuple[mx.array, PagedKV, dict[str, Any]]:
+        kv, q = shape.kv(dtype), shape.queries(dtype)
+        last = [start + row + 1 for start in shape.starts for row in range(shape.rows)]
+        call: dict[str, Any] = {
+            "q": q,
+            "keys": kv.keys,
+            "values": kv.values,
+            "tables": mx.array(np.repeat(kv.tables, shape.rows, axis=0)),
+            "lengths": mx.array(last, dtype=mx.int32),
+            "scale": shape.head_dim**-0.5,
+            "window": shape.window,
+            "softcap": shape.softcap,
+            "sinks": shape.sink_logits(),
+        }
+        return q, kv, call
 
-    def ours() -> list[mx.array]:
-        out = paged_decode(
-            q, kv.keys, kv.values, tables, lengths, scale=scale, window=shape.window,
-            softcap=shape.softcap, sinks=sinks, runs=runs,
-        )  # fmt: skip
-        return [out]
-
-    def truth() -> list[np.ndarray]:
-        out = reference.paged_decode(
-            q, kv.keys, kv.values, tables, lengths,
-            scale=scale, window=shape.window, softcap=shape.softcap, sinks=sinks,
-        )  # fmt: skip
-        return [out]
-
+    runs = (shape.rows,) * len(shape.starts)
     return Contest(
         kernel="paged_decode",
         work=shape.work(dtype),
-        ours=ours,
-        mlx=(lambda: [mlx_attention(shape, q, kv)]) if shape.in_mlx else None,
-        truth=truth,
+        ours=lambda: [paged_decode(**work()[2], runs=runs)],
+        mlx=(lambda: [mlx_attention(shape, *work()[:2])]) if shape.in_mlx else None,
+        truth=lambda: [reference.paged_decode(**work()[2])],
         tolerance=TOLERANCE[dtype],
-        least_bytes=shape.least_bytes(dtype, kv),
+        least_bytes=shape.least_bytes(dtype),
     )

@@ -6,6 +6,8 @@ After FlashAttention-2 (Dao, 2023): tiles of rows, one pass over the positions, 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 
 from localllm.kernels_metal.contest import Contest
 from localllm.kernels_metal.kernel import Launch, MetalKernel
+from localllm.kernels_metal.paged_cases import PagedKV
 from localllm.kernels_metal.paged_contests import TOLERANCE, Shape, mlx_attention, prefill_shapes
 from localllm.kernels_metal.paged_pool import (
     QUERIES_AND_POOLS,
@@ -132,31 +135,29 @@ def contests(dtype: mx.Dtype) -> Iterator[Contest]:
 
 
 def contest(shape: Shape, dtype: mx.Dtype) -> Contest:
-    kv, q, sinks = shape.kv(dtype), shape.queries(dtype), shape.sink_logits()
-    tables, starts = mx.array(kv.tables), np.array(shape.starts, np.int32)
-    offsets = np.arange(len(shape.starts) + 1, dtype=np.int32) * np.int32(shape.rows)
-    scale = shape.head_dim**-0.5
-
-    def ours() -> list[mx.array]:
-        out = paged_prefill(
-            q, kv.keys, kv.values, tables, offsets, starts,
-            scale=scale, window=shape.window, softcap=shape.softcap, sinks=sinks,
-        )  # fmt: skip
-        return [out]
-
-    def truth() -> list[np.ndarray]:
-        out = reference.paged_prefill(
-            q, kv.keys, kv.values, tables, offsets, starts,
-            scale=scale, window=shape.window, softcap=shape.softcap, sinks=sinks,
-        )  # fmt: skip
-        return [out]
+    @lru_cache(maxsize=1)
+    def work() -> tuple[mx.array, PagedKV, dict[str, Any]]:
+        kv, q = shape.kv(dtype), shape.queries(dtype)
+        call: dict[str, Any] = {
+            "q": q,
+            "keys": kv.keys,
+            "values": kv.values,
+            "tables": mx.array(kv.tables),
+            "row_offsets": np.arange(0, q.shape[0] + 1, shape.rows, dtype=np.int32),
+            "starts": np.array(shape.starts, np.int32),
+            "scale": shape.head_dim**-0.5,
+            "window": shape.window,
+            "softcap": shape.softcap,
+            "sinks": shape.sink_logits(),
+        }
+        return q, kv, call
 
     return Contest(
         kernel="paged_prefill",
         work=shape.work(dtype),
-        ours=ours,
-        mlx=(lambda: [mlx_attention(shape, q, kv)]) if shape.in_mlx else None,
-        truth=truth,
+        ours=lambda: [paged_prefill(**work()[2])],
+        mlx=(lambda: [mlx_attention(shape, *work()[:2])]) if shape.in_mlx else None,
+        truth=lambda: [reference.paged_prefill(**work()[2])],
         tolerance=TOLERANCE[dtype],
-        least_bytes=shape.least_bytes(dtype, kv),
+        least_bytes=shape.least_bytes(dtype),
     )
