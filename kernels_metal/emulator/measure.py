@@ -34,12 +34,14 @@ KERNELS = (
 @dataclass(frozen=True)
 class Measured:
     """error: the largest difference from the truth, relative to the truth's largest value, the
-    worst of all outputs. moved: bytes, of the kernel's dispatches and of the MLX ops around them.
-    seconds: the emulator's, with counting, of the first lane order."""
+    worst of all outputs. moved: bytes, of the kernel's dispatches. around: of the MLX ops before and
+    after them, each input and output once; a contest that unpacks a result to compare it has some
+    on both sides. seconds: the emulator's, with counting, of the first lane order."""
 
     contest: Contest
     error: float
     moved: int
+    around: int
     dispatches: int
     seconds: float
 
@@ -87,8 +89,9 @@ def measure(contest: Contest, orders: Sequence[Order] = ("forward",), seed: int 
                     stage="run",
                     kind="lane order",
                 )
-    dispatches = sum(step.measured for step in cost.steps)
-    return Measured(contest, _error(outputs, contest.truth()), cost.moved, dispatches, seconds)
+    own = [step.moved for step in cost.steps if step.measured]
+    error = _error(outputs, contest.truth())
+    return Measured(contest, error, sum(own), cost.moved - sum(own), len(own), seconds)
 
 
 def measure_mlx(contest: Contest, gpu: Gpu | None = None) -> MlxCost | None:

@@ -59,7 +59,7 @@ def run_own(options: argparse.Namespace, path: Path, console: Console) -> int:
 def _table(title: str) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("work", overflow="fold")
-    for column in ("error", "allowed", "dispatches", "bytes moved", "least", "moved / least"):
+    for column in ("error", "allowed", "dispatches", "moved", "around", "least", "moved / least"):
         table.add_column(column, justify="right")
     table.add_column("")
     return table
@@ -73,6 +73,7 @@ def _row(measured: Measured) -> list[str]:
         f"{contest.tolerance:.1e}",
         str(measured.dispatches),
         f"{measured.moved:,}",
+        f"{measured.around:,}" if measured.around else "",
         f"{contest.least_bytes:,}",
         f"{measured.to_least:.3f}",
         "ok" if measured.right else "WRONG",
@@ -89,5 +90,6 @@ def _json(measured: Measured) -> dict[str, object]:
         "right": measured.right,
         "dispatches": measured.dispatches,
         "moved": measured.moved,
+        "around": measured.around,
         "least_bytes": contest.least_bytes,
     }
