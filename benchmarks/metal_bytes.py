@@ -20,12 +20,12 @@ import mlx.core as mx
 
 from benchmarks.harness.table import markdown, write_json
 from localllm.kernels_metal.emulator.measure import (
-    KERNELS,
     contests_of,
     measure,
     measure_mlx,
 )
 from localllm.kernels_metal.emulator.mlx_costs import MlxCost
+from localllm.kernels_metal.registry import KERNELS
 
 HEADINGS = (
     *("kernel", "work", "least", "ours", "around", "MLX"),
@@ -36,7 +36,8 @@ HEADINGS = (
 @dataclass(frozen=True)
 class Row:
     """ours: bytes of our kernels' dispatches. around: of MLX's ops before and after them, which the
-    comparison with MLX includes. mlx: bytes, or None where MLX has no way; `mlx_at_least` where not all of it was measured."""
+    comparison with MLX includes. mlx: bytes, or None where MLX has no way; `mlx_at_least` where
+    not all of it was measured."""
 
     kernel: str
     work: str

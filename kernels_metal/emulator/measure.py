@@ -18,23 +18,11 @@ from localllm.kernels_metal.emulator.mlx_kernels import Gpu
 from localllm.kernels_metal.emulator.program import Order
 from localllm.kernels_metal.kernel import Launch, MetalKernel, executed_by
 
-# The kernels that have contests, in the order of the tables.
-KERNELS = (
-    "paged_decode",
-    "paged_prefill",
-    "qmv",
-    "qmm_small",
-    "lora",
-    "rms_norm",
-    "rope_kv",
-    "sample_tokens",
-)
-
 
 @dataclass(frozen=True)
 class Measured:
     """error: the largest difference from the truth, relative to the truth's largest value, the
-    worst of all outputs. moved: bytes, of the kernel's dispatches. around: of the MLX ops before and
+    worst of all outputs. moved: bytes, of the dispatches. around: of the MLX ops before and
     after them, each input and output once; a contest that unpacks a result to compare it has some
     on both sides. seconds: the emulator's, with counting, of the first lane order."""
 

@@ -15,6 +15,7 @@ from localllm.kernels_metal.contest import Contest
 from localllm.kernels_metal.emulator.measure import Measured, contests_of, measure
 from localllm.kernels_metal.emulator.program import ORDERS
 
+_PACKAGE = Path(__file__).parent.parent
 _BODY = "//: body\n"
 _NOT_HERE = ("kernel", "template", "constant", "grid", "threadgroup", "buffer", "save", "least")
 
@@ -24,7 +25,9 @@ class NoContests(LocalLLMError):
 
 
 def is_own(path: Path) -> bool:
-    """Whether it is a body without a signature, as this package's sources are."""
+    """Whether it is a body without a signature, as this package's sources are, or one of those."""
+    if path.suffix == ".metal" and path.resolve().parent == _PACKAGE.resolve() and path.exists():
+        return True
     try:
         return _BODY in path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

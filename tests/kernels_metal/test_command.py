@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from localllm.kernels_metal.emulator import plain
 from localllm.kernels_metal.emulator.command import FAULT, OK, USAGE, main
 
+PACKAGE = Path(plain.__file__).parent.parent
 SOURCE = """
 #include <metal_stdlib>
 #include "shared.h"
@@ -133,6 +135,22 @@ def test_bad_usage_is_named(
 
 def test_options_that_argparse_refuses_are_bad_usage(source: str) -> None:
     assert main([source, "--grid", "1"]) == USAGE
+
+
+def test_a_source_of_the_package_runs_with_its_contests(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([str(PACKAGE / "rms_norm.metal"), "--orders", "--json"]) == OK
+    found = json.loads(capsys.readouterr().out)
+    assert found
+    assert all(each["right"] and each["moved"] >= each["least_bytes"] for each in found)
+
+
+def test_a_part_of_another_source_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(PACKAGE / "rms_rows.metal")]) == USAGE
+    assert "part of another kernel" in capsys.readouterr().err
+    assert main([str(PACKAGE / "rms_norm.metal"), "--grid", "1", "1", "1"]) == USAGE
+    assert "runs with its own contests" in capsys.readouterr().err
 
 
 def test_the_chips_are_listed_with_their_sources(capsys: pytest.CaptureFixture[str]) -> None:

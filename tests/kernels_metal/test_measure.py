@@ -10,8 +10,9 @@ import pytest
 
 from localllm.kernels_metal.contest import Contest
 from localllm.kernels_metal.emulator import KernelFault
-from localllm.kernels_metal.emulator.measure import KERNELS, contests_of, measure, measure_mlx
+from localllm.kernels_metal.emulator.measure import contests_of, measure, measure_mlx
 from localllm.kernels_metal.kernel import Launch
+from localllm.kernels_metal.registry import KERNELS
 from scripts.metal_sources import Tracing, trace
 from scripts.metal_tables import put
 from tests.kernels_metal.inline import InlineKernel
