@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 
 from localllm.kernels_metal.emulator import plain
 from localllm.kernels_metal.emulator.command import FAULT, OK, USAGE, main
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the emulator needs Linux")
 
 PACKAGE = Path(plain.__file__).parent.parent
 SOURCE = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -16,6 +17,8 @@ from localllm.kernels_metal.registry import KERNELS
 from scripts.metal_sources import Tracing, trace
 from scripts.metal_tables import put
 from tests.kernels_metal.inline import InlineKernel
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the emulator needs Linux")
 
 N = 96
 ADD = InlineKernel(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from localllm.errors import LocalLLMError
 from localllm.kernels_metal.emulator import Emulator
 from localllm.kernels_metal.emulator.mlx_costs import MlxCost, mlx_cost
 from localllm.kernels_metal.emulator.mlx_kernels import Gpu, MlxRun
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the emulator needs Linux")
 
 K, N = 512, 64
 WEIGHT_BYTES = N * K // 2 + 2 * N * (K // 64) * 2  # 4-bit codes, scales and biases in half
