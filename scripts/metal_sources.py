@@ -16,10 +16,11 @@ from pathlib import Path
 import mlx.core as mx
 
 from localllm.kernels_metal.contest import Contest
-from localllm.kernels_metal.emulator.measure import KERNELS, contests_of
+from localllm.kernels_metal.emulator.measure import contests_of
 from localllm.kernels_metal.emulator.mlx_sources import mlx_version, preamble
-from localllm.kernels_metal.emulator.plain import traced_source
+from localllm.kernels_metal.emulator.trace import generated
 from localllm.kernels_metal.kernel import Launch, MetalKernel, executed_by
+from localllm.kernels_metal.registry import KERNELS
 
 DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 
@@ -32,7 +33,7 @@ class Tracing:
         self.work = ""
 
     def execute(self, kernel: MetalKernel, launch: Launch) -> list[mx.array]:
-        text = traced_source(kernel, launch)
+        text = generated(kernel.built, launch)
         key = hashlib.sha256(text.encode()).hexdigest()[:10]
         arguments = ", ".join(f"{name} = {_spelled(value)}" for name, value in launch.template)
         about = f"// {kernel.name}, MLX {mlx_version()}, for: {self.work}\n// {arguments}\n"

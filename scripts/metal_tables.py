@@ -23,14 +23,16 @@ from benchmarks.metal_bytes import HEADINGS as BYTES_HEADINGS
 from benchmarks.metal_bytes import rows as byte_rows
 from localllm.kernels_metal.contest import Contest
 from localllm.kernels_metal.emulator import Emulator
-from localllm.kernels_metal.emulator.measure import KERNELS, contests_of, measure
+from localllm.kernels_metal.emulator.measure import contests_of, measure
 from localllm.kernels_metal.emulator.mlx_sources import mlx_version
+from localllm.kernels_metal.emulator.program import ORDERS
 from localllm.kernels_metal.emulator.selfcheck import self_check
 from localllm.kernels_metal.kernel import executed_by
+from localllm.kernels_metal.registry import KERNELS
+from tests.kernels_metal.planted import PLANTS, judge
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "metal.md"
 DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
-ORDERS = ("forward", "reverse", "random")
 ROUNDS = 5
 
 
@@ -45,15 +47,17 @@ def self_check_table() -> str | None:
 
 
 def errors_table() -> str | None:
-    rows = []
-    for dtype, _, contest in all_contests():
+    """One row for a shape, one column for a type: the error, of what is allowed."""
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for dtype, contest in all_contests():
         print(f"errors: {contest.kernel}, {contest.work}", file=sys.stderr, flush=True)
         found = measure(contest, ORDERS)
-        verdict = "yes" if found.right else "NO"
-        error, allowed = f"{found.error:.1e}", f"{contest.tolerance:.1e}"
-        rows.append([contest.kernel, dtype, contest.work, error, allowed, verdict])
-    headings = ["kernel", "type", "work", "error", "allowed", "within"]
-    return markdown(headings, rows) if rows else None
+        shape = contest.work.replace(f", {dtype}", "")
+        verdict = "" if found.right else " WRONG"
+        text = f"{found.error:.1e} of {contest.tolerance:.1e}{verdict}"
+        cells.setdefault((contest.kernel, shape), {})[dtype] = text
+    rows = [[*key, *(row.get(dtype, "") for dtype in DTYPES)] for key, row in cells.items()]
+    return markdown(["kernel", "work", *DTYPES], rows) if rows else None
 
 
 def bytes_table() -> str | None:
@@ -99,14 +103,28 @@ def _without_counting(contest: Contest) -> float:
 
 
 def faults_table() -> str | None:
-    return None
+    rows = []
+    for plant in PLANTS:
+        found, twin = judge(plant), judge(plant.mended())
+        passes = "yes" if twin.stage == "not caught" else f"NO: {twin.message}"
+        message = found.message.removeprefix("planted: ").replace(f"{PAGE.parent.parent}/", "")
+        rows.append([plant.title, found.stage, message.replace("|", "\\|"), passes])
+    caught = sum(row[1] != "not caught" for row in rows)
+    table = plain_markdown(["fault", "caught", "what the emulator says", "twin passes"], rows)
+    return f"{caught} of {len(rows)} caught.\n\n{table}"
 
 
-def all_contests() -> Iterator[tuple[str, str, Contest]]:
+def plain_markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table of sentences, whose columns need not line up in the source."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def all_contests() -> Iterator[tuple[str, Contest]]:
     for kernel in KERNELS:
         for dtype, kind in DTYPES.items():
             for contest in contests_of(kernel, kind) or []:
-                yield dtype, kernel, contest
+                yield dtype, contest
 
 
 TABLES: dict[str, Callable[[], str | None]] = {

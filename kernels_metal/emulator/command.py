@@ -16,19 +16,20 @@ from localllm.errors import LocalLLMError
 from localllm.kernels_metal.emulator import report, selfcheck
 from localllm.kernels_metal.emulator.buffers import make_buffers
 from localllm.kernels_metal.emulator.chips import find_chip
-from localllm.kernels_metal.emulator.emulator import Emulator, KernelFault, Order
+from localllm.kernels_metal.emulator.emulator import Emulator
+from localllm.kernels_metal.emulator.faults import KernelFault
 from localllm.kernels_metal.emulator.own import is_own, run_own
 from localllm.kernels_metal.emulator.plain import PlainKernel, PlainRun, check_plain, run_plain
+from localllm.kernels_metal.emulator.program import ORDERS
 from localllm.kernels_metal.emulator.signature import (
     Signature,
     kernel_names,
-    modern_spelling,
     read_signature,
 )
 from localllm.kernels_metal.kernel import Size
 
 OK, FAULT, USAGE = 0, 1, 2
-_ORDERS: tuple[Order, ...] = ("forward", "reverse", "random")
+_PIPED = 140  # columns, where no terminal says how many
 _INCLUDE = re.compile(r'^[ \t]*#include "([^"]+)"[^\n]*$', re.MULTILINE)
 _EPILOG = """\
 examples:
@@ -66,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     add("--buffer", nargs="+", action="extend", default=[], metavar="NAME=…")
     add("--save", nargs="+", action="extend", default=[], metavar="NAME=FILE.npy")
     add("--orders", action="store_true", help="run in three lane orders and compare bits")
+    add("--strict", action="store_true", help="reading what nothing wrote is a fault too")
     add("--seed", type=int, default=1, help="of random buffers and of the random order")
     add("--least", type=int, metavar="BYTES", help="the least that must be moved, if you know it")
     add("--chip", nargs="+", default=["m2"], metavar="NAME", help="m1 … m5-ultra, for the estimate")
@@ -87,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = made.parse_args(arguments)
     except SystemExit as stop:  # argparse has printed why
         return int(stop.code or 0)
-    console = Console(soft_wrap=not sys.stdout.isatty())
+    console = Console() if sys.stdout.isatty() else Console(width=_PIPED)
     try:
         return _run(options, console)
     except KernelFault as fault:
@@ -119,7 +121,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     path = Path(options.file)
     if is_own(path):
         return run_own(options, path, console)
-    source = modern_spelling(_text(path))
+    source = _text(path)
     if options.grid is None and options.kernel is None and len(kernel_names(source)) > 1:
         return _check_all(options, source, path, console)
     signature = read_signature(source, options.kernel)
@@ -135,9 +137,15 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         raise Usage("--grid needs --threadgroup", hint="for example --threadgroup 256 1 1")
     grid, threadgroup = _size("--grid", options.grid), _size("--threadgroup", options.threadgroup)
     buffers = make_buffers(signature, options.buffer, template, options.seed)
-    orders = _ORDERS if options.orders else _ORDERS[:1]
+    orders = ORDERS if options.orders else ORDERS[:1]
     runs = [
-        run_plain(Emulator(order=order, seed=options.seed), kernel, buffers, grid, threadgroup)
+        run_plain(
+            Emulator(order=order, seed=options.seed, strict=options.strict),
+            kernel,
+            buffers,
+            grid,
+            threadgroup,
+        )
         for order in orders
     ]
     _compare(signature, orders, runs)
@@ -175,7 +183,7 @@ def _self_check(as_json: bool, console: Console) -> int:
 def _check(
     options: argparse.Namespace, kernel: PlainKernel, signature: Signature, console: Console
 ) -> int:
-    for name in ("buffer", "save", "threadgroup", "orders", "least"):
+    for name in ("buffer", "save", "threadgroup", "orders", "least", "strict"):
         if getattr(options, name):
             raise Usage(f"--{name} needs --grid", hint="without --grid only the types are checked")
     check_plain(kernel)
@@ -215,7 +223,10 @@ def _check_all(options: argparse.Namespace, source: str, path: Path, console: Co
 def _held(signature: Signature, template: dict[str, str], run: PlainRun) -> list[report.Held]:
     return [
         report.describe(
-            parameter, template.get(parameter.kind, parameter.kind), run.buffers[parameter.index]
+            parameter,
+            template.get(parameter.kind, parameter.kind),
+            run.buffers[parameter.index],
+            run.traffic[parameter.name],
         )
         for parameter in signature.parameters
     ]
@@ -228,8 +239,11 @@ def _compare(signature: Signature, orders: Sequence[str], runs: Sequence[PlainRu
             if before.tobytes() != after.tobytes():
                 different = int((before.view(np.uint8) != after.view(np.uint8)).sum())
                 raise KernelFault(
-                    f"{signature.name}: {parameter.name} differs between lane orders {orders[0]} "
-                    f"and {order}, in {different} bytes",
+                    f"buffer `{parameter.name}` differs between lane orders {orders[0]} and "
+                    f"{order}, in {different} bytes",
+                    kernel=signature.name,
+                    stage="run",
+                    kind="lane order",
                     hint="a barrier is missing, or two threads write the same place",
                 )
 

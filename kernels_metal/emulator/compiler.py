@@ -27,7 +27,7 @@ _FORBIDDEN = (
     "catch", "throw", "dynamic_cast", "typeid", "new", "delete",
 )  # fmt: skip
 PREAMBLE = '#include "mlx/backend/metal/kernels/utils.h"\n'
-_RULES = f"#pragma GCC poison {' '.join(_FORBIDDEN)}\n"
+RULES = f"#pragma GCC poison {' '.join(_FORBIDDEN)}\n"
 _WARNINGS = (
     "-Wall", "-Wno-unused", "-Wno-unknown-attributes", "-Wimplicit-float-conversion",
     "-Werror=return-type", "-Werror=array-bounds", "-Werror=division-by-zero",
@@ -128,7 +128,7 @@ def _compiled(
     text: str, name: str, watch: bool, flags: Sequence[str], tools: Toolchain, folder: Path
 ) -> Path:
     source, ll, linked = folder / "kernel.clcpp", folder / "kernel.ll", folder / "kernel.so"
-    rules = text.replace(PREAMBLE, PREAMBLE + _RULES, 1)
+    rules = text.replace(PREAMBLE, PREAMBLE + RULES, 1)
     source.write_text(rules)
     checks = f"{_CHECKS},kernel-address" if watch else _CHECKS
     first = _start([

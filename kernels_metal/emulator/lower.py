@@ -210,7 +210,7 @@ def _parameters(
         if matched is None:
             raise _unsupported(parameter, kernel, place)
         kind, name = matched[1].strip(), matched[2]
-        numbered = re.search(r"\[\[\s*buffer\((\d+)\)\s*\]\]", parameter)
+        numbered = re.search(r"\[\[\s*buffer\((\d+)\)\s*[\],]", parameter)
         attribute = re.search(r"\[\[\s*(\w+)\s*\]\]", parameter)
         if numbered or (attribute is None and kind[-1:] in ("*", "&")):
             index = int(numbered[1]) if numbered else len(buffers)

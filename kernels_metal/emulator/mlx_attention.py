@@ -39,7 +39,7 @@ def attention(
     -> [b, heads, rows, d]. mask: None, "causal", or an array that broadcasts to
     [b, heads, rows, n]. kernel: "sdpa_vector" or "sdpa_vector_2pass" instead of MLX's choice.
 
-    Raises NoSuchKernel where MLX falls back to separate matmuls; KernelFault.
+    Raises NoSuchKernel where MLX falls back to separate matmuls; ShippedKernelFault.
     """
     gpu = gpu or Gpu()
     _refuse_what_falls_back(q, k, v)

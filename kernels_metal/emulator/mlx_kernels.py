@@ -15,7 +15,8 @@ import numpy as np
 
 from localllm.errors import LocalLLMError
 from localllm.kernels_metal.emulator.arrays import TYPE_NAMES, empty, to_mlx, to_numpy
-from localllm.kernels_metal.emulator.emulator import Emulator, KernelFault
+from localllm.kernels_metal.emulator.emulator import Emulator
+from localllm.kernels_metal.emulator.faults import KernelFault
 from localllm.kernels_metal.emulator.mlx_sources import mlx_version, shipped_source, unused_edits
 from localllm.kernels_metal.emulator.plain import PlainKernel, PlainRun, run_plain
 from localllm.kernels_metal.kernel import Size
@@ -48,6 +49,10 @@ class MlxRun:
         return sum(run.counters.moved for run in self.runs) + self.least_bytes
 
 
+class ShippedKernelFault(LocalLLMError):
+    """The emulator finds a fault in a kernel of MLX: one of the two is wrong, or MLX changed."""
+
+
 class NoSuchKernel(LocalLLMError):
     """MLX has no kernel of its own for this shape and falls back to several simpler ones."""
 
@@ -70,7 +75,10 @@ def run_shipped(
     threadgroups: Size,
     threadgroup: Size,
 ) -> PlainRun:
-    """Runs kernel `name` of the last of `files`. Raises KernelFault, ShippedSourceMissing."""
+    """Runs kernel `name` of the last of `files`.
+
+    Raises ShippedKernelFault, ShippedSourceMissing.
+    """
     kernel = PlainKernel(
         shipped_source(files[-1], *files[:-1]), name, template, constants, files[-1], True
     )
@@ -80,7 +88,7 @@ def run_shipped(
     except KernelFault as fault:
         unused = ", ".join(edit.file for edit in unused_edits())
         changed = f"; not found any more: the text to edit in {unused}" if unused else ""
-        raise KernelFault(
+        raise ShippedKernelFault(
             f"MLX {mlx_version()}: {fault}{changed}",
             hint="this MLX may ship the kernel in another form than MLX 0.32",
         ) from fault

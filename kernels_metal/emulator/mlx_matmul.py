@@ -29,7 +29,7 @@ def quantized_matmul(
     """`mx.quantized_matmul(x, codes, scales, biases, transpose=True)`: x [..., K], codes uint32
     [N, K * bits / 32] -> [..., N]. kernel: one by name instead of MLX's choice.
 
-    Raises KernelFault, ShippedSourceMissing.
+    Raises ShippedKernelFault, ShippedSourceMissing.
     """
     gpu = gpu or Gpu()
     k, n = x.shape[-1], codes.shape[0]

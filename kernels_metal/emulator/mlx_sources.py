@@ -38,6 +38,12 @@ EDITS = (
         "\n    const constant int& ",
         "Metal takes what lives in `constant` as const; clang wants it said",
     ),
+    Edit(
+        "steel/attn/kernels/steel_attention.h",
+        "conditional_t<is_bool, bool, selem_t>",
+        "conditional_t<is_bool, uchar, selem_t>",
+        "clang has no vectors of bool; what is loaded from a mask is 0 or 1 either way",
+    ),
     Edit("steel/gemm/mma.h", "MMATile() thread {}", "MMATile() {}", _CONSTRUCTOR),
     Edit("steel/attn/mma.h", "MMATile() thread {}", "MMATile() {}", _CONSTRUCTOR),
     Edit("steel/attn/mma.h", "src += str_x;", "src += (long)str_x;", _INTEGRAL),
@@ -73,7 +79,8 @@ def shipped_source(file: str, *before: str) -> str:
     Raises ShippedSourceMissing, which names the version of MLX.
     """
     seen: set[str] = set(_ALREADY_THERE)
-    return "".join(_expanded(name, seen) for name in (*before, file))
+    text = "".join(_expanded(name, seen) for name in (*before, file))
+    return text.encode("ascii", "replace").decode()  # comments name their authors
 
 
 @cache

@@ -12,9 +12,10 @@ from rich.table import Table
 
 from localllm.errors import LocalLLMError
 from localllm.kernels_metal.contest import Contest
-from localllm.kernels_metal.emulator.emulator import Order
 from localllm.kernels_metal.emulator.measure import Measured, contests_of, measure
+from localllm.kernels_metal.emulator.program import ORDERS
 
+_PACKAGE = Path(__file__).parent.parent
 _BODY = "//: body\n"
 _NOT_HERE = ("kernel", "template", "constant", "grid", "threadgroup", "buffer", "save", "least")
 
@@ -24,7 +25,9 @@ class NoContests(LocalLLMError):
 
 
 def is_own(path: Path) -> bool:
-    """Whether it is a body without a signature, as this package's sources are."""
+    """Whether it is a body without a signature, as this package's sources are, or one of those."""
+    if path.suffix == ".metal" and path.resolve().parent == _PACKAGE.resolve() and path.exists():
+        return True
     try:
         return _BODY in path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -33,7 +36,7 @@ def is_own(path: Path) -> bool:
 
 def run_own(options: argparse.Namespace, path: Path, console: Console) -> int:
     """The exit code: 1 where a result is wrong. Raises KernelFault, NoContests."""
-    for name in _NOT_HERE:
+    for name in (*_NOT_HERE, "strict"):
         if getattr(options, name):
             raise NoContests(f"--{name} is of no use: {path.name} runs with its own contests")
     contests = contests_of(path.stem, getattr(mx, options.dtype))
@@ -42,7 +45,7 @@ def run_own(options: argparse.Namespace, path: Path, console: Console) -> int:
             f"{path.name} is part of another kernel: kernels_metal/{path.stem}.py has no contests",
             hint="name the source whose Python module has `contests`",
         )
-    orders: tuple[Order, ...] = ("forward", "reverse", "random") if options.orders else ("forward",)
+    orders = ORDERS if options.orders else ORDERS[:1]
     table = _table(f"{path.stem}, {options.dtype}, lane orders {', '.join(orders)}")
     results = []
     for contest in contests:
@@ -59,7 +62,7 @@ def run_own(options: argparse.Namespace, path: Path, console: Console) -> int:
 def _table(title: str) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("work", overflow="fold")
-    for column in ("error", "allowed", "dispatches", "bytes moved", "least", "moved / least"):
+    for column in ("error", "allowed", "dispatches", "moved", "around", "least", "moved / least"):
         table.add_column(column, justify="right")
     table.add_column("")
     return table
@@ -73,6 +76,7 @@ def _row(measured: Measured) -> list[str]:
         f"{contest.tolerance:.1e}",
         str(measured.dispatches),
         f"{measured.moved:,}",
+        f"{measured.around:,}" if measured.around else "",
         f"{contest.least_bytes:,}",
         f"{measured.to_least:.3f}",
         "ok" if measured.right else "WRONG",
@@ -89,5 +93,6 @@ def _json(measured: Measured) -> dict[str, object]:
         "right": measured.right,
         "dispatches": measured.dispatches,
         "moved": measured.moved,
+        "around": measured.around,
         "least_bytes": contest.least_bytes,
     }

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
-from localllm.kernels_metal.emulator import msl
+from localllm.kernels_metal.emulator import compiler
 from localllm.kernels_metal.emulator.counters import Counters
-from localllm.kernels_metal.emulator.emulator import Emulator, KernelFault
-from localllm.kernels_metal.kernel import Launch, MetalKernel, Size
+from localllm.kernels_metal.emulator.emulator import Emulator
+from localllm.kernels_metal.emulator.lower import lower
+from localllm.kernels_metal.emulator.program import Argument, Program, Traffic
+from localllm.kernels_metal.kernel import Size
 
-_PREAMBLE = "#include <metal_stdlib>\n#pragma GCC poison double\n"
+_METAL_ALONE = "#include <metal_stdlib>\n" + compiler.RULES
 
 
 @dataclass(frozen=True)
@@ -34,16 +37,17 @@ class PlainKernel:
 
 @dataclass(frozen=True)
 class PlainRun:
-    """buffers: what they hold afterwards, in the order given."""
+    """buffers: what they hold afterwards, in the order given. traffic: by the parameter's name."""
 
     kernel: str
     buffers: list[np.ndarray]
     counters: Counters
+    traffic: Mapping[str, Traffic]
 
 
 def check_plain(kernel: PlainKernel) -> None:
     """Type-checks and compiles only. Raises KernelFault."""
-    _program(kernel)
+    program_of(kernel, count=False)
 
 
 def run_plain(
@@ -53,38 +57,40 @@ def run_plain(
     grid: Size,
     threadgroup: Size,
 ) -> PlainRun:
-    """buffers: by their [[buffer(i)]] index; bfloat16 as uint16. Raises KernelFault."""
-    program = _program(kernel)
-    held = [np.ascontiguousarray(buffer).reshape(-1).copy() for buffer in buffers]
-    order = ("forward", "reverse", "random").index(emulator.order)
-    try:
-        program.run(held, grid, threadgroup, order=order, seed=emulator.seed)
-    except msl.RunError as error:
-        raise KernelFault(f"{program.name}: {error}") from error
-    shaped = [after.reshape(before.shape) for after, before in zip(held, buffers, strict=True)]
-    return PlainRun(program.name, shaped, Counters(**program.stats))
+    """buffers: by their [[buffer(i)]] index; bfloat16 as uint16. One that the kernel may write and
+    whose every bit is set counts as never written before. Raises KernelFault."""
+    program = program_of(kernel, emulator.count)
+    after = list(buffers)
+    arguments = []
+    for parameter in program.buffers:
+        array = np.ascontiguousarray(buffers[parameter.index])
+        if not parameter.read_only:
+            array = array.copy()
+            after[parameter.index] = array
+        blank = not parameter.read_only and bool((array.reshape(-1).view(np.uint8) == 0xFF).all())
+        arguments.append(Argument(array, initialised=not blank))
+    counters = program.run(arguments, grid, threadgroup, emulator.options)
+    return PlainRun(program.name, after, counters, dict(program.traffic))
 
 
-def _program(kernel: PlainKernel) -> msl.Program:
-    try:
-        lowered, name = msl.lower(
-            kernel.source, dict(kernel.template), kernel.name, dict(kernel.constants)
-        )
-        first = msl.PRE if kernel.with_mlx else _PREAMBLE
-        return msl.Program(first + f'#line 1 "{kernel.file}"\n' + lowered, name)
-    except msl.CompileError as error:
-        raise KernelFault(f"{kernel.name or kernel.file}: {error}") from error
-
-
-def traced_source(kernel: MetalKernel, launch: Launch) -> str:
-    """Exactly the text that MLX would compile for this call, after its own preamble."""
-    return msl.metal_source(
-        kernel.built,
-        inputs=list(launch.inputs),
-        template=list(launch.template),
-        grid=launch.grid,
-        threadgroup=launch.threadgroup,
-        output_shapes=[tuple(shape) for shape in launch.output_shapes],
-        output_dtypes=list(launch.output_dtypes),
-        init_value=launch.init_value,
+def program_of(kernel: PlainKernel, count: bool) -> Program:
+    """Raises KernelFault."""
+    template, constants = tuple(kernel.template.items()), tuple(kernel.constants.items())
+    return _program(
+        kernel.source, kernel.name, template, constants, kernel.file, kernel.with_mlx, count
     )
+
+
+@lru_cache(maxsize=64)
+def _program(
+    source: str,
+    name: str | None,
+    template: tuple[tuple[str, str], ...],
+    constants: tuple[tuple[str, str], ...],
+    file: str,
+    with_mlx: bool,
+    count: bool,
+) -> Program:
+    lowered = lower(source, dict(template), name, dict(constants), file)
+    preamble = compiler.PREAMBLE if with_mlx else _METAL_ALONE
+    return Program(lowered, preamble=preamble, file=file, count=count)

@@ -14,18 +14,21 @@ from rich.text import Text
 from localllm.kernels_metal.emulator.buffers import readable
 from localllm.kernels_metal.emulator.chips import CHIPS, Chip, Estimate, estimate
 from localllm.kernels_metal.emulator.counters import Counters
+from localllm.kernels_metal.emulator.program import Traffic
 from localllm.kernels_metal.emulator.selfcheck import Outcome
 from localllm.kernels_metal.emulator.signature import Parameter
 from localllm.kernels_metal.kernel import Size
 
 CAVEAT = (
-    "An estimate from public peaks, not a measurement: no GPU ran, and a real kernel takes longer."
+    "An estimate from public peaks, not a measurement: no GPU ran, and a real kernel takes longer. "
+    "Of arithmetic, only matrix multiplications of simdgroups are counted."
 )
 
 
 @dataclass(frozen=True)
 class Held:
-    """A buffer after the run. nan: how many values are NaN, as what was never written is."""
+    """A buffer after the run. nan: how many values are NaN, as what was never written is. loaded,
+    stored: bytes, by the instructions of all threads."""
 
     name: str
     kind: str
@@ -36,6 +39,8 @@ class Held:
     lowest: float
     highest: float
     first: list[float]
+    loaded: int
+    stored: int
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Report:
         return self.counters.moved / self.least if self.least else float("nan")
 
 
-def describe(parameter: Parameter, kind: str, array: np.ndarray) -> Held:
+def describe(parameter: Parameter, kind: str, array: np.ndarray, traffic: Traffic) -> Held:
     values = readable(array, kind).astype(np.float64).reshape(-1)
     known = values[~np.isnan(values)]
     return Held(
@@ -71,11 +76,15 @@ def describe(parameter: Parameter, kind: str, array: np.ndarray) -> Held:
         float(known.min()) if known.size else float("nan"),
         float(known.max()) if known.size else float("nan"),
         [float(value) for value in values[:4]],
+        traffic.loaded,
+        traffic.stored,
     )
 
 
 def estimates(chips: Sequence[Chip], counters: Counters) -> list[Estimate]:
-    return [estimate(chip, counters.moved) for chip in chips]
+    """Of arithmetic only the 8x8 matrix multiplications are counted."""
+    operations = counters.matrix_flops or None
+    return [estimate(chip, counters.moved, operations) for chip in chips]
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -94,7 +103,8 @@ def as_json(report: Report) -> dict[str, Any]:
                 "chip": each.chip.name,
                 "microseconds": each.microseconds,
                 "bound_by": each.bound_by,
-                "arithmetic_counted": each.arithmetic is not None,
+                "memory_microseconds": each.memory,
+                "matrix_microseconds": each.arithmetic,
                 "note": CAVEAT,
             }
             for each in report.estimates
@@ -109,14 +119,17 @@ def show(console: Console, report: Report) -> None:
         f"[bold]{report.kernel}[/] of {report.file}: no fault found; {same}",
         highlight=False,
     )
-    console.print(_buffers(report), "", _counters(report), "", _cost(report))
+    console.print(_buffers(report), "")
+    if report.counters.unwritten:
+        console.print(f"{report.counters.unwritten:,} bytes of the outputs were never written\n")
+    console.print(_counters(report), "", _cost(report))
 
 
 def _buffers(report: Report) -> Table:
     table = Table(title="buffers afterwards", title_justify="left", box=None, pad_edge=False)
     for column in ("name", "type", "shape"):
         table.add_column(column)
-    for column in ("lowest", "highest", "NaN"):
+    for column in ("loaded", "stored", "lowest", "highest", "NaN"):
         table.add_column(column, justify="right")
     table.add_column("first values")
     for held in report.buffers:
@@ -124,6 +137,8 @@ def _buffers(report: Report) -> Table:
             held.name + (" (written)" if held.written else ""),
             held.kind,
             "x".join(map(str, held.shape)),
+            f"{held.loaded:,}",
+            f"{held.stored:,}",
             f"{held.lowest:.5g}",
             f"{held.highest:.5g}",
             str(held.nan) if held.nan else "",
@@ -155,11 +170,16 @@ def _cost(report: Report) -> RenderableType:
         ),
     ]
     for each in report.estimates:
-        bandwidth = each.chip.bandwidth
+        chip = each.chip
+        rate = (
+            f"{chip.bandwidth.value:g} GB/s"
+            if each.bound_by == "memory"
+            else f"{chip.tflops.value:g} TFLOPS"
+        )
         lines.append(
             Text(
-                f"estimate for {each.chip.name}: at least {each.microseconds:.2f} µs, "
-                f"bound by {each.bound_by} ({bandwidth.value:g} GB/s)"
+                f"estimate for {chip.name}: at least {each.microseconds:.3g} µs, "
+                f"bound by {each.bound_by} ({rate})"
             )
         )
     if report.estimates:

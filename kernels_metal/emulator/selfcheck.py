@@ -90,7 +90,7 @@ def all_cases() -> list[Case]:
         cases.append(_attention_case("attention", dtype, heads=3, kv_heads=1, rows=45, n=45, d=64))
     half = mx.float16
     cases += [
-        _matmul_case("affine_qmv", half, m=1, k=576, n=37),
+        _matmul_case("affine_qmv", half, m=1, k=576, n=40),
         _matmul_case("affine_qmv_fast", half, m=1, k=512, n=40, bits=8, group=32),
         _matmul_case("affine_qmv_quad", half, m=2, k=64, n=72),
         _matmul_case("affine_qmv_wide", half, m=4, k=512, n=72),

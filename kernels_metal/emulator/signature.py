@@ -14,7 +14,6 @@ _KERNEL = re.compile(
     r"(?:\[\[\s*kernel\b[^\]]*\]\]|\bkernel\b)\s+void\s+(?P<name>\w+)\s*\(",
     re.DOTALL,
 )
-_OLD_SPELLING = re.compile(r"\bkernel(?=\s+void\s+\w+\s*\()")
 _CONSTANT = re.compile(r"\bconstant\s+(\w+)\s+(\w+)\s*\[\[\s*function_constant\(")
 
 
@@ -45,11 +44,6 @@ class Signature:
     constants: tuple[str, ...]
 
 
-def modern_spelling(source: str) -> str:
-    """`kernel void f` as `[[kernel]] void f`, which is the same; lines stay where they are."""
-    return _OLD_SPELLING.sub("[[kernel]]", source)
-
-
 def kernel_names(source: str) -> list[str]:
     return [match["name"] for match in _KERNEL.finditer(_bare(source))]
 
@@ -72,9 +66,9 @@ def read_signature(source: str, name: str | None = None) -> Signature:
         raise NoSuchKernelHere(f"no kernel is called {name}", hint="there are: " + ", ".join(names))
     match = chosen[0]
     end = _closing(bare, match.end())
-    parameters = []
-    for position, text in enumerate(_split(bare[match.end() : end])):
-        parameter = _parameter(text, position)
+    parameters: list[Parameter] = []
+    for text in _split(bare[match.end() : end]):
+        parameter = _parameter(text, len(parameters))
         if parameter is not None:
             parameters.append(parameter)
     constants = tuple(found[2] for found in _CONSTANT.finditer(bare))

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from localllm.kernels_metal.emulator import plain
 from localllm.kernels_metal.emulator.command import FAULT, OK, USAGE, main
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the emulator needs Linux")
+
+PACKAGE = Path(plain.__file__).parent.parent
 SOURCE = """
 #include <metal_stdlib>
 #include "shared.h"
@@ -86,7 +91,7 @@ def test_a_run_is_reported_as_json(source: str, capsys: pytest.CaptureFixture[st
 def test_reading_past_a_buffer_is_a_fault(source: str, capsys: pytest.CaptureFixture[str]) -> None:
     short = [text.replace("b=100:arange", "b=96:arange") for text in BUFFERS]
     assert main([source, *RUN, *short]) == FAULT
-    assert "out of bounds" in capsys.readouterr().err.replace("-", " ")
+    assert "load from buffer `b` (384 bytes): 0 bytes past its end" in capsys.readouterr().err
 
 
 def test_a_missing_barrier_is_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,6 +138,22 @@ def test_bad_usage_is_named(
 
 def test_options_that_argparse_refuses_are_bad_usage(source: str) -> None:
     assert main([source, "--grid", "1"]) == USAGE
+
+
+def test_a_source_of_the_package_runs_with_its_contests(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([str(PACKAGE / "rms_norm.metal"), "--orders", "--json"]) == OK
+    found = json.loads(capsys.readouterr().out)
+    assert found
+    assert all(each["right"] and each["moved"] >= each["least_bytes"] for each in found)
+
+
+def test_a_part_of_another_source_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(PACKAGE / "rms_rows.metal")]) == USAGE
+    assert "part of another kernel" in capsys.readouterr().err
+    assert main([str(PACKAGE / "rms_norm.metal"), "--grid", "1", "1", "1"]) == USAGE
+    assert "runs with its own contests" in capsys.readouterr().err
 
 
 def test_the_chips_are_listed_with_their_sources(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import mlx.core as mx
@@ -12,6 +13,8 @@ from localllm.kernels_metal.emulator import Emulator
 from localllm.kernels_metal.emulator import mlx_sources as sources
 from localllm.kernels_metal.emulator.mlx_kernels import MlxRun
 from localllm.kernels_metal.emulator.selfcheck import Case, all_cases, check
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the emulator needs Linux")
 
 CASES = all_cases()
 

@@ -10,7 +10,6 @@ import pytest
 from localllm.kernels_metal.emulator.buffers import BadBuffer, as_bfloat, make_buffers, readable
 from localllm.kernels_metal.emulator.signature import (
     NoSuchKernelHere,
-    modern_spelling,
     read_signature,
 )
 
@@ -45,11 +44,6 @@ def test_a_kernel_must_be_named_where_there_are_several() -> None:
         read_signature(SOURCE, "commented")
     with pytest.raises(NoSuchKernelHere, match="no kernel found"):
         read_signature("void f() {}")
-
-
-def test_the_old_spelling_keeps_its_lines() -> None:
-    assert modern_spelling("\nkernel void f()") == "\n[[kernel]] void f()"
-    assert modern_spelling("[[kernel]] void f()") == "[[kernel]] void f()"
 
 
 def buffers(*specs: str, **template: str) -> list[np.ndarray]:
