@@ -60,8 +60,8 @@ class Decoder:
         if self._positions is not None:
             x = x + self._positions.rows(mx.array(positions))
         angles: dict[object, Angles] = {}
-        for layer in self.spec.layers:
-            rope = layer.mixer.rope
+        for spec in self.spec.layers:
+            rope = spec.mixer.rope
             if rope is not None and rope not in angles:
                 cos, sin = tables(rope, positions, lengths)
                 angles[rope] = mx.array(cos), mx.array(sin)
