@@ -165,8 +165,8 @@ def test_vectors_construct_swizzle_and_pack() -> None:
         "auto w = vec<float, 2>(8, 9); bfloat b = 3.5bf; "
         "float all[16] = {v.x, v.y, v.z, v.w, p.x, p.y, p.z, float(h.x), as_type<float>(u.w), "
         "float(q.w), dot(v, float4(1)), w.y, float(b), float(max(v, 3.5f).y), "
-        "metal::fast::exp(0.0f) + precise::sqrt(4.0f), float(clamp(7, 1, 5) + select(1, 2, true))}; "
-        "o[i] = all[i];"
+        "metal::fast::exp(0.0f) + precise::sqrt(4.0f), "
+        "float(clamp(7, 1, 5) + select(1, 2, true))}; o[i] = all[i];"
     )
     got = numbers(run(body, [mx.arange(64, dtype=mx.float32)], shape=(16,), grid=(16, 1, 1)))
     assert got.tolist() == [4, 3, 3, 4, 3, 4, 5, 4, 4, 5, 14, 9, 3.5, 3.5, 3, 7]
