@@ -331,7 +331,8 @@ NB_MODULE(_native, m) {
       .value("silu", Activation::kSilu)
       .value("gelu", Activation::kGelu)
       .value("gelu_tanh", Activation::kGeluTanh)
-      .value("relu", Activation::kRelu);
+      .value("relu", Activation::kRelu)
+      .value("clamped_swiglu", Activation::kClampedSwiglu);
 
   nb::class_<LayerConfig>(m, "LayerConfig")
       .def(nb::init<>())
@@ -346,6 +347,7 @@ NB_MODULE(_native, m) {
       .def_rw("softcap", &LayerConfig::softcap)
       .def_rw("qk_norm", &LayerConfig::qk_norm)
       .def_rw("qk_norm_all", &LayerConfig::qk_norm_all)
+      .def_rw("sinks", &LayerConfig::sinks)
       .def_rw("hidden", &LayerConfig::hidden)
       .def_rw("activation", &LayerConfig::activation)
       .def_rw("gated", &LayerConfig::gated)

@@ -97,7 +97,7 @@ class Decoder {
   void attend(const Step& step, int index);
   void attend_whole(const std::vector<AttendItem>& items, int index);
   void attend_in_parts(const Step& step, const std::vector<AttendItem>& items, int index);
-  void finish_head(const float* state, int index, int row, int head);
+  void finish_head(float* state, int index, int row, int head);
   void feed_forward(const Step& step, int index);
   void mixture(const Step& step, const Layer& layer);
   void choose_experts(const Step& step, const Layer& layer);

@@ -163,8 +163,13 @@ void Decoder::attend(const Step& step, int index) {
   each_row(step.rows, 2 * width, [&](int r) { quantize(&mixed_, r, width); });
 }
 
-void Decoder::finish_head(const float* state, int index, int row, int head) {
-  const int head_dim = program_.layers[static_cast<size_t>(index)].config.head_dim;
+void Decoder::finish_head(float* state, int index, int row, int head) {
+  const Layer& layer = program_.layers[static_cast<size_t>(index)];
+  const int head_dim = layer.config.head_dim, dim = padded(head_dim);
+  const std::vector<float>& sinks = layer.attention.sinks;
+  if (!sinks.empty())
+    k_.merge_state(state, sinks.data() + static_cast<ptrdiff_t>(head) * AttentionState::size(dim),
+                   dim);
   float* out = mixed_.row(row) + head * head_dim;
   k_.finish_state(state, head_dim, out);
   if (kv_.layout(index).rotated()) k_.rotate(out, head_dim);

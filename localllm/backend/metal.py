@@ -127,7 +127,9 @@ class MetalBackend:
                 self._ops.lora,
             )
             self._cancelled.clear()
-            step = _Step(self.spec, self._ops, self._pool, chunks, self._cancelled)
+            step = _Step(
+                self.spec, self._ops, self._pool, chunks, self._cancelled, self._decoder.sinks
+            )
             rows = self._decoder(
                 step.tokens, step.positions, step.lengths, step.attend, adapters or None
             )
@@ -235,8 +237,10 @@ class _Step:
         pool: KvPool,
         chunks: tuple[Chunk, ...],
         cancelled: Event,
+        sinks: Sequence[mx.array | None],
     ) -> None:
         self._spec = spec
+        self._sinks = sinks
         self._ops = ops
         self._pool = pool
         self._chunks = chunks
@@ -277,7 +281,7 @@ class _Step:
             ChunkRows(_table(c, group), c.start, at, len(c.token_ids))
             for c, at in zip(self._chunks, self._offsets, strict=True)
         ]
-        out = self._ops.attention(mixer, pool, layer, chunks, q)
+        out = self._ops.attention(mixer, pool, layer, chunks, q, self._sinks[layer])
         if len(self.tokens) > _LAZY_ROWS:
             mx.eval(out)
         return out.reshape(out.shape[0], -1)

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from localllm.backend.metal_kv import Rows
-from localllm.backend.metal_ops import Angles, Linear, Norm, Ops, activate
+from localllm.backend.metal_ops import Angles, Linear, Norm, Ops, activate, gated
 from localllm.backend.metal_weights import Matrix
 from localllm.spec import AttentionSpec, DecoderSpec, FeedForwardSpec, LayerSpec, MoESpec, NormSpec
 from localllm.spec.rope import tables
@@ -86,6 +86,11 @@ class Decoder:
             x, normed = layer(index, x, normed, turn, attend, adapt, following)
         return x
 
+    @property
+    def sinks(self) -> list[mx.array | None]:
+        """Of each layer: float32 [heads], or None."""
+        return [layer.attn.sinks for layer in self._layers]
+
     def embed(self, tokens: mx.array) -> mx.array:
         """T [n, hidden], scaled."""
         x = self._embed.rows(tokens)
@@ -106,7 +111,7 @@ class _Layer:
     def __init__(self, spec: LayerSpec, weights: Weights, at: str, ops: Ops) -> None:
         self.spec = spec
         self._ops = ops
-        self._attn = _Attention(spec.mixer, weights, f"{at}attn.", ops)
+        self.attn = _Attention(spec.mixer, weights, f"{at}attn.", ops)
         self._ffn: _Experts | _FeedForward = (
             _Experts(spec.ffn, weights, f"{at}moe.", ops)
             if isinstance(spec.ffn, MoESpec)
@@ -134,7 +139,7 @@ class _Layer:
         """x and normed, what the layer takes in -> the same of the layer after, whose norm is
         `following`: the sum and the norm after it are one kernel."""
         scale = self.spec.residual_scale
-        y = self._attn(index, normed, angles, attend, adapt)
+        y = self.attn(index, normed, angles, attend, adapt)
         if self._attn_post_norm is not None:
             y = self._ops.norm(y, self._attn_post_norm)
         x, normed = self._ops.add_norm(x, y, scale, self._ffn_norm)
@@ -152,6 +157,7 @@ class _Attention:
             _linear(weights, at + name, spec.qkv_bias) for name in ("q", "k", "v")
         )
         self._o = _linear(weights, f"{at}o", spec.out_bias)
+        self.sinks = _vector(weights, f"{at}sinks.weight") if spec.sinks else None
         norm = spec.qk_norm
         self._q_norm = None if norm is None else _norm(weights, f"{at}q_norm", norm)
         self._k_norm = None if norm is None else _norm(weights, f"{at}k_norm", norm)
@@ -194,8 +200,23 @@ class _FeedForward:
                 inner = activate(inner, kind)
             else:
                 gate = _adapted(adapt, layer, "ffn.gate", x, ops.linear(x, self._gate))
-                inner = activate(gate, kind) * inner
+                inner = gated(gate, inner, kind)
         return _adapted(adapt, layer, "ffn.down", inner, ops.linear(inner, self._down))
+
+
+class _Expert:
+    """One of the three matrices of all experts, with biases or without."""
+
+    def __init__(self, weights: Weights, name: str, spec: MoESpec) -> None:
+        self._matrix = _matrix(weights, f"{name}.weight")
+        self._bias: mx.array | None = None
+        if spec.bias:
+            self._bias = _vector(weights, f"{name}.bias").reshape(spec.experts, 1, -1)
+
+    def __call__(self, x: mx.array, experts: mx.array, in_order: bool) -> mx.array:
+        """[n, 1, in] -> [n, 1, out]; see `DenseMatrix.gathered`."""
+        y = self._matrix.gathered(x, experts, in_order)
+        return y if self._bias is None else y + self._bias[experts].astype(y.dtype)
 
 
 class _Experts:
@@ -204,9 +225,9 @@ class _Experts:
     def __init__(self, spec: MoESpec, weights: Weights, at: str, ops: Ops) -> None:
         self._spec = spec
         self._ops = ops
-        self._router = _linear(weights, f"{at}router", False)
+        self._router = _linear(weights, f"{at}router", spec.bias)
         self._gate, self._up, self._down = (
-            _matrix(weights, f"{at}{name}.weight") for name in ("gate", "up", "down")
+            _Expert(weights, f"{at}{name}", spec) for name in ("gate", "up", "down")
         )
 
     def __call__(self, layer: int, x: mx.array, adapt: Adapt | None) -> mx.array:
@@ -224,9 +245,9 @@ class _Experts:
         if in_order:
             order = mx.argsort(experts)
             experts, rows = experts[order], rows[order]
-        gate = activate(self._gate.gathered(rows, experts, in_order), spec.activation)
-        inner = gate * self._up.gathered(rows, experts, in_order)
-        out = self._down.gathered(inner, experts, in_order)[:, 0]  # [n * top_k, D]
+        gate = self._gate(rows, experts, in_order)
+        inner = gated(gate, self._up(rows, experts, in_order), spec.activation)
+        out = self._down(inner, experts, in_order)[:, 0]  # [n * top_k, D]
         if in_order:
             out = out[mx.argsort(order)]
         shares = out.reshape(*chosen.shape, -1).astype(mx.float32) * weights[..., None]

@@ -149,10 +149,11 @@ class KernelOps(Ops):
         layer: int,
         chunks: Sequence[ChunkRows],
         q: mx.array,
+        sinks: mx.array | None = None,
     ) -> mx.array:
         """A few rows of a sequence by the decode kernel, longer chunks by the prefill kernel."""
         if spec.head_dim % _HEAD_STEP or spec.head_dim > _LARGEST_HEAD:
-            return super().attention(spec, pool, layer, chunks, q)
+            return super().attention(spec, pool, layer, chunks, q, sinks)
         short = [c for c in chunks if c.count <= _DECODED_ROWS]
         longer = [c for c in chunks if c.count > _DECODED_ROWS]
         parts: list[tuple[list[ChunkRows], mx.array]] = []
@@ -163,9 +164,9 @@ class KernelOps(Ops):
             packed = _packed(some)
             if self._attends(kernel, spec, some, q.dtype):
                 run = self._decode if kernel == "paged_decode" else self._prefill
-                out = run(spec, pool, layer, packed, rows)
+                out = run(spec, pool, layer, packed, rows, sinks)
             else:
-                out = super().attention(spec, pool, layer, packed, rows)
+                out = super().attention(spec, pool, layer, packed, rows, sinks)
             parts.append((some, out))
         if len(parts) == 1:
             return parts[0][1]
@@ -217,6 +218,7 @@ class KernelOps(Ops):
             0 if self.kv_bits >= 16 else self.kv_bits,
             spec.window,
             spec.softcap,
+            spec.sinks,
         )
         module = paged_decode if kernel == "paged_decode" else paged_prefill
         return self._choose.uses(kernel, shape.work(dtype), lambda: module.contest(shape, dtype))
@@ -228,6 +230,7 @@ class KernelOps(Ops):
         layer: int,
         chunks: Sequence[ChunkRows],
         q: mx.array,
+        sinks: mx.array | None,
     ) -> mx.array:
         runs = tuple(c.count for c in chunks)
         lengths = np.concatenate([np.arange(c.count) + c.start + 1 for c in chunks])
@@ -242,6 +245,7 @@ class KernelOps(Ops):
             scale=spec.scale,
             window=spec.window,
             softcap=spec.softcap,
+            sinks=sinks,
             runs=runs,
         )
 
@@ -252,6 +256,7 @@ class KernelOps(Ops):
         layer: int,
         chunks: Sequence[ChunkRows],
         q: mx.array,
+        sinks: mx.array | None,
     ) -> mx.array:
         offsets = np.cumsum([0, *(c.count for c in chunks)]).astype(np.int32)
         keys, values = (self._pool(spec, pool, side) for side in pool.layers[layer])
@@ -265,6 +270,7 @@ class KernelOps(Ops):
             scale=spec.scale,
             window=spec.window,
             softcap=spec.softcap,
+            sinks=sinks,
         )
 
     def _pool(self, spec: AttentionSpec, pool: KvPool, side: Side) -> Pool:

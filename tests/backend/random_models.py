@@ -21,6 +21,7 @@ from localllm.spec.weights import weight_shapes
 
 CONTEXT = 64
 ACTIVATIONS = ["silu", "gelu", "gelu_tanh", "relu"]
+GATED_ACTIVATIONS = [*ACTIVATIONS, "clamped_swiglu"]
 ROPE_KINDS = ["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 
 norms = st.builds(
@@ -75,6 +76,7 @@ def attentions(draw: st.DrawFn) -> AttentionSpec:
         qk_norm=draw(st.none() | norms),
         qk_norm_over=draw(st.sampled_from(["head", "all"])),
         softcap=draw(st.sampled_from([None, 2.0])),
+        sinks=draw(st.booleans()),
     )
 
 
@@ -85,8 +87,9 @@ def mixtures(draw: st.DrawFn) -> MoESpec:
         experts=experts,
         top_k=draw(st.integers(1, experts)),
         hidden=draw(st.sampled_from([8, 20])),
-        activation=draw(st.sampled_from(ACTIVATIONS)),
+        activation=draw(st.sampled_from(GATED_ACTIVATIONS)),
         renormalize=draw(st.booleans()),
+        bias=draw(st.booleans()),
     )
 
 
