@@ -18,6 +18,7 @@ from localllm.models import (
     gguf,
     glm4,
     gpt2,
+    gpt_oss,
     granite,
     llama,
     mistral,
@@ -70,6 +71,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "seed_oss": Architecture(seed_oss.spec, llama.NAMES),
     "granite": Architecture(granite.spec, llama.NAMES),
     "starcoder2": Architecture(starcoder2.spec, starcoder2.NAMES),
+    "gpt_oss": Architecture(gpt_oss.spec, gpt_oss.NAMES),
     "gpt2": Architecture(gpt2.spec, gpt2.NAMES, buffers=gpt2.BUFFERS),
 }
 
