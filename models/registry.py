@@ -128,7 +128,7 @@ def _architecture(config: Config) -> Architecture:
         )
     if config.has("quantization_config"):
         quantization = config.section("quantization_config")
-        if quantization.has("quant_method"):
+        if quantization.has("quant_method") and quantization.text("quant_method") != "mxfp4":
             raise quantization.unsupported("quant_method", quantization.values["quant_method"])
     return ARCHITECTURES[kind]
 
