@@ -19,7 +19,6 @@ from localllm.checkpoint.tensor import Affine, GroupValues, Tensor
 from localllm.checkpoint.weight_file import missing_tensor
 from localllm.errors import CheckpointError, UnsupportedModel
 
-
 # What small floats become; see `microscaling`.
 _FLOAT_FORMS: dict[str, Form] = {
     "mxfp4": AffineForm(microscaling.BITS, 32, GroupForm(2)),

@@ -71,7 +71,8 @@ def mxfp4(blocks: np.ndarray, exponents: np.ndarray) -> Affine:
 
 
 def nvfp4(words: np.ndarray, scales: np.ndarray) -> Affine:
-    """MLX's: uint32 words [..., out, n / 8] of 4-bit floats, uint8 E4M3 scales [..., out, n / 16]."""
+    """MLX's: uint32 words [..., out, n / 8] of 4-bit floats, and uint8 scales in E4M3
+    [..., out, n / 16]."""
     raw = words.view(np.uint8)
     nibbles = np.stack((raw & 15, raw >> 4), axis=-1).reshape(*raw.shape[:-1], -1)
     halves = (e4m3(scales) / 2).astype(np.float16)

@@ -19,7 +19,7 @@ _BY_TENSOR = ("mxfp4",)
 
 @dataclass(frozen=True)
 class Packing:
-    """Codes of `bits` bits. "affine": one scale and one bias for `group` of them; else one scale."""
+    """Codes of `bits` bits; for `group` of them a scale, and in the mode "affine" a bias."""
 
     bits: int
     group: int
