@@ -20,10 +20,11 @@ from localllm.models import load_spec
 from localllm.spec import DecoderSpec
 from localllm.train.program import Layout
 from tests.adapters.layouts import Settings, layout, linears, parameters
-from tests.models.running import golden, golden_names
+from tests.adapters.saved import CASES, FOLDER
+from tests.adapters.test_parity import logits, opened
+from tests.models.running import TOLERANCE, difference, golden, golden_names
 
 ONE_EACH = sorted({name.split("-")[0]: name for name in golden_names()}.values())
-FUSED = {"phi3": 2, "glm4": 1, "gpt2": 1}
 
 
 def spec_of(name: str, folder: Path) -> DecoderSpec:
@@ -139,7 +140,7 @@ def test_what_is_no_adapter_or_not_finite_is_refused(tmp_path: Path) -> None:
 def test_a_kill_while_saving_leaves_the_old_the_new_or_none(
     fails_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Never matrices beside the config of others: with another alpha they would compute nonsense."""
+    """Never matrices beside the config of others, whose alpha would make nonsense of them."""
     spec = spec_of("llama-gqa", tmp_path / "model")
     folder = tmp_path / "adapter"
     old, new = layout(spec, Settings()), layout(spec, Settings(alpha=64.0))
@@ -168,3 +169,27 @@ def test_a_kill_while_saving_leaves_the_old_the_new_or_none(
             load_adapter(folder, spec)
     else:
         assert load_adapter(folder, spec).digest != before
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("name", CASES)
+def test_saved_adapters_compute_here_what_peft_computes_from_them(
+    name: str, backend: str, tmp_path: Path
+) -> None:
+    case = CASES[name]
+    model = case.base.write(tmp_path / "model")
+    running, adapter = opened(model, backend, case.save(model, tmp_path / "adapter"))
+    found = logits(running, case.base.tokens, running.add_adapter(adapter))
+    with np.load(FOLDER / f"{name}.npz") as arrays:
+        assert difference(found, arrays["logits"]) < TOLERANCE
+        assert difference(arrays["logits"], case.base.whole) > 0.05, "it must matter here"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_peft_loads_them(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    from scripts.goldens.saved_adapters import peft_logits
+
+    with np.load(FOLDER / f"{name}.npz") as arrays:
+        assert difference(peft_logits(CASES[name], tmp_path), arrays["logits"]) < TOLERANCE
