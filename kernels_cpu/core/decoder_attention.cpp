@@ -93,7 +93,8 @@ void Decoder::attention(const Step& step, int index) {
   adapt(index, mixed_, {Target::kO});
   multiply(mixed_.input(0, step.rows, quantized), {{a.o, y_.row(0), y_.stride()}});
   each_row(step.rows, 4 * width, [&](int r) {
-    add_residual(layer, layer.attn_post_norm, delta(index, Target::kO, r), a.o_bias, r);
+    add_delta(index, Target::kO, r, 0, width, y_.row(r));
+    add_residual(layer, layer.attn_post_norm, a.o_bias, r);
   });
 }
 

@@ -110,7 +110,7 @@ void Decoder::mixture(const Step& step, const Layer& layer) {
           static_cast<size_t>(r) * static_cast<size_t>(c.top_k) + static_cast<size_t>(i);
       k_.add_scaled(expert_out_.row(slot_of_[at]), width, chosen_weight_[at], y);
     }
-    add_residual(layer, layer.ffn_post_norm, nullptr, nullptr, r);
+    add_residual(layer, layer.ffn_post_norm, nullptr, r);
   });
 }
 
