@@ -82,15 +82,16 @@ class Batches:
         return max(1, total)
 
     @cached_property
-    def longest(self) -> tuple[int, ...]:
-        """Lengths of the largest micro-batch that any order could bring."""
-        order = np.sort(self._lengths)[::-1]
+    def largest(self) -> tuple[int, ...]:
+        """The examples of the largest micro-batch that any order could bring, longest first."""
+        order = np.argsort(-self._lengths, kind="stable")
         if self._tokens is None:
-            return tuple(int(length) for length in order[: self._size])
-        filled: list[int] = []
-        for length in order:
-            if sum(filled) + length <= self._tokens:
-                filled.append(int(length))
+            return tuple(int(place) for place in order[: self._size])
+        filled, room = [], self._tokens
+        for place in order:
+            if self._lengths[place] <= room:
+                filled.append(int(place))
+                room -= int(self._lengths[place])
         return tuple(filled)
 
     def _make_epoch(self, epoch: int) -> tuple[tuple[tuple[int, ...], ...], ...]:

@@ -46,7 +46,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run in Weights & Biases. Needs the extra `wandb`, and an account (or WANDB_MODE=offline)."""
+    """A run in Weights & Biases. Needs the extra `wandb`; an account, or WANDB_MODE=offline."""
 
     def __init__(self, project: str, name: str, config: Mapping[str, Any], folder: Path) -> None:
         try:

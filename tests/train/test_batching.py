@@ -34,7 +34,7 @@ def test_an_epoch_brings_every_example_once(lengths, size, accumulate, pack, see
 @given(LENGTHS, st.integers(1, 5), st.integers(1, 3), st.booleans(), st.data())
 def test_a_step_is_the_same_however_it_is_reached(lengths, size, accumulate, pack, data):
     tokens = max(max(lengths), 64) if pack else None
-    settings = dict(size=size, accumulate=accumulate, tokens=tokens, seed=5)
+    settings = {"size": size, "accumulate": accumulate, "tokens": tokens, "seed": 5}
     one, other = Batches(lengths, **settings), Batches(lengths, **settings)
     walked = [one.at(step) for step in range(min(30, one.steps_in(3)))]
     step = data.draw(st.integers(0, len(walked) - 1))
@@ -64,10 +64,10 @@ def test_packed_micro_batches_stay_within_their_tokens(lengths, more):
 
 
 @given(LENGTHS, st.integers(1, 6), st.booleans())
-def test_no_micro_batch_is_larger_than_the_longest(lengths, size, pack):
+def test_no_micro_batch_is_larger_than_the_largest(lengths, size, pack):
     tokens = max(lengths) + 50 if pack else None
     batches = Batches(lengths, size=size, tokens=tokens)
-    longest = batches.longest
+    longest = [lengths[place] for place in batches.largest]
     assert tokens is None or sum(longest) <= tokens
     for step in range(batches.steps_in(1)):
         for micro in batches.at(step).micro_batches:

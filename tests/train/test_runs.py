@@ -27,7 +27,7 @@ def test_runs_are_found_by_name_folder_and_last(home, tmp_path):
     two = runs.create_run(None, {"model": "smollm2:135m"})
     elsewhere = runs.create_run(str(tmp_path / "mine"), {"model": "x"})
     assert (one.name, two.name, elsewhere.name) == ("smollm2-135m-1", "smollm2-135m-2", "mine")
-    assert [run.name for run in runs.all_runs()][0] == "mine"
+    assert runs.all_runs()[0].name == "mine"
     assert runs.open_run("smollm2-135m-1").folder == one.folder
     assert runs.open_run(tmp_path / "mine").facts["model"] == "x"
     assert runs.open_run("last").name == "mine"
