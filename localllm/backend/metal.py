@@ -28,6 +28,7 @@ from localllm.backend.metal_attention import ChunkRows
 from localllm.backend.metal_decoder import Decoder
 from localllm.backend.metal_kernels import KernelOps
 from localllm.backend.metal_kv import KvPool, Rows, kv_group_size
+from localllm.backend.metal_limits import bound_memory
 from localllm.backend.metal_ops import Ops
 from localllm.backend.metal_weights import checkpoint_dtype, load
 from localllm.backend.protocol import Activations, Batch, Chunk, StepCancelled, blocks_of_groups
@@ -52,9 +53,11 @@ class MetalBackend:
     choose: which kernels are used; None: MLX's own ops alone. executor: runs them where there is
         no GPU.
 
-    Rounding depends on the number of rows in a step, since MLX picks its kernels by it. Raises
-    CheckpointError for weights that do not fit the spec, InvalidRequest for KV bits that the head
-    sizes do not allow, OutOfMemoryPlan if the pool cannot be had.
+    Rounding depends on the number of rows in a step, since MLX picks its kernels by it; up to 8
+    rows (what verifies drafts) our kernels round alike, where they are used and no row has an
+    adapter on gate or up. Raises CheckpointError for weights that do not fit the spec,
+    InvalidRequest for KV bits that the head sizes do not allow, OutOfMemoryPlan if the pool cannot
+    be had.
     """
 
     name = "metal"
@@ -100,6 +103,7 @@ class MetalBackend:
             parts = load(spec, weights, dtype)
             self._decoder: Decoder | None = Decoder(spec, parts, self._ops)
             self._pool: KvPool | None = KvPool(spec, self.group_blocks, block_size, dtype, kv_bits)
+        bound_memory(mx.get_active_memory())
 
     @property
     def kv_form(self) -> str:

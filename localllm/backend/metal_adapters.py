@@ -121,6 +121,9 @@ class RowAdapters:
         done = self._stacked(y, x, stack, np.repeat(slots, counts).astype(np.int32))
         return self._by_chunk(name, x, y) if done is None else done
 
+    def touches(self, layer: int, *targets: str) -> bool:
+        return any(f"layers.{layer}.{target}" in self._touched for target in targets)
+
     def _by_chunk(self, name: str, x: mx.array, y: mx.array) -> mx.array:
         parts, at = [], 0
         for rows, adapter in self._parts:

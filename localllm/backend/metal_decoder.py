@@ -6,6 +6,7 @@ Rows are flat, [n, hidden], whatever sequences they belong to; `attend` and `ada
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -18,9 +19,20 @@ from localllm.spec.rope import tables
 
 # (layer, q [n, heads, head_dim], the pool's rows of K and of V) -> T [n, heads * head_dim]
 Attend = Callable[[int, mx.array, Rows, Rows], mx.array]
-# (layer, target such as "attn.q", x [n, in], y [n, out] = W x) -> y with what adapters add
-Adapt = Callable[[int, str, mx.array, mx.array], mx.array]
 Weights = Mapping[str, mx.array | Matrix]
+
+
+class Adapt(Protocol):
+    """What the adapters of a step add. targets: "attn.q", "ffn.up" …"""
+
+    def __call__(self, layer: int, target: str, x: mx.array, y: mx.array) -> mx.array:
+        """y with what is added. x: [n, in]; y: [n, out] = W x."""
+        ...
+
+    def touches(self, layer: int, *targets: str) -> bool:
+        """Whether anything is added to one of them."""
+        ...
+
 
 # Rows x chosen experts from which sorting by expert pays: each expert's weights are read once.
 _SORT_EXPERTS = 64
@@ -60,8 +72,8 @@ class Decoder:
         if self._positions is not None:
             x = x + self._positions.rows(mx.array(positions))
         angles: dict[object, Angles] = {}
-        for layer in self.spec.layers:
-            rope = layer.mixer.rope
+        for spec in self.spec.layers:
+            rope = spec.mixer.rope
             if rope is not None and rope not in angles:
                 cos, sin = tables(rope, positions, lengths)
                 angles[rope] = mx.array(cos), mx.array(sin)
@@ -173,7 +185,8 @@ class _FeedForward:
 
     def __call__(self, layer: int, x: mx.array, adapt: Adapt | None) -> mx.array:
         ops, kind = self._ops, self._spec.activation
-        if self._gate is not None and adapt is None:
+        fused = adapt is None or not adapt.touches(layer, "ffn.gate", "ffn.up")
+        if self._gate is not None and fused:
             inner = ops.gated(x, self._gate, self._up, kind)
         else:
             inner = _adapted(adapt, layer, "ffn.up", x, ops.linear(x, self._up))

@@ -306,6 +306,88 @@ CASES: dict[str, dict[str, Any]] = {
     "olmo2-mqa-bias-yarn": _case(
         "olmo2", num_key_value_heads=1, attention_bias=True, rope_scaling=_YARN
     ),
+    "olmo3-pattern-yarn": _case(
+        "olmo3",
+        rms_norm_eps=_EPS,
+        num_hidden_layers=4,
+        num_key_value_heads=4,
+        sliding_window=6,
+        rope_scaling=_YARN,
+    ),
+    "olmo3-layer-types-gqa": _case(
+        "olmo3",
+        num_hidden_layers=3,
+        sliding_window=5,
+        layer_types=[_FULL, _SLIDE, _FULL],
+        attention_bias=True,
+    ),
+    "olmo3-rope-parameters-tied": _case(
+        "olmo3",
+        sliding_window=7,
+        layer_types=[_SLIDE, _FULL],
+        rope_parameters={
+            _FULL: {**_YARN, "rope_theta": 3000.0},
+            _SLIDE: {"rope_type": "default", "rope_theta": 100.0},
+        },
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+    ),
+    "exaone4-pattern": _case(
+        "exaone4", rms_norm_eps=_EPS, num_hidden_layers=5, sliding_window=6, head_dim=16
+    ),
+    "exaone4-full-tied": _case(
+        "exaone4",
+        sliding_window=None,
+        layer_types=[_FULL, _FULL],
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+    ),
+    "exaone4-layer-types-llama3": _case(
+        "exaone4",
+        num_hidden_layers=3,
+        num_key_value_heads=4,
+        sliding_window=5,
+        layer_types=[_SLIDE, _FULL, _SLIDE],
+        rope_theta=1000000.0,
+        rope_scaling=_LLAMA3,
+    ),
+    "glm4-gqa": _case("glm4", rms_norm_eps=_EPS, head_dim=16, pad_token_id=0),
+    "glm4-mqa-no-bias-tied": _case(
+        "glm4",
+        head_dim=8,
+        num_key_value_heads=1,
+        attention_bias=False,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        rope_theta=500.0,
+    ),
+    "glm4-rope-parameters": _case(
+        "glm4",
+        head_dim=16,
+        num_key_value_heads=4,
+        pad_token_id=0,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 100.0,
+            "partial_rotary_factor": 0.25,
+        },
+    ),
+    "seed_oss-gqa": _case("seed_oss", rms_norm_eps=_EPS, head_dim=16),
+    "seed_oss-biases-tied": _case(
+        "seed_oss",
+        head_dim=8,
+        num_key_value_heads=1,
+        attention_out_bias=True,
+        mlp_bias=True,
+        tie_word_embeddings=True,
+    ),
+    "seed_oss-no-bias-linear": _case(
+        "seed_oss",
+        head_dim=12,
+        num_key_value_heads=4,
+        attention_bias=False,
+        rope_scaling={"rope_type": "linear", "factor": 3.0},
+    ),
     "granite-multipliers": _case(
         "granite",
         rms_norm_eps=10 * _EPS,
