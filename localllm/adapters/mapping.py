@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -65,12 +65,35 @@ def map_targets(adapter: AdapterFile, spec: DecoderSpec) -> dict[str, LowRank]:
         inner = shapes[f"{next(iter(targets))}.weight"][1]
         total = sum(shapes[f"{target}.weight"][0] for target in targets)
         whole = _read(adapter, module, pair, total, inner)
-        for target, place in targets.items():
-            found[target] = whole
-            if place.source.part is not None:
-                first, last, _ = part_rows(spec, place.source.part, place.layer)
-                found[target] = replace(whole, b=_rows(whole.b, first, last))
+        parts = {target: _part(spec, whole, place) for target, place in targets.items()}
+        found |= _own_ranks(parts) if len(parts) > 1 else parts
     return found
+
+
+def _part(spec: DecoderSpec, whole: LowRank, place: _Place) -> LowRank:
+    """What a module's pair does to one of the linears in it."""
+    if place.source.part is None:
+        return whole
+    first, last, _ = part_rows(spec, place.source.part, place.layer)
+    return replace(whole, b=_rows(whole.b, first, last))
+
+
+def _own_ranks(parts: Mapping[str, LowRank]) -> dict[str, LowRank]:
+    """Without the ranks that only other parts use, as `save_adapter` lays them side by side."""
+    used = {target: pair.b.to_float32().any(axis=0) for target, pair in parts.items()}
+    if not any(columns.any() for columns in used.values()):
+        return dict(parts)
+    return {
+        target: pair if used[target].all() else _with_ranks(pair, used[target])
+        for target, pair in parts.items()
+        if used[target].any()
+    }
+
+
+def _with_ranks(pair: LowRank, kept: np.ndarray) -> LowRank:
+    a = replace(pair.a, data=np.ascontiguousarray(pair.a.data[kept]))
+    b = replace(pair.b, data=np.ascontiguousarray(pair.b.data[:, kept]))
+    return replace(pair, a=a, b=b)
 
 
 class _Table:

@@ -27,7 +27,7 @@ from localllm.errors import CheckpointError, UnsupportedModel
 from localllm.models.config import MAX_LAYERS, Config
 
 WEIGHTS = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 
 # Read here, or without bearing on what the tensors compute.
 _KNOWN = frozenset(
@@ -70,9 +70,9 @@ def read_peft(folder: Path, values: Mapping[str, Any]) -> AdapterFile:
         scales = _Scales(config)
         pairs = {}
         for stem, (a, b) in found.items():
-            module = stem.removeprefix(_PREFIX)
+            module = stem.removeprefix(PREFIX)
             if module == stem:
-                raise UnsupportedModel(f"{file.path}: {a.name} does not begin with {_PREFIX!r}")
+                raise UnsupportedModel(f"{file.path}: {a.name} does not begin with {PREFIX!r}")
             if len(module) > MAX_NAME:
                 raise CheckpointError(f"{file.path}: a module name of {len(module)} characters")
             scale = scales.of(file.path, module, a.shape[0] if len(a.shape) == 2 else 0)
