@@ -50,7 +50,7 @@ def mxfp4(blocks: np.ndarray, exponents: np.ndarray) -> Affine:
     exponents [..., G] -> [..., 32 G]. Raises OverflowError for a scale that float16 cannot hold."""
     pairs = blocks.reshape(-1, 16)
     codes = np.empty((len(pairs), 32 * BITS // 32), np.uint32)
-    unused = np.empty(len(pairs), bool)
+    unused: np.ndarray = np.empty(len(pairs), bool)
     for at in range(0, len(pairs), _ROWS):
         part = pairs[at : at + _ROWS]
         nibbles = np.stack((part & 15, part >> 4), axis=-1).reshape(len(part), 32)
