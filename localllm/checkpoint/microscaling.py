@@ -33,7 +33,7 @@ def e8m0_halves(exponents: np.ndarray, unused: np.ndarray) -> np.ndarray:
     """
     power = exponents.astype(np.int16) - 128
     with np.errstate(over="ignore", under="ignore"):
-        halves = np.ldexp(np.float32(1), power).astype(np.float16)
+        halves: np.ndarray = np.exp2(power.astype(np.float32)).astype(np.float16)
     halves[exponents == 255] = np.nan
     halves[unused] = 0
     return halves
@@ -50,7 +50,7 @@ def mxfp4(blocks: np.ndarray, exponents: np.ndarray) -> Affine:
     exponents [..., G] -> [..., 32 G]. Raises OverflowError for a scale that float16 cannot hold."""
     pairs = blocks.reshape(-1, 16)
     codes = np.empty((len(pairs), 32 * BITS // 32), np.uint32)
-    unused = np.empty(len(pairs), bool)
+    unused: np.ndarray = np.empty(len(pairs), bool)
     for at in range(0, len(pairs), _ROWS):
         part = pairs[at : at + _ROWS]
         nibbles = np.stack((part & 15, part >> 4), axis=-1).reshape(len(part), 32)
@@ -94,7 +94,8 @@ def mxfp8(words: np.ndarray, exponents: np.ndarray) -> Dense:
 
 def e4m3(raw: np.ndarray) -> np.ndarray:
     """uint8 -> float32: 4 bits of exponent (bias 7), 3 of mantissa, no infinities."""
-    return _E4M3[raw]
+    values: np.ndarray = _E4M3[raw]
+    return values
 
 
 def _e4m3_table() -> np.ndarray:
