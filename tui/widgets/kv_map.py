@@ -16,7 +16,10 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 # One for each owner, again from the start when there are more; told apart by their letters too.
-_COLOURS = ("primary", "accent", "success", "warning", "secondary", "error")
+_COLOURS = (
+    *("primary-lighten-2", "success", "warning", "error-lighten-2"),
+    *("accent-lighten-2", "secondary-lighten-3"),
+)
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 FREE, IDLE, SHARED = "·", "▫", "◆"
 
