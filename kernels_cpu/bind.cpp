@@ -107,8 +107,13 @@ AdapterSource adapter_source(const AnyMatrix& a, const AnyMatrix& b, float scale
           to_int(a.shape(1)), to_int(a.shape(0)), to_int(b.shape(0)), scale};
 }
 
-void add_pair(Adapter& adapter, int layer, Target target, AnyMatrix a, AnyMatrix b, float scale) {
-  const AdapterSource source = adapter_source(a, b, scale);
+void add_pair(Adapter& adapter, int layer, Target target, AnyMatrix a, AnyMatrix b, float scale,
+              std::optional<Array<float, 1>> gains) {
+  AdapterSource source = adapter_source(a, b, scale);
+  if (gains) {
+    check(to_int(gains->shape(0)) == source.out, "an adapter needs one gain for each output");
+    source.gains = gains->data();
+  }
   const nb::gil_scoped_release release;
   adapter.add(layer, target, source);
 }
@@ -267,6 +272,16 @@ void project(Decoder& d, Array<float, 2> hidden, OutMatrix out) {
   d.project(hidden.data(), rows, out.data());
 }
 
+void project_with(Decoder& d, const WeightStore& store, const std::string& name,
+                  Array<float, 2> hidden, OutMatrix out) {
+  const int rows = to_int(hidden.shape(0)), width = d.program().config.hidden;
+  check(rows > 0 && to_int(hidden.shape(1)) == width, "hidden states of the wrong shape");
+  check(to_int(out.shape(0)) == rows, "the logits array has the wrong shape");
+  const Matrix& head = store.matrix(name, to_int(out.shape(1)), width);
+  const nb::gil_scoped_release release;
+  d.project(hidden.data(), rows, head, out.data());
+}
+
 void embed(const Decoder& d, Array<int32_t, 1> tokens, OutMatrix out) {
   const ModelConfig& c = d.program().config;
   const int rows = to_int(tokens.shape(0));
@@ -331,7 +346,8 @@ NB_MODULE(_native, m) {
       .value("silu", Activation::kSilu)
       .value("gelu", Activation::kGelu)
       .value("gelu_tanh", Activation::kGeluTanh)
-      .value("relu", Activation::kRelu);
+      .value("relu", Activation::kRelu)
+      .value("clamped_swiglu", Activation::kClampedSwiglu);
 
   nb::class_<LayerConfig>(m, "LayerConfig")
       .def(nb::init<>())
@@ -346,6 +362,7 @@ NB_MODULE(_native, m) {
       .def_rw("softcap", &LayerConfig::softcap)
       .def_rw("qk_norm", &LayerConfig::qk_norm)
       .def_rw("qk_norm_all", &LayerConfig::qk_norm_all)
+      .def_rw("sinks", &LayerConfig::sinks)
       .def_rw("hidden", &LayerConfig::hidden)
       .def_rw("activation", &LayerConfig::activation)
       .def_rw("gated", &LayerConfig::gated)
@@ -392,7 +409,7 @@ NB_MODULE(_native, m) {
            }),
            nb::arg("layers"), nb::arg("bytes"), "bytes: what all its pairs together take.")
       .def("add", &add_pair, nb::arg("layer"), nb::arg("target"), nb::arg("a"), nb::arg("b"),
-           nb::arg("scale"))
+           nb::arg("scale"), nb::arg("gains").none() = nb::none())
       .def_prop_ro("nbytes", &Adapter::bytes);
 
   nb::class_<Decoder>(m, "Decoder", "A decoder with its KV pool and threads.")
@@ -406,6 +423,8 @@ NB_MODULE(_native, m) {
            "Runs one step into `out` [logit_rows, vocab] and `hidden` [logit_rows, hidden]; False "
            "when cancelled. adapters: one or None for each chunk; nothing for the base alone.")
       .def("project", &project, nb::arg("hidden"), nb::arg("out"), "The head's logits into `out`.")
+      .def("project_with", &project_with, nb::arg("store"), nb::arg("name"), nb::arg("hidden"),
+           nb::arg("out"), "The same with a matrix of `store` as the head, without a bias.")
       .def("embed", &embed, nb::arg("tokens"), nb::arg("out"), "Rows of the embedding into `out`.")
       .def("block_bytes",
            [](const Decoder& d, int group) {

@@ -65,6 +65,8 @@ class Decoder {
   bool forward(const Step& step, const std::function<bool()>& stop = {});
   // The head alone: logits [rows, vocab] of rows as they enter it, hidden [rows, hidden].
   void project(const float* hidden, int rows, float* out);
+  // The same with another head, such as some rows of the model's: logits [rows, head.rows].
+  void project(const float* hidden, int rows, const Matrix& head, float* out);
   // Rows of the embedding as the first layer takes them, out [rows, hidden].
   void embed_rows(const int32_t* tokens, int rows, float* out) const;
   void copy_block(int group, int32_t from, int32_t to);
@@ -97,27 +99,26 @@ class Decoder {
   void attend(const Step& step, int index);
   void attend_whole(const std::vector<AttendItem>& items, int index);
   void attend_in_parts(const Step& step, const std::vector<AttendItem>& items, int index);
-  void finish_head(const float* state, int index, int row, int head);
+  void finish_head(float* state, int index, int row, int head);
   void feed_forward(const Step& step, int index);
   void mixture(const Step& step, const Layer& layer);
   void choose_experts(const Step& step, const Layer& layer);
   void logits(const Step& step);
-  // Logits of the first `rows` of normed_.
-  void run_head(int rows, float* out);
+  void project_with(const float* hidden, int rows, const Matrix& head, const float* bias,
+                    float* out);
+  // Logits of the first `rows` of normed_; bias: of each logit, or null.
+  void run_head(int rows, const Matrix& head, const float* bias, float* out);
 
   void group_adapters(const Step& step);
   // What the step's adapters add to some linears of one input. It stays until the linears of
   // another input are asked for.
   void adapt(int layer, const MatmulRows& in, std::initializer_list<Target> targets);
   const FloatRows& deltas_of(Target target) const;
-  // A row of it; null where the row's adapter leaves the linear alone.
-  const float* delta(int layer, Target target, int row) const;
-  // y += its entries [first, first + n), if there are any.
+  // y, entries [first, first + n) of a row's W x, with what its adapter makes of them, if anything.
   void add_delta(int layer, Target target, int row, int first, int n, float* y) const;
 
-  // x += residual_scale * post(y + delta + bias), where y is the sublayer's output.
-  void add_residual(const Layer& layer, const Norm& post, const float* delta, const float* bias,
-                    int row);
+  // x += residual_scale * post(y + bias), where y is the sublayer's output.
+  void add_residual(const Layer& layer, const Norm& post, const float* bias, int row);
   // Normalizes x into the matmul's input.
   void enter(const Norm& norm, const float* x, MatmulRows* to, int row);
   void quantize(MatmulRows* rows, int row, int width);

@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from localllm.checkpoint.tensor import Dense
+from localllm.errors import InvalidRequest
 
 # The linears of a layer that an adapter may touch: `layers.N.` and one of these.
 LINEARS = ("attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ffn.down")
 
 
 @dataclass(frozen=True)
+class Gains:
+    """What DoRA multiplies each output with, `magnitude / |row of W + scale * B A|`.
+
+    values: float32 [out]. offset: float32 [out], what of the base's bias that takes away and must
+    come back, bias * (1 - gain); None without a bias. Source: https://arxiv.org/abs/2402.09353
+    """
+
+    values: np.ndarray
+    offset: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + (0 if self.offset is None else self.offset.nbytes)
+
+
+@dataclass(frozen=True)
 class LowRank:
-    """y = W x + B (scale * (A x)).
+    """y = W x + B (scale * (A x)), and with DoRA each row of that times its gain.
 
     a: [r, in], b: [out, r], in the dtype of the file. The scale stays a number of its own, so that
     16-bit matrices are held in 16 bits without loss.
@@ -25,6 +42,7 @@ class LowRank:
     a: Dense
     b: Dense
     scale: float
+    gains: Gains | None = None
 
     @property
     def rank(self) -> int:
@@ -32,12 +50,22 @@ class LowRank:
 
     @property
     def nbytes(self) -> int:
-        return self.a.nbytes + self.b.nbytes
+        return self.a.nbytes + self.b.nbytes + (0 if self.gains is None else self.gains.nbytes)
 
     def delta(self) -> np.ndarray:
-        """What it adds to W: float32 [out, in]."""
+        """scale * B A: float32 [out, in]."""
         product: np.ndarray = self.b.to_float32() @ self.a.to_float32()
         return product * np.float32(self.scale)
+
+    def merged(self, weight: np.ndarray) -> np.ndarray:
+        """What takes W's place: float32 [out, in]."""
+        whole: np.ndarray = weight + self.delta()
+        return whole if self.gains is None else whole * self.gains.values[:, None]
+
+    def scaled_b(self) -> np.ndarray:
+        """B with scale and gain in it: float32 [out, r]."""
+        b = self.b.to_float32() * np.float32(self.scale)
+        return b if self.gains is None else b * self.gains.values[:, None]
 
 
 @dataclass(frozen=True)
@@ -57,6 +85,22 @@ class LoraAdapter:
         return sum(pair.nbytes for pair in self.targets.values())
 
 
+def weighted(adapter: LoraAdapter, weight: float) -> LoraAdapter:
+    """The adapter with so much of it added. Raises InvalidRequest for a weight that is no number,
+    or an adapter with DoRA, whose gains know no half."""
+    if not np.isfinite(weight):
+        raise InvalidRequest(f"an adapter's weight must be a number, not {weight}")
+    if any(pair.gains is not None for pair in adapter.targets.values()):
+        raise InvalidRequest(
+            f"adapter {adapter.name!r} is a DoRA adapter, which cannot be added in part",
+            hint="use it with the weight 1",
+        )
+    targets = {
+        name: replace(pair, scale=pair.scale * weight) for name, pair in adapter.targets.items()
+    }
+    return make_adapter(adapter.name, targets)
+
+
 def make_adapter(name: str, targets: Mapping[str, LowRank]) -> LoraAdapter:
     """With the digest of its content."""
     digest = hashlib.sha256()
@@ -66,4 +110,6 @@ def make_adapter(name: str, targets: Mapping[str, LowRank]) -> LoraAdapter:
         for side in (pair.a, pair.b):
             digest.update(f" {side.dtype} {side.shape};".encode())
             digest.update(np.ascontiguousarray(side.data).view(np.uint8).data)
+        if pair.gains is not None:
+            digest.update(b" gains" + pair.gains.values.tobytes())
     return LoraAdapter(name, digest.digest(), dict(targets))

@@ -12,7 +12,14 @@ import numpy as np
 
 from localllm.adapters.lora import LoraAdapter
 from localllm.backend.adapters import MAX_ADAPTERS, AdapterTable, check_adapter
-from localllm.backend.protocol import Activations, Batch, Chunk, StepCancelled, blocks_of_groups
+from localllm.backend.protocol import (
+    Activations,
+    Batch,
+    Chunk,
+    Projection,
+    StepCancelled,
+    blocks_of_groups,
+)
 from localllm.backend.reference_adapters import Loaded, RowAdapters, loaded_bytes, to_loaded
 from localllm.backend.reference_attention import attention
 from localllm.backend.reference_decoder import Decoder, Weight
@@ -79,7 +86,8 @@ class ReferenceBackend:
         if not chunks:
             return np.zeros((0, self.spec.vocab_size), np.float32)
         self._cancelled.clear()
-        step = _Step(self.spec, self._pool, chunks, self._cancelled)
+        sinks = [layer.attn.sinks for layer in self._decoder.layers]
+        step = _Step(self.spec, self._pool, chunks, self._cancelled, sinks)
         with mx.stream(mx.cpu):
             rows = self._decoder(step.tokens, step.positions, step.lengths, step.attend, adapters)
             if not len(step.logit_rows):
@@ -100,6 +108,18 @@ class ReferenceBackend:
         assert self._decoder is not None, "the backend is closed"
         with mx.stream(mx.cpu):
             return np.array(self._decoder.project(mx.array(hidden.astype(np.float32))))
+
+    def part_of_head(self, rows: Tensor) -> Projection:
+        """See `Backend.part_of_head`."""
+        matrix = to_matrix(rows)
+
+        def project(hidden: np.ndarray) -> np.ndarray:
+            assert self._decoder is not None, "the backend is closed"
+            with mx.stream(mx.cpu):
+                logits = matrix.matmul(mx.array(hidden.astype(np.float32)))
+                return np.array(self._decoder.finish(logits))
+
+        return project
 
     def embed(self, token_ids: Sequence[int]) -> np.ndarray:
         """See `Backend.embed`."""
@@ -180,9 +200,15 @@ class _Step:
     """One forward: the rows of all chunks laid end to end, and how they attend."""
 
     def __init__(
-        self, spec: DecoderSpec, pool: KVPool, chunks: tuple[Chunk, ...], cancelled: Event
+        self,
+        spec: DecoderSpec,
+        pool: KVPool,
+        chunks: tuple[Chunk, ...],
+        cancelled: Event,
+        sinks: Sequence[mx.array | None],
     ) -> None:
         self._spec = spec
+        self._sinks = sinks
         self._cancelled = cancelled
         self._pool = pool
         self._chunks = chunks
@@ -225,7 +251,9 @@ class _Step:
         first, stop = _first_seen(spec.window, start), start + q.shape[0]
         table = _table(chunk, self._pool.group_of[layer])
         k, v = (mx.array(x) for x in self._pool.read(layer, table, first, stop))
-        return attention(spec, q, k, v, np.arange(start, stop), np.arange(first, stop))
+        return attention(
+            spec, q, k, v, np.arange(start, stop), np.arange(first, stop), self._sinks[layer]
+        )
 
 
 def _table(chunk: Chunk, group: int) -> np.ndarray:
