@@ -272,6 +272,16 @@ void project(Decoder& d, Array<float, 2> hidden, OutMatrix out) {
   d.project(hidden.data(), rows, out.data());
 }
 
+void project_with(Decoder& d, const WeightStore& store, const std::string& name,
+                  Array<float, 2> hidden, OutMatrix out) {
+  const int rows = to_int(hidden.shape(0)), width = d.program().config.hidden;
+  check(rows > 0 && to_int(hidden.shape(1)) == width, "hidden states of the wrong shape");
+  check(to_int(out.shape(0)) == rows, "the logits array has the wrong shape");
+  const Matrix& head = store.matrix(name, to_int(out.shape(1)), width);
+  const nb::gil_scoped_release release;
+  d.project(hidden.data(), rows, head, out.data());
+}
+
 void embed(const Decoder& d, Array<int32_t, 1> tokens, OutMatrix out) {
   const ModelConfig& c = d.program().config;
   const int rows = to_int(tokens.shape(0));
@@ -413,6 +423,8 @@ NB_MODULE(_native, m) {
            "Runs one step into `out` [logit_rows, vocab] and `hidden` [logit_rows, hidden]; False "
            "when cancelled. adapters: one or None for each chunk; nothing for the base alone.")
       .def("project", &project, nb::arg("hidden"), nb::arg("out"), "The head's logits into `out`.")
+      .def("project_with", &project_with, nb::arg("store"), nb::arg("name"), nb::arg("hidden"),
+           nb::arg("out"), "The same with a matrix of `store` as the head, without a bias.")
       .def("embed", &embed, nb::arg("tokens"), nb::arg("out"), "Rows of the embedding into `out`.")
       .def("block_bytes",
            [](const Decoder& d, int group) {
@@ -441,4 +453,6 @@ NB_MODULE(_native, m) {
       .def_prop_ro("threads", &Decoder::threads)
       .def_prop_ro("kernels", &Decoder::kernels)
       .def_prop_ro("kv_bytes", [](const Decoder& d) { return d.kv().bytes(); });
+
+  bind_train(m);  // its types use those above
 }

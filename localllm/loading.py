@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from localllm import hub
 from localllm.adapters import load_adapter, weights_in
 from localllm.backend.packed_folder import PackedFolder, PackedPlace
@@ -16,6 +18,7 @@ from localllm.backend.protocol import Activations, Backend
 from localllm.backend.select import BackendStatus, candidates, check_activations, open_backend
 from localllm.checkpoint import open_checkpoint
 from localllm.checkpoint.base import Checkpoint
+from localllm.checkpoint.tensor import Tensor
 from localllm.engine import Engine
 from localllm.engine.adapters import AdapterSlots
 from localllm.engine.disk_tier import DiskTier
@@ -110,8 +113,7 @@ def load(
             draft = load_draft(draft_model, spec, tokenizer, plan, threads=threads, offline=offline)
             drafters.append(DraftModel(draft))
         if draft_head is not None:
-            head = DraftHead.load(draft_head, hidden=spec.hidden)
-            drafters.append(HeadDrafter(head, opened))
+            drafters.append(_head_drafter(draft_head, opened, checkpoint))
         return LoadedModel(
             name=name,
             path=stored.path,
@@ -143,6 +145,20 @@ def load(
         checkpoint.close()
         del checkpoint  # its metadata holds the vocabulary once more
         return_freed_memory()  # tables and vocabularies on their way in
+
+
+def _head_drafter(folder: Path, backend: Backend, checkpoint: Checkpoint) -> HeadDrafter:
+    spec = backend.spec
+    head = DraftHead.load(folder, hidden=spec.hidden, vocab_size=spec.vocab_size)
+    rows = None if head.tokens is None else head_rows(checkpoint, spec, head.tokens)
+    return HeadDrafter(head, backend, rows)
+
+
+def head_rows(checkpoint: Checkpoint, spec: DecoderSpec, tokens: np.ndarray) -> Tensor:
+    """[M, hidden]: the rows of the model's head that make these tokens' logits."""
+    wanted = "embed.weight" if spec.tied_head else "head.weight"
+    ((_, head),) = load_weights(checkpoint, spec, only={wanted})
+    return head.rows(tokens)
 
 
 @dataclass(frozen=True)

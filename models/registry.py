@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -97,14 +97,17 @@ def load_spec(checkpoint: Checkpoint) -> DecoderSpec:
     return _tied_as_stored(checkpoint, spec)
 
 
-def load_weights(checkpoint: Checkpoint, spec: DecoderSpec) -> Iterator[tuple[str, Tensor]]:
+def load_weights(
+    checkpoint: Checkpoint, spec: DecoderSpec, *, only: Collection[str] | None = None
+) -> Iterator[tuple[str, Tensor]]:
     """Pairs of our weight name and its tensor, read one at a time as they are asked for.
 
+    only: the names of those that are wanted; None for all.
     Names and order are those of `localllm.spec.weights.weight_shapes`. All names and shapes are
     checked before this returns: CheckpointError for a missing tensor or a shape that
     contradicts the config, UnsupportedModel for tensors the architecture has no place for.
     """
-    return read_weights(checkpoint, spec, _layout(checkpoint))
+    return read_weights(checkpoint, spec, _layout(checkpoint), only)
 
 
 def load_forms(checkpoint: Checkpoint, spec: DecoderSpec) -> dict[str, Form]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -47,9 +47,13 @@ class _Pick:
 
 
 def read_weights(
-    checkpoint: Checkpoint, spec: DecoderSpec, layout: Layout
+    checkpoint: Checkpoint,
+    spec: DecoderSpec,
+    layout: Layout,
+    only: Collection[str] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every weight of the spec, in the order of `weight_shapes`, each read when it is asked for.
+    """Every weight of the spec, or only those named, in the order of `weight_shapes`, each read when
+    it is asked for.
 
     All names and shapes are checked before the first is read. Raises CheckpointError for a
     missing tensor or one whose shape contradicts the config, UnsupportedModel for a tensor that
@@ -57,6 +61,8 @@ def read_weights(
     """
     picks = _Finder(checkpoint, spec, layout).picks()
     _refuse_leftovers(checkpoint, spec, layout, picks)
+    if only is not None:
+        picks = {name: pick for name, pick in picks.items() if name in only}
     return _read(checkpoint, picks)
 
 

@@ -231,10 +231,19 @@ void Decoder::logits(const Step& step) {
   for (int i = 0; step.hidden && i < step.logits; ++i)
     std::memcpy(step.hidden + static_cast<size_t>(i) * width, normed_.row(i),
                 width * sizeof(float));
-  run_head(step.logits, step.out);
+  run_head(step.logits, *program_.head, program_.head_bias, step.out);
 }
 
 void Decoder::project(const float* hidden, int rows, float* out) {
+  project_with(hidden, rows, *program_.head, program_.head_bias, out);
+}
+
+void Decoder::project(const float* hidden, int rows, const Matrix& head, float* out) {
+  project_with(hidden, rows, head, nullptr, out);
+}
+
+void Decoder::project_with(const float* hidden, int rows, const Matrix& head, const float* bias,
+                           float* out) {
   const std::lock_guard<std::mutex> lock(mutex_);
   const FlushDenormals flush;
   const int width = program_.config.hidden;
@@ -242,25 +251,24 @@ void Decoder::project(const float* hidden, int rows, float* out) {
   for (Scratch<uint8_t>& s : thread_scratch_) s.reserve(program_.scratch_bytes);
   for (int r = 0; r < rows; ++r)
     enter(Norm{}, hidden + static_cast<ptrdiff_t>(r) * width, &normed_, r);
-  run_head(rows, out);
+  run_head(rows, head, bias, out);
 }
 
 void Decoder::copy_block(int group, int32_t from, int32_t to) {
   std::memcpy(kv_.block_at(group, to), kv_.block_at(group, from), kv_.block_bytes(group));
 }
 
-void Decoder::run_head(int rows, float* out) {
+void Decoder::run_head(int rows, const Matrix& head, const float* bias, float* out) {
   const ModelConfig& c = program_.config;
   const Input in = normed_.input(0, rows, !c.float_activations);
-  const Matrix& head = *program_.head;
   pool_.parallel(head.panels(), panel_grain(head, head.panels(), rows),
                  [&](int first, int last, int thread) {
-                   k_.matmul(head, in, out, c.vocab, first, last,
+                   k_.matmul(head, in, out, head.rows, first, last,
                              thread_scratch_[static_cast<size_t>(thread)].data());
-                   const int at = first * kLanes, n = std::min(last * kLanes, c.vocab) - at;
+                   const int at = first * kLanes, n = std::min(last * kLanes, head.rows) - at;
                    for (int i = 0; i < rows; ++i) {
-                     float* row = out + static_cast<ptrdiff_t>(i) * c.vocab + at;
-                     if (program_.head_bias) k_.add_scaled(program_.head_bias + at, n, 1.0f, row);
+                     float* row = out + static_cast<ptrdiff_t>(i) * head.rows + at;
+                     if (bias) k_.add_scaled(bias + at, n, 1.0f, row);
                      k_.finish_logits(row, n, c.logit_scale, c.logit_softcap);
                    }
                  });

@@ -65,6 +65,8 @@ class Decoder {
   bool forward(const Step& step, const std::function<bool()>& stop = {});
   // The head alone: logits [rows, vocab] of rows as they enter it, hidden [rows, hidden].
   void project(const float* hidden, int rows, float* out);
+  // The same with another head, such as some rows of the model's: logits [rows, head.rows].
+  void project(const float* hidden, int rows, const Matrix& head, float* out);
   // Rows of the embedding as the first layer takes them, out [rows, hidden].
   void embed_rows(const int32_t* tokens, int rows, float* out) const;
   void copy_block(int group, int32_t from, int32_t to);
@@ -102,8 +104,10 @@ class Decoder {
   void mixture(const Step& step, const Layer& layer);
   void choose_experts(const Step& step, const Layer& layer);
   void logits(const Step& step);
-  // Logits of the first `rows` of normed_.
-  void run_head(int rows, float* out);
+  void project_with(const float* hidden, int rows, const Matrix& head, const float* bias,
+                    float* out);
+  // Logits of the first `rows` of normed_; bias: of each logit, or null.
+  void run_head(int rows, const Matrix& head, const float* bias, float* out);
 
   void group_adapters(const Step& step);
   // What the step's adapters add to some linears of one input. It stays until the linears of

@@ -8,7 +8,7 @@ Source: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", https://arxiv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +21,8 @@ from localllm.errors import CheckpointError
 from localllm.models.registry import load_weights
 from localllm.spec import DecoderSpec
 
-# Reads the base model's weights, by our names and in the order of `weight_shapes`.
-Base = Callable[[], Iterator[tuple[str, Tensor]]]
+# Reads those of the base model's weights that are named, as far as it has them.
+Base = Callable[[Collection[str]], Iterator[tuple[str, Tensor]]]
 
 _ROWS = 1 << 20  # entries of W that are widened at a time
 
@@ -30,10 +30,10 @@ _ROWS = 1 << 20  # entries of W that are widened at a time
 def weights_in(path: Path, spec: DecoderSpec) -> Base:
     """The weights of the checkpoint at `path`, opened when they are read."""
 
-    def read() -> Iterator[tuple[str, Tensor]]:
+    def read(only: Collection[str]) -> Iterator[tuple[str, Tensor]]:
         checkpoint = open_checkpoint(path)
         try:
-            yield from load_weights(checkpoint, spec)
+            yield from load_weights(checkpoint, spec, only=only)
         finally:
             checkpoint.close()
 
@@ -46,10 +46,8 @@ def with_gains(
     """magnitudes: float32 [out] of each target. Raises CheckpointError for a row without length."""
     gains: dict[str, np.ndarray] = {}
     offsets: dict[str, np.ndarray] = {}
-    for name, tensor in base():
+    for name, tensor in base({f"{t}.{kind}" for t in pairs for kind in ("weight", "bias")}):
         target, _, kind = name.rpartition(".")
-        if target not in pairs:
-            continue
         if kind == "bias":
             offsets[target] = tensor.to_float32()
             continue

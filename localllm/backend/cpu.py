@@ -13,8 +13,15 @@ from localllm.backend.cpu_adapters import pack_adapter, packed_bytes
 from localllm.backend.cpu_cache import PackedCache, native_build
 from localllm.backend.cpu_config import layer_configs, model_config, ropes_of
 from localllm.backend.cpu_rope import RopeTable
-from localllm.backend.cpu_weights import bytes_per_token, pack
-from localllm.backend.protocol import Activations, Batch, Chunk, StepCancelled, blocks_of_groups
+from localllm.backend.cpu_weights import add_matrix, bytes_per_token, pack
+from localllm.backend.protocol import (
+    Activations,
+    Batch,
+    Chunk,
+    Projection,
+    StepCancelled,
+    blocks_of_groups,
+)
 from localllm.checkpoint.tensor import Tensor
 from localllm.errors import BackendUnavailable, InvalidRequest, OutOfMemoryPlan
 from localllm.kernels_cpu import _native
@@ -185,6 +192,21 @@ class CpuBackend:
         if len(hidden):
             self._engine.project(np.ascontiguousarray(hidden, np.float32), out)
         return out
+
+    def part_of_head(self, rows: Tensor) -> Projection:
+        """See `Backend.part_of_head`."""
+        store, name = _native.WeightStore(), "part"
+        add_matrix(store, name, rows)
+        count = rows.shape[0]
+
+        def project(hidden: np.ndarray) -> np.ndarray:
+            out = np.empty((len(hidden), count), np.float32)
+            if len(hidden):
+                states = np.ascontiguousarray(hidden, np.float32)
+                self._engine.project_with(store, name, states, out)
+            return out
+
+        return project
 
     def embed(self, token_ids: Sequence[int]) -> np.ndarray:
         """See `Backend.embed`."""

@@ -31,7 +31,14 @@ from localllm.backend.metal_kv import KvPool, Rows, kv_group_size
 from localllm.backend.metal_limits import bound_memory
 from localllm.backend.metal_ops import Ops
 from localllm.backend.metal_weights import checkpoint_dtype, load
-from localllm.backend.protocol import Activations, Batch, Chunk, StepCancelled, blocks_of_groups
+from localllm.backend.protocol import (
+    Activations,
+    Batch,
+    Chunk,
+    Projection,
+    StepCancelled,
+    blocks_of_groups,
+)
 from localllm.checkpoint.tensor import Dense, Tensor
 from localllm.errors import InvalidRequest
 from localllm.kernels_metal.dispatch import Chooser
@@ -150,6 +157,20 @@ class MetalBackend:
             return np.zeros((0, self.spec.vocab_size), np.float32)
         with self._working():
             return np.array(self._decoder.project(mx.array(hidden).astype(self.dtype)))
+
+    def part_of_head(self, rows: Tensor) -> Projection:
+        """See `Backend.part_of_head`."""
+        with self._working():
+            matrix = mx.array(rows.to_float32()).astype(self.dtype).T
+            mx.eval(matrix)
+
+        def project(hidden: np.ndarray) -> np.ndarray:
+            assert self._decoder is not None, "the backend is closed"
+            with self._working():
+                logits = (mx.array(hidden).astype(self.dtype) @ matrix).astype(mx.float32)
+                return np.array(self._decoder.finish(logits))
+
+        return project
 
     def embed(self, token_ids: Sequence[int]) -> np.ndarray:
         """See `Backend.embed`."""

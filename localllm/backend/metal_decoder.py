@@ -101,7 +101,10 @@ class Decoder:
 
     def project(self, normed: mx.array) -> mx.array:
         """The head: T [n, hidden], as the final norm gives it -> float32 [n, vocab_size]."""
-        logits = self._ops.linear(normed, self._head).astype(mx.float32)
+        return self.finish(self._ops.linear(normed, self._head).astype(mx.float32))
+
+    def finish(self, logits: mx.array) -> mx.array:
+        """Scaled and capped as the spec says."""
         logits = logits * self.spec.logit_scale
         cap = self.spec.logit_softcap
         return logits if cap is None else cap * mx.tanh(logits / cap)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 
 from localllm.adapters.lora import LoraAdapter
+from localllm.checkpoint.tensor import Tensor
 from localllm.errors import LocalLLMError
 from localllm.spec import DecoderSpec
 from localllm.spec.memory import kv_groups
 
 Activations = Literal["int8", "float32"]
+# Hidden states as they enter the head, float32 [n, hidden] -> logits, float32 [n, m].
+Projection = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,13 @@ class Backend(Protocol):
 
     def project(self, hidden: np.ndarray) -> np.ndarray:
         """The head alone: logits float32 [n, vocab_size] of float32 [n, spec.hidden]."""
+        ...
+
+    def part_of_head(self, rows: Tensor) -> Projection:
+        """`project` with some rows [m, hidden] of the head alone: logits float32 [n, m].
+
+        What the head's bias would add is left out.
+        """
         ...
 
     def embed(self, token_ids: Sequence[int]) -> np.ndarray:

@@ -12,7 +12,14 @@ import numpy as np
 
 from localllm.adapters.lora import LoraAdapter
 from localllm.backend.adapters import MAX_ADAPTERS, AdapterTable, check_adapter
-from localllm.backend.protocol import Activations, Batch, Chunk, StepCancelled, blocks_of_groups
+from localllm.backend.protocol import (
+    Activations,
+    Batch,
+    Chunk,
+    Projection,
+    StepCancelled,
+    blocks_of_groups,
+)
 from localllm.backend.reference_adapters import Loaded, RowAdapters, loaded_bytes, to_loaded
 from localllm.backend.reference_attention import attention
 from localllm.backend.reference_decoder import Decoder, Weight
@@ -101,6 +108,18 @@ class ReferenceBackend:
         assert self._decoder is not None, "the backend is closed"
         with mx.stream(mx.cpu):
             return np.array(self._decoder.project(mx.array(hidden.astype(np.float32))))
+
+    def part_of_head(self, rows: Tensor) -> Projection:
+        """See `Backend.part_of_head`."""
+        matrix = to_matrix(rows)
+
+        def project(hidden: np.ndarray) -> np.ndarray:
+            assert self._decoder is not None, "the backend is closed"
+            with mx.stream(mx.cpu):
+                logits = matrix.matmul(mx.array(hidden.astype(np.float32)))
+                return np.array(self._decoder.finish(logits))
+
+        return project
 
     def embed(self, token_ids: Sequence[int]) -> np.ndarray:
         """See `Backend.embed`."""

@@ -271,6 +271,10 @@ class Decoder(Part):
         logits = head.matmul(normed)
         if self.head_bias is not None:
             logits = logits + self.head_bias
+        return self.finish(logits)
+
+    def finish(self, logits: mx.array) -> mx.array:
+        """Scaled and capped as the spec says."""
         logits = logits * self.spec.logit_scale
         cap = self.spec.logit_softcap
         return logits if cap is None else softcap(logits, cap)

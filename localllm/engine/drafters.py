@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from localllm.backend.protocol import Backend, Batch, Chunk, StepCancelled
+from localllm.checkpoint.tensor import Tensor
 from localllm.engine.draft_head import DraftHead
 from localllm.engine.kv_cache import BlockTable, KvCache
 from localllm.engine.sequence import Sequence
@@ -264,10 +265,13 @@ class HeadDrafter(_Timed):
 
     name = "head"
 
-    def __init__(self, head: DraftHead, backend: Backend) -> None:
+    def __init__(self, head: DraftHead, backend: Backend, rows: Tensor | None = None) -> None:
+        """rows: [M, hidden], those of the model's head that stand for `head.tokens`."""
         super().__init__(prior=0.5)
+        assert (rows is None) == (head.tokens is None)
         self.head = head
         self._backend = backend
+        self._part = None if rows is None else backend.part_of_head(rows)
 
     def ready(self, sequence: Sequence) -> float | None:
         return None if sequence.hidden is None else self._chances.of(sequence)
@@ -281,7 +285,7 @@ class HeadDrafter(_Timed):
         while active:
             last = [(*wishes[i][0].tokens[-1:], *guesses[i])[-1] for i in active]
             states[active] = self.head.advance(states[active], self._backend.embed(last))
-            logits = self._backend.project(states[active])
+            logits = self._logits(states[active])
             places = [len(wishes[i][0].tokens) + len(guesses[i]) for i in active]
             draws = draw_batch([samplers[i] for i in active], logits, places)
             for index, draw in zip(list(active), draws, strict=True):
@@ -293,3 +297,11 @@ class HeadDrafter(_Timed):
                     active.remove(index)
         self._record_cost(began, guesses)
         return guesses
+
+    def _logits(self, states: np.ndarray) -> np.ndarray:
+        """float32 [n, vocab_size]; tokens that it never guesses have none."""
+        if self._part is None:
+            return self._backend.project(states)
+        logits = np.full((len(states), self._backend.spec.vocab_size), -np.inf, np.float32)
+        logits[:, self.head.tokens] = self._part(states)
+        return logits

@@ -32,16 +32,27 @@ from localllm.engine.sequence import FinishReason, Request, Sequence
 from localllm.engine.speculative import Drafter, Speculator
 from localllm.errors import InvalidRequest, LocalLLMError, OutOfMemoryPlan, PromptTooLong
 from localllm.machine import memory
-from localllm.sampling import Draw, Sampler, check_token_ids, draw_batch, logprobs_of
+from localllm.sampling import (
+    Draw,
+    Sampler,
+    SamplingParams,
+    check_token_ids,
+    draw_batch,
+    logprobs_of,
+)
 from localllm.spec.rope import length_class
 
 
 @dataclass(frozen=True)
 class Token:
-    """A drawn token. Stop ids are drawn too, but not emitted."""
+    """A drawn token. Stop ids are drawn too, but not emitted.
+
+    guess: what speculation had guessed for its place, None where it had not.
+    """
 
     request_id: int
     draw: Draw
+    guess: int | None = None
 
 
 @dataclass(frozen=True)
@@ -263,6 +274,11 @@ class Engine:
             self.events.emit(self._step_done(scheduled, kinds, accepted, model_seconds, total))
         return events
 
+    def cached_tokens(self, token_ids: Seq[int], adapter: str | None = None) -> int:
+        """How many of a prompt's first tokens need not be computed now."""
+        request = Request(tuple(token_ids), SamplingParams(), frozenset(), adapter=adapter)
+        return min(self.cache.known(self._root(request), token_ids), max(0, len(token_ids) - 1))
+
     def logits(self, token_ids: Seq[int], adapter: str | None = None) -> np.ndarray:
         """float32 [T, V]: the logits after every token of one sequence, outside any batch.
 
@@ -286,12 +302,7 @@ class Engine:
             for start in range(0, len(ids), rows):
                 part = ids[start : start + rows]
                 if not self.cache.hold(table, start, start + len(part)):
-                    raise PromptTooLong(
-                        f"{len(ids)} tokens need more KV blocks than the {self.cache.available} "
-                        "that are free",
-                        hint="wait for running requests to end, or load the model with a larger "
-                        "context",
-                    )
+                    raise self._no_blocks(len(ids))
                 blocks = self.cache.block_table(table)
                 chunk = Chunk(part, start, blocks, tuple(range(len(part))), len(ids), index)
                 logits[start : start + len(part)] = self._uncancelled(Batch((chunk,)))
@@ -301,6 +312,37 @@ class Engine:
             self.cache.close(table, spill=False)
             if adapter is not None:
                 self.adapters.release(adapter)
+
+    def states(self, token_ids: Seq[int], first: int = 0) -> np.ndarray:
+        """float32 [T - first, hidden]: what enters the head at each of a sequence's tokens from
+        `first` on, outside any batch; raises as `logits` does."""
+        self._check_prompt(token_ids, room=0)
+        ids = np.array(token_ids, dtype=np.int32)
+        found = np.empty((len(ids) - first, self.backend.spec.hidden), np.float32)
+        table = self.cache.open(b"")
+        try:
+            rows = min(self.step_rows, max(1, STEP_LOGITS // self.backend.spec.vocab_size))
+            for start in range(0, len(ids), rows):
+                part = ids[start : start + rows]
+                if not self.cache.hold(table, start, start + len(part)):
+                    raise self._no_blocks(len(ids))
+                wanted = tuple(range(max(0, first - start), len(part)))
+                blocks = self.cache.block_table(table)
+                chunk = Chunk(part, start, blocks, wanted, len(ids))
+                hidden = np.empty((len(wanted), found.shape[1]), np.float32)
+                self._uncancelled(Batch((chunk,)), hidden)
+                at = max(0, start - first)
+                found[at : at + len(wanted)] = hidden
+                self.cache.leave_windows(table, start + len(part))
+            return found
+        finally:
+            self.cache.close(table, spill=False)
+
+    def _no_blocks(self, tokens: int) -> PromptTooLong:
+        return PromptTooLong(
+            f"{tokens} tokens need more KV blocks than the {self.cache.available} that are free",
+            hint="wait for running requests to end, or load the model with a larger context",
+        )
 
     # ---- inside a step
 
@@ -404,10 +446,11 @@ class Engine:
                     events += self._fail(sequence, draw)
                     continue
                 sequence.ended = sequence.append(draw)
-                if not sequence.ended_by_id:
-                    events.append(Token(sequence.id, draw))
                 drafts = sequence.speculation.drafts
-                right = row.accepted < len(drafts) and drafts[row.accepted] == draw.token_id
+                guess = drafts[row.accepted] if row.accepted < len(drafts) else None
+                if not sequence.ended_by_id:
+                    events.append(Token(sequence.id, draw, guess))
+                right = guess == draw.token_id
                 if right and sequence.ended is None:
                     row.accepted += 1
                     row.row += 1
@@ -613,11 +656,11 @@ class Engine:
         adapter = b"" if request.adapter is None else self.adapters.digest(request.adapter)
         return self._key + adapter + b"".join(number.to_bytes(8, "little") for number in classes)
 
-    def _uncancelled(self, batch: Batch) -> np.ndarray:
+    def _uncancelled(self, batch: Batch, hidden: np.ndarray | None = None) -> np.ndarray:
         """Runs a batch that no request may cancel."""
         while True:
             try:
-                return self.backend.forward(batch)
+                return self.backend.forward(batch, hidden)
             except StepCancelled:
                 continue
 

@@ -206,7 +206,7 @@ class TestDraftHead:
 
     def test_what_is_saved_is_read_again(self, tmp_path):
         self.head().save(tmp_path)
-        again = DraftHead.load(tmp_path, hidden=4)
+        again = DraftHead.load(tmp_path, hidden=4, vocab_size=96)
         states = np.ones((2, 4), np.float32)
         assert np.array_equal(
             again.advance(states, 2 * states), self.head().advance(states, 2 * states)
@@ -225,15 +225,15 @@ class TestDraftHead:
     def test_one_that_does_not_fit_or_is_damaged_is_refused_by_name(self, tmp_path):
         self.head().save(tmp_path)
         with pytest.raises(CheckpointError, match="hidden states of 4, the model's have 5"):
-            DraftHead.load(tmp_path, hidden=5)
+            DraftHead.load(tmp_path, hidden=5, vocab_size=96)
         weights = tmp_path / "draft_head.safetensors"
         write_safetensors(weights, {"norm": np.ones(8, np.float32)})
         with pytest.raises(CheckpointError, match="in"):
-            DraftHead.load(tmp_path, hidden=4)
+            DraftHead.load(tmp_path, hidden=4, vocab_size=96)
         bad = {"norm": np.ones(8), "in": np.ones((3, 8)), "out": np.full((4, 3), np.nan)}
         write_safetensors(weights, {k: v.astype(np.float32) for k, v in bad.items()})
         with pytest.raises(CheckpointError, match="NaN"):
-            DraftHead.load(tmp_path, hidden=4)
+            DraftHead.load(tmp_path, hidden=4, vocab_size=96)
         (tmp_path / "draft_head.json").write_text('{"format": "other"}')
         with pytest.raises(CheckpointError, match="not a draft head"):
-            DraftHead.load(tmp_path, hidden=4)
+            DraftHead.load(tmp_path, hidden=4, vocab_size=96)

@@ -1,0 +1,1 @@
+"""The app's screens. Each module registers the command that opens its screen."""
