@@ -107,8 +107,13 @@ AdapterSource adapter_source(const AnyMatrix& a, const AnyMatrix& b, float scale
           to_int(a.shape(1)), to_int(a.shape(0)), to_int(b.shape(0)), scale};
 }
 
-void add_pair(Adapter& adapter, int layer, Target target, AnyMatrix a, AnyMatrix b, float scale) {
-  const AdapterSource source = adapter_source(a, b, scale);
+void add_pair(Adapter& adapter, int layer, Target target, AnyMatrix a, AnyMatrix b, float scale,
+              std::optional<Array<float, 1>> gains) {
+  AdapterSource source = adapter_source(a, b, scale);
+  if (gains) {
+    check(to_int(gains->shape(0)) == source.out, "an adapter needs one gain for each output");
+    source.gains = gains->data();
+  }
   const nb::gil_scoped_release release;
   adapter.add(layer, target, source);
 }
@@ -331,7 +336,8 @@ NB_MODULE(_native, m) {
       .value("silu", Activation::kSilu)
       .value("gelu", Activation::kGelu)
       .value("gelu_tanh", Activation::kGeluTanh)
-      .value("relu", Activation::kRelu);
+      .value("relu", Activation::kRelu)
+      .value("clamped_swiglu", Activation::kClampedSwiglu);
 
   nb::class_<LayerConfig>(m, "LayerConfig")
       .def(nb::init<>())
@@ -346,6 +352,7 @@ NB_MODULE(_native, m) {
       .def_rw("softcap", &LayerConfig::softcap)
       .def_rw("qk_norm", &LayerConfig::qk_norm)
       .def_rw("qk_norm_all", &LayerConfig::qk_norm_all)
+      .def_rw("sinks", &LayerConfig::sinks)
       .def_rw("hidden", &LayerConfig::hidden)
       .def_rw("activation", &LayerConfig::activation)
       .def_rw("gated", &LayerConfig::gated)
@@ -392,7 +399,7 @@ NB_MODULE(_native, m) {
            }),
            nb::arg("layers"), nb::arg("bytes"), "bytes: what all its pairs together take.")
       .def("add", &add_pair, nb::arg("layer"), nb::arg("target"), nb::arg("a"), nb::arg("b"),
-           nb::arg("scale"))
+           nb::arg("scale"), nb::arg("gains").none() = nb::none())
       .def_prop_ro("nbytes", &Adapter::bytes);
 
   nb::class_<Decoder>(m, "Decoder", "A decoder with its KV pool and threads.")

@@ -12,7 +12,7 @@ from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 
-from localllm.adapters import load_adapter
+from localllm.adapters import load_adapter, weights_in
 from localllm.answer import Answer, best
 from localllm.backend.protocol import Activations
 from localllm.engine import Engine, Request, Watch
@@ -264,7 +264,8 @@ class LLM:
         Raises CheckpointError or UnsupportedModel for what cannot be read or does not fit the
         model, OutOfMemoryPlan for one that is too large, InvalidRequest for a name that is taken.
         """
-        adapter = load_adapter(path, self.spec, name=name)
+        base = weights_in(self._model.path, self.spec)
+        adapter = load_adapter(path, self.spec, name=name, base=base)
         folder = Path(path).resolve()
 
         def register(engine: Engine) -> None:

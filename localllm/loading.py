@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from localllm import hub
+from localllm.adapters import load_adapter, weights_in
 from localllm.backend.packed_folder import PackedFolder, PackedPlace
 from localllm.backend.protocol import Activations, Backend
 from localllm.backend.select import BackendStatus, candidates, check_activations, open_backend
@@ -125,7 +127,10 @@ def load(
                 disk=disk,
                 key=key,
                 adapters=AdapterSlots(
-                    opened, max_adapters=max_adapters, max_bytes=max_adapter_bytes
+                    opened,
+                    max_adapters=max_adapters,
+                    max_bytes=max_adapter_bytes,
+                    load=partial(load_adapter, base=weights_in(stored.path, spec)),
                 ),
             ),
             disk=disk,

@@ -56,6 +56,12 @@ _INTERLEAVED_NAMES: Names = {
         Source("blk.{n}.attn_qkv", part="k", interleaved=True),
     ),
 }
+# What comes before the feed-forward, by the name of Hugging Face: after the attention.
+_OSS_NAMES: Names = {
+    **_NAMES,
+    "attn.sinks": "blk.{n}.attn_sinks",
+    "ffn_norm": ("blk.{n}.post_attention_norm", "blk.{n}.ffn_norm"),
+}
 _PHI3_NAMES: Names = {
     **_NAMES,
     "ffn.gate": Source("blk.{n}.ffn_up", part="gate"),
@@ -69,7 +75,8 @@ _BUFFERS = (*_ROPE_TENSORS, "blk.*.attn_rot_embd")
 def layout(checkpoint: Checkpoint) -> Layout:
     name = architecture(checkpoint)
     names = _INTERLEAVED_NAMES if name in _INTERLEAVED else _NAMES
-    return Layout(_PHI3_NAMES if name == "phi3" else names, prefixes=("",), buffers=_BUFFERS)
+    names = {"phi3": _PHI3_NAMES, "gpt-oss": _OSS_NAMES, "seed_oss": _OSS_NAMES}.get(name, names)
+    return Layout(names, prefixes=("",), buffers=_BUFFERS)
 
 
 def load_spec(

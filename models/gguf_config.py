@@ -29,8 +29,10 @@ _MODEL_TYPES = {
     "granite": "granite",
     "starcoder2": "starcoder2",
     "gpt2": "gpt2",
+    "gpt-oss": "gpt_oss",
+    "seed_oss": "seed_oss",
 }
-_SLIDING = ("mistral", "mixtral", "gemma2", "gemma3", "phi3", "starcoder2")
+_SLIDING = ("mistral", "mixtral", "gemma2", "gemma3", "phi3", "starcoder2", "gpt_oss")
 
 # Hugging Face key -> GGUF key, without the architecture in front.
 _KEYS = {
@@ -181,7 +183,9 @@ class GGUFConfig:
         if self._meta.values.get("expert_weights_scale", 0.0) not in (0.0, 1.0):
             scale = self._meta.values["expert_weights_scale"]
             raise self._meta.unsupported("expert_weights_scale", scale)
-        if self._meta.values.get("expert_gating_func", 1) not in (0, 1):  # 1: softmax
+        # 1: softmax; 3: softmax over the chosen, which is gpt-oss's and renormalizing gives too.
+        gatings = (0, 1, 3) if self.model_type == "gpt_oss" else (0, 1)
+        if self._meta.values.get("expert_gating_func", 1) not in gatings:
             gating = self._meta.values["expert_gating_func"]
             raise self._meta.unsupported("expert_gating_func", gating)
         if not self._meta.flag("rope.scaling.finetuned", True) and self.model_type == "granite":
@@ -212,6 +216,13 @@ class GGUFConfig:
             return self._gemma(values)
         if self.model_type == "granite" and not values.get("attention_multiplier"):
             return {"attention_multiplier": values["head_dim"] ** -0.5}
+        if self.model_type == "gpt_oss":
+            found: dict[str, Any] = {"layer_types": self._layer_types(2)}
+            if values["rope_scaling"]:  # files do not say that its YaRN keeps broken borders
+                found["rope_scaling"] = {**values["rope_scaling"], "truncate": False}
+            if "moe_intermediate_size" in values:
+                found["intermediate_size"] = values["moe_intermediate_size"]
+            return found
         if self.model_type == "qwen3_moe":
             return {"norm_topk_prob": values.get("norm_topk_prob", True)}
         return {}

@@ -20,6 +20,8 @@ class Source:
     part: only these rows of a tensor that holds q, k and v, or gate and up, one after the other.
     bare: the name is whole; no `.weight` follows it.
     conv1d: a matrix kept [in, out], as GPT-2's Conv1D keeps it.
+    alternate: with a part: rows of gate and up take turns in the tensor, gate's first.
+    inputs_first: the matrices of all experts are kept [E, in, out].
     interleaved: the rows of each head are in the order (0, d/2, 1, d/2 + 1, …) that rotates
         neighbours, as llama.cpp wants some architectures; ours rotate (0, d/2).
     """
@@ -29,9 +31,12 @@ class Source:
     bare: bool = False
     conv1d: bool = False
     interleaved: bool = False
+    alternate: bool = False
+    inputs_first: bool = False
 
 
-# Our name without "layers.N." and ".weight" -> the places to look, in order of preference.
+# Our name without "layers.N." and ".weight" -> the places to look, in order of preference. A bias
+# that is not beside its weight has an entry of its own, "moe.gate.bias".
 Names = Mapping[str, "str | Source | tuple[str | Source, ...]"]
 
 # Base models are saved bare; multimodal ones keep their language model under a name of its own.
@@ -57,6 +62,11 @@ def sources(names: Names, stem: str) -> tuple[Source, ...]:
     entry = names.get(stem, ())
     entries = entry if isinstance(entry, tuple) else (entry,)
     return tuple(Source(name) if isinstance(name, str) else name for name in entries)
+
+
+def sources_of(names: Names, stem: str, suffix: str) -> tuple[Source, ...]:
+    """Where `stem.suffix` may lie: by its own entry, or by that of its stem."""
+    return sources(names, f"{stem}.{suffix}") or sources(names, stem)
 
 
 def prefix_of(checkpoint: Checkpoint, layout: Layout) -> str:

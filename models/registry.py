@@ -12,19 +12,24 @@ from localllm.checkpoint.form import Form
 from localllm.checkpoint.tensor import Affine, Dense, Tensor
 from localllm.errors import CheckpointError, UnsupportedModel
 from localllm.models import (
+    exaone4,
     gemma2,
     gemma3,
     gguf,
+    glm4,
     gpt2,
+    gpt_oss,
     granite,
     llama,
     mistral,
     mixtral,
     olmo2,
+    olmo3,
     phi3,
     qwen2,
     qwen3,
     qwen3_moe,
+    seed_oss,
     smollm3,
     starcoder2,
 )
@@ -60,8 +65,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     "phi3": Architecture(phi3.spec, phi3.NAMES),
     "smollm3": Architecture(smollm3.spec, llama.NAMES),
     "olmo2": Architecture(olmo2.spec, olmo2.NAMES),
+    "olmo3": Architecture(olmo3.spec, olmo2.NAMES),
+    "exaone4": Architecture(exaone4.spec, exaone4.NAMES),
+    "glm4": Architecture(glm4.spec, glm4.NAMES),
+    "seed_oss": Architecture(seed_oss.spec, llama.NAMES),
     "granite": Architecture(granite.spec, llama.NAMES),
     "starcoder2": Architecture(starcoder2.spec, starcoder2.NAMES),
+    "gpt_oss": Architecture(gpt_oss.spec, gpt_oss.NAMES),
     "gpt2": Architecture(gpt2.spec, gpt2.NAMES, buffers=gpt2.BUFFERS),
 }
 
@@ -118,7 +128,7 @@ def _architecture(config: Config) -> Architecture:
         )
     if config.has("quantization_config"):
         quantization = config.section("quantization_config")
-        if quantization.has("quant_method"):
+        if quantization.has("quant_method") and quantization.text("quant_method") != "mxfp4":
             raise quantization.unsupported("quant_method", quantization.values["quant_method"])
     return ARCHITECTURES[kind]
 

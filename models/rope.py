@@ -20,17 +20,19 @@ def rope(
     *,
     theta: float = 10000.0,
     aliases: dict[str, RopeKind] | None = None,
+    share: float = 1.0,
 ) -> RopeSpec:
     """The one RoPE of a model.
 
-    theta: the base where the config names none. aliases: other names of a kind.
+    theta: the base where the config names none. aliases: other names of a kind. share: of each
+    head that is rotated, where the config says nothing.
     Raises UnsupportedModel for an unknown kind, CheckpointError for values that make no sense.
     """
     parameters = parameters_of(config)
     for key, value in parameters.values.items():
         if isinstance(value, dict):  # one set per layer type
             raise parameters.unsupported(key, value)
-    return rope_from(config, parameters, head_dim, theta, aliases)
+    return rope_from(config, parameters, head_dim, theta, aliases, share)
 
 
 def parameters_of(config: Config) -> Config:
@@ -47,10 +49,11 @@ def rope_from(
     head_dim: int,
     theta: float,
     aliases: dict[str, RopeKind] | None = None,
+    share: float = 1.0,
 ) -> RopeSpec:
     """A `RopeSpec` from a set of parameters; what they leave out stands in the config itself."""
     kind = _kind(parameters, aliases or {})
-    dim = _rotated(config, parameters, head_dim)
+    dim = _rotated(config, parameters, head_dim, share)
     base = parameters.number("rope_theta", config.number("rope_theta", theta, above=1), above=1)
     if kind == "default":
         return RopeSpec(dim=dim, theta=base)
@@ -110,10 +113,10 @@ def _kind(parameters: Config, aliases: dict[str, RopeKind]) -> RopeKind:
     raise parameters.unsupported(key, name, known=_KINDS)
 
 
-def _rotated(config: Config, parameters: Config, head_dim: int) -> int:
+def _rotated(config: Config, parameters: Config, head_dim: int, default: float) -> int:
     """How many entries of each head are rotated."""
     key = "partial_rotary_factor"
-    share = parameters.number(key, config.number(key, 1.0, high=1.0), high=1.0)
+    share = parameters.number(key, config.number(key, default, high=1.0), high=1.0)
     dim = int(head_dim * share)
     if dim < 2 or dim % 2:
         where = f"{key} {share:g} of head_dim {head_dim}"

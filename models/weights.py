@@ -13,12 +13,22 @@ from localllm.checkpoint.base import Checkpoint
 from localllm.checkpoint.form import Form
 from localllm.checkpoint.tensor import Dense, Tensor
 from localllm.errors import CheckpointError, UnsupportedModel
-from localllm.models.layout import Layout, Part, Source, head_name, prefix_of, sources
+from localllm.models.layout import (
+    Layout,
+    Part,
+    Source,
+    head_name,
+    prefix_of,
+    sources,
+    sources_of,
+)
 from localllm.models.stacking import stack
 from localllm.spec import AttentionSpec, DecoderSpec, MoESpec
 from localllm.spec.weights import weight_shapes
 
 Shape = tuple[int, ...]
+
+_OF_EXPERTS = ("moe.gate", "moe.up", "moe.down")
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +42,7 @@ class _Pick:
     stacked: bool = False
     rows: slice | None = None
     transposed: bool = False
+    flat: bool = False
     order: np.ndarray | None = None
 
 
@@ -74,7 +85,7 @@ class _Finder:
             _, number, stem = stem.split(".", 2)
             layer = int(number)
         tried: list[str] = []
-        for source in sources(self._layout.names, stem):
+        for source in sources_of(self._layout.names, stem, suffix):
             files = self._files(source, stem, suffix, layer)
             if all(file in self._checkpoint for file in files):
                 return self._checked(source, stem, layer, shape, files)
@@ -105,12 +116,23 @@ class _Finder:
     ) -> _Pick:
         """Compares shapes as the file must have them."""
         rows, whole = None, shape
+        ffn = self._spec.layers[layer].ffn
+        flat = isinstance(ffn, MoESpec) and len(shape) == 1 and stem in _OF_EXPERTS
+        if flat:  # a vector an expert, here [E, out, 1]
+            assert isinstance(ffn, MoESpec)
+            whole = shape = (ffn.experts, shape[0] // ffn.experts, 1)
         if source.part is not None:
             first, last, total = part_rows(self._spec, source.part, layer)
             rows = slice(first, last)
+            if source.alternate:
+                rows = slice(0 if source.part == "gate" else 1, None, 2)
             whole = (*shape[:-2], total, shape[-1]) if len(shape) > 1 else (total,)
         transposed = source.conv1d and len(shape) == 2 and self._keeps_conv1d(layer)
         in_file = whole[::-1] if transposed else whole
+        if source.inputs_first:
+            transposed, in_file = True, (whole[0], whole[2], whole[1])
+        if flat:
+            in_file = in_file[:-1]
         stacked = "{e}" in source.name
         if stacked:
             in_file = in_file[1:]
@@ -121,7 +143,7 @@ class _Finder:
                     f"the config calls for {list(in_file)}"
                 )
         order = self._order(stem, layer) if source.interleaved else None
-        return _Pick(shape, files, stacked, rows, transposed, order)
+        return _Pick(shape, files, stacked, rows, transposed, flat, order)
 
     def _keeps_conv1d(self, layer: int) -> bool:
         """MLX converters turn Conv1D weights around; that of q, k and v, never square, tells."""
@@ -201,13 +223,18 @@ def _read(checkpoint: Checkpoint, picks: Mapping[str, _Pick]) -> Iterator[tuple[
             tensor = tensor.rows(pick.rows)
         if pick.order is not None:
             tensor = tensor.rows(pick.order)
+        if pick.flat:
+            assert isinstance(tensor, Dense)
+            tensor = Dense(np.ascontiguousarray(tensor.data).reshape(-1), tensor.dtype)
         yield name, tensor
 
 
 def _whole(checkpoint: Checkpoint, file: str, pick: _Pick) -> Tensor:
     tensor = checkpoint.tensor(file)
+    if pick.flat and isinstance(tensor, Dense):
+        return Dense(tensor.data[..., None], tensor.dtype)
     if not pick.transposed:
         return tensor
     if not isinstance(tensor, Dense):
         raise UnsupportedModel(f"{checkpoint.path}: {file} is quantized along its outputs")
-    return Dense(np.ascontiguousarray(tensor.data.T), tensor.dtype)
+    return Dense(np.ascontiguousarray(tensor.data.swapaxes(-1, -2)), tensor.dtype)

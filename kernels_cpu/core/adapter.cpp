@@ -47,6 +47,7 @@ void Adapter::add(int layer, Target target, const AdapterSource& s) {
   pair.a = pack_down(s.a, s.a_kind, s.rank, s.in);
   pair.b = pack_up(s.b, s.b_kind, s.out, s.rank);
   pair.scale = s.scale;
+  if (s.gains) pair.gains = gains_.emplace_back(s.gains, s.gains + s.out).data();
   widest_rank_ = std::max(widest_rank_, s.rank);
 }
 

@@ -1,4 +1,5 @@
-// A low-rank adapter as the engine runs it: y = W x + B (scale * (A x)) in the linears it touches.
+// A low-rank adapter as the engine runs it: y = W x + B (scale * (A x)) in the linears it touches,
+// with DoRA each row of it times a gain.
 #pragma once
 
 #include <array>
@@ -17,6 +18,7 @@ constexpr int kTargets = 7;
 struct AdapterPair {
   AdapterMatrix a, b;
   float scale = 1.0f;
+  const float* gains = nullptr;  // [out]; null: 1
   bool present() const { return a.data != nullptr; }
 };
 
@@ -26,6 +28,7 @@ struct AdapterSource {
   WeightKind a_kind, b_kind;
   int in, rank, out;
   float scale;
+  const float* gains = nullptr;
 };
 
 class Adapter {
@@ -55,6 +58,7 @@ class Adapter {
   Region region_;
   size_t used_ = 0;
   int widest_rank_ = 0;
+  std::vector<std::vector<float>> gains_;
   std::vector<std::array<AdapterPair, kTargets>> layers_;
 };
 

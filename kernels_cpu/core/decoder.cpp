@@ -143,11 +143,9 @@ void Decoder::enter(const Norm& norm, const float* x, MatmulRows* to, int row) {
   quantize(to, row, width);
 }
 
-void Decoder::add_residual(const Layer& layer, const Norm& post, const float* delta,
-                           const float* bias, int row) {
+void Decoder::add_residual(const Layer& layer, const Norm& post, const float* bias, int row) {
   const int width = program_.config.hidden;
   float* y = y_.row(row);
-  if (delta) k_.add_scaled(delta, width, 1.0f, y);
   if (bias) k_.add_scaled(bias, width, 1.0f, y);
   if (post.present) k_.norm(y, width, post.params, y);
   k_.add_scaled(y, width, layer.config.residual_scale, x_.row(row));
@@ -219,7 +217,8 @@ void Decoder::feed_forward(const Step& step, int index) {
   adapt(index, inner_, {Target::kDown});
   multiply(inner_.input(0, step.rows, quantized), {{f.down, y_.row(0), y_.stride()}});
   each_row(step.rows, 4 * width, [&](int r) {
-    add_residual(layer, layer.ffn_post_norm, delta(index, Target::kDown, r), f.down_bias, r);
+    add_delta(index, Target::kDown, r, 0, width, y_.row(r));
+    add_residual(layer, layer.ffn_post_norm, f.down_bias, r);
   });
 }
 

@@ -97,7 +97,7 @@ class Decoder {
   void attend(const Step& step, int index);
   void attend_whole(const std::vector<AttendItem>& items, int index);
   void attend_in_parts(const Step& step, const std::vector<AttendItem>& items, int index);
-  void finish_head(const float* state, int index, int row, int head);
+  void finish_head(float* state, int index, int row, int head);
   void feed_forward(const Step& step, int index);
   void mixture(const Step& step, const Layer& layer);
   void choose_experts(const Step& step, const Layer& layer);
@@ -110,14 +110,11 @@ class Decoder {
   // another input are asked for.
   void adapt(int layer, const MatmulRows& in, std::initializer_list<Target> targets);
   const FloatRows& deltas_of(Target target) const;
-  // A row of it; null where the row's adapter leaves the linear alone.
-  const float* delta(int layer, Target target, int row) const;
-  // y += its entries [first, first + n), if there are any.
+  // y, entries [first, first + n) of a row's W x, with what its adapter makes of them, if anything.
   void add_delta(int layer, Target target, int row, int first, int n, float* y) const;
 
-  // x += residual_scale * post(y + delta + bias), where y is the sublayer's output.
-  void add_residual(const Layer& layer, const Norm& post, const float* delta, const float* bias,
-                    int row);
+  // x += residual_scale * post(y + bias), where y is the sublayer's output.
+  void add_residual(const Layer& layer, const Norm& post, const float* bias, int row);
   // Normalizes x into the matmul's input.
   void enter(const Norm& norm, const float* x, MatmulRows* to, int row);
   void quantize(MatmulRows* rows, int row, int width);

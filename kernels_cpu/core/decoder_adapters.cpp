@@ -61,15 +61,14 @@ const FloatRows& Decoder::deltas_of(Target target) const {
   }
 }
 
-const float* Decoder::delta(int layer, Target target, int row) const {
-  if (adapter_rows_.empty()) return nullptr;
-  const Adapter* adapter = row_adapter_[static_cast<size_t>(row)];
-  const bool touched = adapter && adapter->find(static_cast<size_t>(layer), target);
-  return touched ? deltas_of(target).row(row) : nullptr;
-}
-
 void Decoder::add_delta(int layer, Target target, int row, int first, int n, float* y) const {
-  if (const float* d = delta(layer, target, row)) k_.add_scaled(d + first, n, 1.0f, y);
+  if (adapter_rows_.empty()) return;
+  const Adapter* adapter = row_adapter_[static_cast<size_t>(row)];
+  const AdapterPair* pair = adapter ? adapter->find(static_cast<size_t>(layer), target) : nullptr;
+  if (!pair) return;
+  k_.add_scaled(deltas_of(target).row(row) + first, n, 1.0f, y);
+  if (!pair->gains) return;
+  for (int i = 0; i < n; ++i) y[i] *= pair->gains[first + i];
 }
 
 void Decoder::adapt(int layer, const MatmulRows& in, std::initializer_list<Target> targets) {

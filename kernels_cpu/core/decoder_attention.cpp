@@ -93,7 +93,8 @@ void Decoder::attention(const Step& step, int index) {
   adapt(index, mixed_, {Target::kO});
   multiply(mixed_.input(0, step.rows, quantized), {{a.o, y_.row(0), y_.stride()}});
   each_row(step.rows, 4 * width, [&](int r) {
-    add_residual(layer, layer.attn_post_norm, delta(index, Target::kO, r), a.o_bias, r);
+    add_delta(index, Target::kO, r, 0, width, y_.row(r));
+    add_residual(layer, layer.attn_post_norm, a.o_bias, r);
   });
 }
 
@@ -163,8 +164,13 @@ void Decoder::attend(const Step& step, int index) {
   each_row(step.rows, 2 * width, [&](int r) { quantize(&mixed_, r, width); });
 }
 
-void Decoder::finish_head(const float* state, int index, int row, int head) {
-  const int head_dim = program_.layers[static_cast<size_t>(index)].config.head_dim;
+void Decoder::finish_head(float* state, int index, int row, int head) {
+  const Layer& layer = program_.layers[static_cast<size_t>(index)];
+  const int head_dim = layer.config.head_dim, dim = padded(head_dim);
+  const std::vector<float>& sinks = layer.attention.sinks;
+  if (!sinks.empty())
+    k_.merge_state(state, sinks.data() + static_cast<ptrdiff_t>(head) * AttentionState::size(dim),
+                   dim);
   float* out = mixed_.row(row) + head * head_dim;
   k_.finish_state(state, head_dim, out);
   if (kv_.layout(index).rotated()) k_.rotate(out, head_dim);

@@ -14,6 +14,7 @@ void Decoder::choose_experts(const Step& step, const Layer& layer) {
   chosen_weight_.resize(total);
   for (int r = 0; r < step.rows; ++r) {
     float* p = router_.row(r);
+    if (layer.moe.router_bias) k_.add_scaled(layer.moe.router_bias, c.experts, 1.0f, p);
     k_.softmax(p, c.experts);
     float sum = 0.0f;
     for (int i = 0; i < c.top_k; ++i) {
@@ -96,6 +97,10 @@ void Decoder::mixture(const Step& step, const Layer& layer) {
         [&](const FeedForward& f, int start, int rows, int from, int to, void* scratch) {
           k_.matmul(*f.down, expert_inner_.input(start, rows, quantized), expert_out_.row(start),
                     expert_out_.stride(), from, to, scratch);
+          if (!f.down_bias) return;
+          const int at = from * kLanes, n = std::min(to * kLanes, width) - at;
+          for (int r = 0; r < rows; ++r)
+            k_.add_scaled(f.down_bias + at, n, 1.0f, expert_out_.row(start + r) + at);
         });
   each_row(step.rows, 4 * width, [&](int r) {
     float* y = y_.row(r);
@@ -105,7 +110,7 @@ void Decoder::mixture(const Step& step, const Layer& layer) {
           static_cast<size_t>(r) * static_cast<size_t>(c.top_k) + static_cast<size_t>(i);
       k_.add_scaled(expert_out_.row(slot_of_[at]), width, chosen_weight_[at], y);
     }
-    add_residual(layer, layer.ffn_post_norm, nullptr, nullptr, r);
+    add_residual(layer, layer.ffn_post_norm, nullptr, r);
   });
 }
 

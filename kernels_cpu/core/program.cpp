@@ -7,6 +7,18 @@ namespace localllm {
 
 namespace {
 
+// What a sink is to attention: one score (in units of log2) with a value of zeros.
+std::vector<float> sink_states(const float* logits, const LayerConfig& c) {
+  const int size = AttentionState::size((c.head_dim + kGroup - 1) / kGroup * kGroup);
+  std::vector<float> states(static_cast<size_t>(c.heads) * static_cast<size_t>(size), 0.0f);
+  for (int h = 0; h < c.heads; ++h) {
+    float* state = states.data() + static_cast<ptrdiff_t>(h) * size;
+    state[0] = 1.0f;
+    state[AttentionState::kMaxAt] = logits[h] * 1.44269504088896340736f;
+  }
+  return states;
+}
+
 // Resolves one layer's weights and keeps account of the scratch they need.
 class Resolver {
  public:
@@ -40,19 +52,25 @@ class Resolver {
     a.o_bias = store_.optional_vector(prefix + "o.bias", width);
     a.q_norm = norm(prefix + "q_norm", c.qk_norm, c.qk_norm_all ? a.q_width : c.head_dim);
     a.k_norm = norm(prefix + "k_norm", c.qk_norm, c.qk_norm_all ? a.kv_width : c.head_dim);
+    if (c.sinks) a.sinks = sink_states(store_.vector(prefix + "sinks.weight", c.heads), c);
     return a;
   }
 
-  FeedForward feed_forward(const std::string& prefix, const std::string& suffix,
-                           const LayerConfig& c, int width) {
+  // expert: of a mixture, whose biases lie one after the other; -1 for a dense feed-forward.
+  FeedForward feed_forward(const std::string& prefix, int expert, const LayerConfig& c, int width) {
+    const std::string suffix = expert < 0 ? "" : "." + std::to_string(expert);
+    const int count = expert < 0 ? 1 : c.experts, at = std::max(expert, 0);
+    const auto bias = [&](const char* name, int n) {
+      const float* all = store_.optional_vector(prefix + name + ".bias", count * n);
+      return all ? all + static_cast<ptrdiff_t>(at) * n : nullptr;
+    };
     FeedForward f{};
     if (c.gated) f.gate = matrix(prefix + "gate.weight" + suffix, c.hidden, width);
     f.up = matrix(prefix + "up.weight" + suffix, c.hidden, width);
     f.down = matrix(prefix + "down.weight" + suffix, width, c.hidden);
-    if (!suffix.empty()) return f;
-    f.gate_bias = store_.optional_vector(prefix + "gate.bias", c.hidden);
-    f.up_bias = store_.optional_vector(prefix + "up.bias", c.hidden);
-    f.down_bias = store_.optional_vector(prefix + "down.bias", width);
+    f.gate_bias = bias("gate", c.hidden);
+    f.up_bias = bias("up", c.hidden);
+    f.down_bias = bias("down", width);
     return f;
   }
 
@@ -65,7 +83,8 @@ void check(const LayerConfig& c) {
   const bool good = c.heads > 0 && c.kv_heads > 0 && c.heads % c.kv_heads == 0 && c.head_dim > 0 &&
                     c.head_dim <= 4096 && c.hidden > 0 && c.rope_half >= 0 &&
                     2 * c.rope_half <= c.head_dim && c.window >= 0 && c.experts >= 0 &&
-                    (c.experts == 0 || (c.top_k > 0 && c.top_k <= c.experts && c.gated));
+                    (c.experts == 0 || (c.top_k > 0 && c.top_k <= c.experts && c.gated)) &&
+                    (c.gated || c.activation != Activation::kClampedSwiglu);
   if (!good) throw std::invalid_argument("layer settings contradict each other");
 }
 
@@ -98,12 +117,12 @@ Program build_program(const ModelConfig& config, const std::vector<LayerConfig>&
     layer.ffn_post_norm = resolve.norm(at + "ffn_post_norm", c.post_norm, width);
     layer.attention = resolve.attention(at + "attn.", c, width);
     if (c.experts == 0) {
-      layer.ffn = resolve.feed_forward(at + "ffn.", "", c, width);
+      layer.ffn = resolve.feed_forward(at + "ffn.", -1, c, width);
     } else {
       layer.moe.router = resolve.matrix(at + "moe.router.weight", c.experts, width);
+      layer.moe.router_bias = store.optional_vector(at + "moe.router.bias", c.experts);
       for (int e = 0; e < c.experts; ++e)
-        layer.moe.experts.push_back(
-            resolve.feed_forward(at + "moe.", "." + std::to_string(e), c, width));
+        layer.moe.experts.push_back(resolve.feed_forward(at + "moe.", e, c, width));
     }
     p.layers.push_back(std::move(layer));
   }

@@ -25,6 +25,7 @@ struct LayerConfig {
   float softcap = 0.0f;
   NormConfig qk_norm;
   bool qk_norm_all = false;  // over the whole projection, else over each head
+  bool sinks = false;        // one more logit a head, in the denominator alone
 
   int hidden = 0;
   Activation activation = Activation::kSilu;
@@ -57,6 +58,7 @@ struct Attention {
   const float *q_bias, *k_bias, *v_bias, *o_bias;  // or null
   Norm q_norm, k_norm;
   int q_width, kv_width;
+  std::vector<float> sinks;  // attention states of the sinks alone, one a head, or empty
 };
 
 struct FeedForward {
@@ -66,6 +68,7 @@ struct FeedForward {
 
 struct Experts {
   const Matrix* router;
+  const float* router_bias;  // or null
   std::vector<FeedForward> experts;
 };
 

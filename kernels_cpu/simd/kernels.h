@@ -22,7 +22,8 @@ constexpr int kPanelBlock = 512;  // bytes of an unpacked code block: 32 inputs 
 constexpr int kAdapterRanks = 4;  // ranks of an adapter's A that are summed side by side
 
 enum class WeightKind : int32_t { kFloat32, kFloat16, kBfloat16, kQ4, kQ5, kQ6, kQ8 };
-enum class Activation : int32_t { kSilu, kGelu, kGeluTanh, kRelu };
+// kClampedSwiglu takes the gate and up together (gpt-oss).
+enum class Activation : int32_t { kSilu, kGelu, kGeluTanh, kRelu, kClampedSwiglu };
 
 // One float per weight group and row: values, optionally times small integers (K-quants).
 struct GroupTable {

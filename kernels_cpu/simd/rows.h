@@ -104,8 +104,19 @@ void activate_as(const float* gate, const float* up, int n, float* out) {
   });
 }
 
+// g * sigmoid(1.702 g) * (u + 1) with g = min(gate, 7) and u = up within [-7, 7].
+void clamped_swiglu(const float* gate, const float* up, int n, float* out) {
+  const Vec one = set1(1.0f), limit = set1(7.0f), low = set1(-7.0f), slope = set1(-1.702f);
+  each_vec(n, [&](int i, auto part) {
+    const Vec g = min(load(gate + i, part), limit);
+    const Vec u = max(min(load(up + i, part), limit), low);
+    store(out + i, mul(div(g, add(one, exp(mul(g, slope)))), add(u, one)), part);
+  });
+}
+
 void activate(Activation kind, const float* gate, const float* up, int n, float* out) {
   switch (kind) {
+    case Activation::kClampedSwiglu: return clamped_swiglu(gate, up, n, out);
     case Activation::kSilu: return activate_as<Activation::kSilu>(gate, up, n, out);
     case Activation::kGelu: return activate_as<Activation::kGelu>(gate, up, n, out);
     case Activation::kGeluTanh: return activate_as<Activation::kGeluTanh>(gate, up, n, out);

@@ -26,8 +26,8 @@ def activate(x: Floats, activation: str) -> Floats:
         y: Floats = x / (1 + np.exp(-x))
         return y
     if activation == "gelu_tanh":
-        y = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-        return y
+        gauss: Floats = np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))
+        return 0.5 * x * (1 + gauss)
     raise ValueError(activation)
 
 

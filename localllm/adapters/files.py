@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from localllm.checkpoint.safetensors import SafetensorsFile, StoredTensor
 from localllm.errors import CheckpointError, UnsupportedModel
@@ -16,11 +17,12 @@ MAX_SCALE = 1e6
 
 @dataclass(frozen=True)
 class ModulePair:
-    """A module's two matrices, not read yet."""
+    """A module's two matrices, and DoRA's magnitudes [out], not read yet."""
 
     a: StoredTensor
     b: StoredTensor
     scale: float
+    magnitude: StoredTensor | None = None
 
 
 @dataclass(frozen=True)
@@ -40,28 +42,49 @@ class AdapterFile:
     named: tuple[str, ...] = ()
 
 
+class Endings(NamedTuple):
+    """How a format ends the names of a module's tensors."""
+
+    a: str
+    b: str
+    magnitude: str
+
+
 def find_pairs(
-    file: SafetensorsFile, a_ending: str, b_ending: str
-) -> dict[str, tuple[StoredTensor, StoredTensor]]:
-    """Both matrices of each module, by the module's name as the file has it.
+    file: SafetensorsFile, endings: Endings, *, dora: bool
+) -> dict[str, tuple[StoredTensor, StoredTensor, StoredTensor | None]]:
+    """Both matrices of each module and with DoRA its magnitudes, by the module's name as the file
+    has it.
 
     Raises CheckpointError for one without the other, UnsupportedModel for any other tensor.
     """
+    wanted = {*endings} if dora else {endings.a, endings.b}
     stems: dict[str, set[str]] = {}
     for name in file.tensors:
-        ending = next((end for end in (a_ending, b_ending) if name.endswith(end)), None)
+        ending = next((end for end in endings if name.endswith(end)), None)
         if ending is None:
             raise _foreign(file.path, name)
+        if ending not in wanted:
+            raise CheckpointError(
+                f"{file.path}: {name} belongs to DoRA, which adapter_config.json does not name"
+            )
         stems.setdefault(name.removesuffix(ending), set()).add(ending)
-    for stem, endings in stems.items():
-        for ending in {a_ending, b_ending} - endings:
+    for stem, found in stems.items():
+        for ending in sorted(wanted - found):
             raise CheckpointError(
                 f"{file.path}: {stem}{ending} is missing",
                 hint="The file is incomplete; save or download the adapter again.",
             )
     if not stems:
         raise CheckpointError(f"{file.path}: holds no tensors")
-    return {stem: (file.find(stem + a_ending), file.find(stem + b_ending)) for stem in stems}
+    return {
+        stem: (
+            file.find(stem + endings.a),
+            file.find(stem + endings.b),
+            file.find(stem + endings.magnitude) if dora else None,
+        )
+        for stem in stems
+    }
 
 
 def checked_scale(path: Path, module: str, scale: float) -> float:
@@ -89,11 +112,6 @@ def _foreign(path: Path, name: str) -> UnsupportedModel:
         return UnsupportedModel(
             f"{path}: {name} adapts an embedding, which is not supported",
             hint="Train the adapter on the linears of attention and feed-forward alone.",
-        )
-    if "lora_magnitude_vector" in name or name.endswith(".m"):
-        return UnsupportedModel(
-            f"{path}: {name} belongs to DoRA, which is not supported",
-            hint="Merge the adapter into its model and load that, or train it without DoRA.",
         )
     if ".lora_" in name and name.endswith(".bias"):
         return UnsupportedModel(

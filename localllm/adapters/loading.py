@@ -5,28 +5,40 @@ from __future__ import annotations
 from pathlib import Path
 
 from localllm.adapters import mlx_lm, peft
+from localllm.adapters.dora import Base, with_gains
 from localllm.adapters.files import AdapterFile
 from localllm.adapters.lora import LoraAdapter, make_adapter
 from localllm.adapters.mapping import map_targets
 from localllm.checkpoint.shards import read_json
-from localllm.errors import CheckpointError
+from localllm.errors import CheckpointError, UnsupportedModel
 from localllm.spec import DecoderSpec
 
 _PICKLE = "adapter_model.bin"
 
 
-def load_adapter(folder: str | Path, spec: DecoderSpec, *, name: str | None = None) -> LoraAdapter:
+def load_adapter(
+    folder: str | Path, spec: DecoderSpec, *, name: str | None = None, base: Base | None = None
+) -> LoraAdapter:
     """Reads a PEFT or MLX-LM folder for the model that `spec` describes.
 
-    name: None for the folder's. Raises CheckpointError for files that are damaged or do not fit the
-    model or each other, UnsupportedModel for what is sound but not computed here.
+    name: None for the folder's. base: the model's weights (`weights_in`), which DoRA needs.
+    Raises CheckpointError for files that are damaged or do not fit the model or each other,
+    UnsupportedModel for what is sound but not computed here.
     """
     folder = Path(folder)
     adapter = _open(folder)
     try:
-        targets = map_targets(adapter, spec)
+        targets, magnitudes = map_targets(adapter, spec)
     finally:
         adapter.file.close()
+    if magnitudes:
+        if base is None:
+            raise UnsupportedModel(
+                f"{folder}: DoRA scales rows of the adapted weights, and the base model's are not "
+                "at hand",
+                hint="Merge the adapter into its model with PEFT (merge_and_unload).",
+            )
+        targets = with_gains(folder, targets, magnitudes, base)
     return make_adapter(name or folder.resolve().name, targets)
 
 

@@ -15,8 +15,24 @@ LINEARS = ("attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ffn.do
 
 
 @dataclass(frozen=True)
+class Gains:
+    """What DoRA multiplies each output with, `magnitude / |row of W + scale * B A|`.
+
+    values: float32 [out]. offset: float32 [out], what of the base's bias that takes away and must
+    come back, bias * (1 - gain); None without a bias. Source: https://arxiv.org/abs/2402.09353
+    """
+
+    values: np.ndarray
+    offset: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + (0 if self.offset is None else self.offset.nbytes)
+
+
+@dataclass(frozen=True)
 class LowRank:
-    """y = W x + B (scale * (A x)).
+    """y = W x + B (scale * (A x)), and with DoRA each row of that times its gain.
 
     a: [r, in], b: [out, r], in the dtype of the file. The scale stays a number of its own, so that
     16-bit matrices are held in 16 bits without loss.
@@ -25,6 +41,7 @@ class LowRank:
     a: Dense
     b: Dense
     scale: float
+    gains: Gains | None = None
 
     @property
     def rank(self) -> int:
@@ -32,12 +49,22 @@ class LowRank:
 
     @property
     def nbytes(self) -> int:
-        return self.a.nbytes + self.b.nbytes
+        return self.a.nbytes + self.b.nbytes + (0 if self.gains is None else self.gains.nbytes)
 
     def delta(self) -> np.ndarray:
-        """What it adds to W: float32 [out, in]."""
+        """scale * B A: float32 [out, in]."""
         product: np.ndarray = self.b.to_float32() @ self.a.to_float32()
         return product * np.float32(self.scale)
+
+    def merged(self, weight: np.ndarray) -> np.ndarray:
+        """What takes W's place: float32 [out, in]."""
+        whole: np.ndarray = weight + self.delta()
+        return whole if self.gains is None else whole * self.gains.values[:, None]
+
+    def scaled_b(self) -> np.ndarray:
+        """B with scale and gain in it: float32 [out, r]."""
+        b = self.b.to_float32() * np.float32(self.scale)
+        return b if self.gains is None else b * self.gains.values[:, None]
 
 
 @dataclass(frozen=True)
@@ -66,4 +93,6 @@ def make_adapter(name: str, targets: Mapping[str, LowRank]) -> LoraAdapter:
         for side in (pair.a, pair.b):
             digest.update(f" {side.dtype} {side.shape};".encode())
             digest.update(np.ascontiguousarray(side.data).view(np.uint8).data)
+        if pair.gains is not None:
+            digest.update(b" gains" + pair.gains.values.tobytes())
     return LoraAdapter(name, digest.digest(), dict(targets))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -29,14 +29,21 @@ _NOT_ADAPTED = {
 }
 
 
+class Mapped(NamedTuple):
+    """By our names (`layers.0.attn.q` …): the pairs, and DoRA's magnitudes, float32 [out]."""
+
+    pairs: dict[str, LowRank]
+    magnitudes: dict[str, np.ndarray]
+
+
 class _Place(NamedTuple):
     stem: str
     source: Source
     layer: int
 
 
-def map_targets(adapter: AdapterFile, spec: DecoderSpec) -> dict[str, LowRank]:
-    """Every pair, checked against the spec and read, by our names (`layers.0.attn.q` …).
+def map_targets(adapter: AdapterFile, spec: DecoderSpec) -> Mapped:
+    """Every pair, checked against the spec and read.
 
     One pair of a module that holds several of our linears (Phi's qkv_proj, GPT-2's c_attn) becomes
     several: they share A, and each has its own rows of B.
@@ -51,6 +58,7 @@ def map_targets(adapter: AdapterFile, spec: DecoderSpec) -> dict[str, LowRank]:
                 hint="The file is incomplete; save or download the adapter again.",
             )
     found: dict[str, LowRank] = {}
+    magnitudes: dict[str, np.ndarray] = {}
     for module, pair in adapter.pairs.items():
         places = table.places(adapter.file, module)
         _check_layer(adapter, module, places[0].layer, len(spec.layers))
@@ -65,12 +73,52 @@ def map_targets(adapter: AdapterFile, spec: DecoderSpec) -> dict[str, LowRank]:
         inner = shapes[f"{next(iter(targets))}.weight"][1]
         total = sum(shapes[f"{target}.weight"][0] for target in targets)
         whole = _read(adapter, module, pair, total, inner)
-        for target, place in targets.items():
-            found[target] = whole
-            if place.source.part is not None:
-                first, last, _ = part_rows(spec, place.source.part, place.layer)
-                found[target] = replace(whole, b=_rows(whole.b, first, last))
-    return found
+        parts = {target: _part(spec, whole, place) for target, place in targets.items()}
+        found |= _own_ranks(parts, dora=pair.magnitude is not None) if len(parts) > 1 else parts
+        if pair.magnitude is not None:
+            vector = _magnitude(adapter, module, pair.magnitude, total)
+            magnitudes |= {t: _part_of(spec, vector, place) for t, place in targets.items()}
+    return Mapped(found, magnitudes)
+
+
+def _part_of(spec: DecoderSpec, vector: np.ndarray, place: _Place) -> np.ndarray:
+    if place.source.part is None:
+        return vector
+    first, last, _ = part_rows(spec, place.source.part, place.layer)
+    return vector[first:last]
+
+
+def _part(spec: DecoderSpec, whole: LowRank, place: _Place) -> LowRank:
+    """What a module's pair does to one of the linears in it."""
+    if place.source.part is None:
+        return whole
+    first, last, _ = part_rows(spec, place.source.part, place.layer)
+    return replace(whole, b=_rows(whole.b, first, last))
+
+
+def _own_ranks(parts: Mapping[str, LowRank], *, dora: bool) -> dict[str, LowRank]:
+    """Without the ranks that only other parts use, as `save_adapter` lays them side by side.
+
+    A part with no ranks of its own is not adapted, unless DoRA scales it.
+    """
+    used: dict[str, np.ndarray] = {
+        target: np.any(pair.b.to_float32() != 0, axis=0) for target, pair in parts.items()
+    }
+    if not any(columns.any() for columns in used.values()):
+        return dict(parts)
+    return {
+        target: pair if used[target].all() else _with_ranks(pair, used[target])
+        for target, pair in parts.items()
+        if used[target].any() or dora
+    }
+
+
+def _with_ranks(pair: LowRank, kept: np.ndarray) -> LowRank:
+    """kept: bool [r], of which one stays in any case."""
+    kept = kept if kept.any() else np.arange(len(kept)) == 0
+    a = replace(pair.a, data=np.ascontiguousarray(pair.a.data[kept]))
+    b = replace(pair.b, data=np.ascontiguousarray(pair.b.data[:, kept]))
+    return replace(pair, a=a, b=b)
 
 
 class _Table:
@@ -167,6 +215,16 @@ def _read(adapter: AdapterFile, module: str, pair: ModulePair, out: int, inner: 
             )
         sides.append(_dense(adapter.file, stored, turned))
     return LowRank(sides[0], sides[1], pair.scale)
+
+
+def _magnitude(adapter: AdapterFile, module: str, stored: StoredTensor, out: int) -> np.ndarray:
+    if stored.shape != (out,):
+        raise CheckpointError(
+            f"{adapter.file.path}: {stored.name} has the shape {list(stored.shape)}; "
+            f"{module} of this model calls for {[out]}",
+            hint="The adapter belongs to another model.",
+        )
+    return _dense(adapter.file, stored, turned=False).to_float32()
 
 
 def _dense(file: SafetensorsFile, stored: StoredTensor, turned: bool) -> Dense:

@@ -16,6 +16,7 @@ from typing import Any
 from localllm.adapters.files import (
     MAX_RANK,
     AdapterFile,
+    Endings,
     ModulePair,
     check_targets,
     checked_scale,
@@ -27,12 +28,13 @@ from localllm.errors import CheckpointError, UnsupportedModel
 from localllm.models.config import MAX_LAYERS, Config
 
 WEIGHTS = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
+_ENDINGS = Endings(".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
 
 # Read here, or without bearing on what the tensors compute.
 _KNOWN = frozenset(
     {
-        *("peft_type", "task_type", "r", "lora_alpha", "use_rslora", "rank_pattern"),
+        *("peft_type", "task_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern"),
         *("alpha_pattern", "target_modules", "layers_to_transform", "bias", "fan_in_fan_out"),
         *("init_lora_weights", "auto_mapping", "base_model_name_or_path", "revision"),
         *("inference_mode", "lora_dropout", "exclude_modules", "layers_pattern", "peft_version"),
@@ -41,7 +43,6 @@ _KNOWN = frozenset(
     }
 )
 _REFUSED = {
-    "use_dora": "DoRA scales every row of the adapted weights",
     "lora_bias": "biases of LoRA's own are not computed",
     "modules_to_save": "modules trained in full cannot be loaded beside the base model",
     "trainable_token_indices": "trained token embeddings cannot be loaded beside the base model",
@@ -66,17 +67,17 @@ def read_peft(folder: Path, values: Mapping[str, Any]) -> AdapterFile:
     _refuse_others(config)
     file = SafetensorsFile(folder / WEIGHTS)
     try:
-        found = find_pairs(file, ".lora_A.weight", ".lora_B.weight")
+        found = find_pairs(file, _ENDINGS, dora=config.flag("use_dora", False))
         scales = _Scales(config)
         pairs = {}
-        for stem, (a, b) in found.items():
-            module = stem.removeprefix(_PREFIX)
+        for stem, (a, b, magnitude) in found.items():
+            module = stem.removeprefix(PREFIX)
             if module == stem:
-                raise UnsupportedModel(f"{file.path}: {a.name} does not begin with {_PREFIX!r}")
+                raise UnsupportedModel(f"{file.path}: {a.name} does not begin with {PREFIX!r}")
             if len(module) > MAX_NAME:
                 raise CheckpointError(f"{file.path}: a module name of {len(module)} characters")
             scale = scales.of(file.path, module, a.shape[0] if len(a.shape) == 2 else 0)
-            pairs[module] = ModulePair(a, b, scale)
+            pairs[module] = ModulePair(a, b, scale, magnitude)
         named = _check_modules(config, file.path, pairs)
     except BaseException:
         file.close()

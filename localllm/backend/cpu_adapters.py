@@ -13,6 +13,12 @@ from localllm.spec import DecoderSpec
 
 def packed_bytes(adapter: LoraAdapter) -> int:
     """What `pack_adapter` takes."""
+    return _matrix_bytes(adapter) + sum(
+        pair.gains.values.nbytes for pair in adapter.targets.values() if pair.gains is not None
+    )
+
+
+def _matrix_bytes(adapter: LoraAdapter) -> int:
     return sum(
         int(_native.adapter_pair_bytes(pair.a.data, pair.b.data))
         for pair in adapter.targets.values()
@@ -25,14 +31,17 @@ def pack_adapter(spec: DecoderSpec, adapter: LoraAdapter) -> _native.Adapter:
     The adapter has passed `check_adapter`. Raises MemoryError.
     """
     orders = dict(row_orders(spec))
-    packed = _native.Adapter(len(spec.layers), packed_bytes(adapter))
+    packed = _native.Adapter(len(spec.layers), _matrix_bytes(adapter))
     # In the order of their use, which is the order in which memory is read fastest.
     for target in sorted(adapter.targets, key=_place):
         pair = adapter.targets[target]
         _, layer, _, linear = target.split(".")
         order = orders.get(f"{target}.weight")
         b = pair.b if order is None else pair.b.rows(order)
-        packed.add(int(layer), _native.Target[linear], _array(pair.a), _array(b), pair.scale)
+        gains = None if pair.gains is None else pair.gains.values  # biases come after them here
+        if gains is not None and order is not None:
+            gains = gains[order]
+        packed.add(int(layer), _native.Target[linear], _array(pair.a), _array(b), pair.scale, gains)
     return packed
 
 

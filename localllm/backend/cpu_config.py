@@ -82,6 +82,7 @@ def _attention(config: _native.LayerConfig, attn: AttentionSpec, ropes: list[Rop
     config.softcap = attn.softcap or 0.0
     config.qk_norm = _norm(attn.qk_norm)
     config.qk_norm_all = attn.qk_norm_over == "all"
+    config.sinks = attn.sinks
 
 
 def _norm(norm: NormSpec | None) -> _native.NormConfig:

@@ -28,6 +28,7 @@ from localllm.backend.metal_attention import ChunkRows
 from localllm.backend.metal_decoder import Decoder
 from localllm.backend.metal_kernels import KernelOps
 from localllm.backend.metal_kv import KvPool, Rows, kv_group_size
+from localllm.backend.metal_limits import bound_memory
 from localllm.backend.metal_ops import Ops
 from localllm.backend.metal_weights import checkpoint_dtype, load
 from localllm.backend.protocol import Activations, Batch, Chunk, StepCancelled, blocks_of_groups
@@ -52,9 +53,11 @@ class MetalBackend:
     choose: which kernels are used; None: MLX's own ops alone. executor: runs them where there is
         no GPU.
 
-    Rounding depends on the number of rows in a step, since MLX picks its kernels by it. Raises
-    CheckpointError for weights that do not fit the spec, InvalidRequest for KV bits that the head
-    sizes do not allow, OutOfMemoryPlan if the pool cannot be had.
+    Rounding depends on the number of rows in a step, since MLX picks its kernels by it; up to 8
+    rows (what verifies drafts) our kernels round alike, where they are used and no row has an
+    adapter on gate or up. Raises CheckpointError for weights that do not fit the spec,
+    InvalidRequest for KV bits that the head sizes do not allow, OutOfMemoryPlan if the pool cannot
+    be had.
     """
 
     name = "metal"
@@ -100,6 +103,7 @@ class MetalBackend:
             parts = load(spec, weights, dtype)
             self._decoder: Decoder | None = Decoder(spec, parts, self._ops)
             self._pool: KvPool | None = KvPool(spec, self.group_blocks, block_size, dtype, kv_bits)
+        bound_memory(mx.get_active_memory())
 
     @property
     def kv_form(self) -> str:
@@ -123,7 +127,9 @@ class MetalBackend:
                 self._ops.lora,
             )
             self._cancelled.clear()
-            step = _Step(self.spec, self._ops, self._pool, chunks, self._cancelled)
+            step = _Step(
+                self.spec, self._ops, self._pool, chunks, self._cancelled, self._decoder.sinks
+            )
             rows = self._decoder(
                 step.tokens, step.positions, step.lengths, step.attend, adapters or None
             )
@@ -231,8 +237,10 @@ class _Step:
         pool: KvPool,
         chunks: tuple[Chunk, ...],
         cancelled: Event,
+        sinks: Sequence[mx.array | None],
     ) -> None:
         self._spec = spec
+        self._sinks = sinks
         self._ops = ops
         self._pool = pool
         self._chunks = chunks
@@ -273,7 +281,7 @@ class _Step:
             ChunkRows(_table(c, group), c.start, at, len(c.token_ids))
             for c, at in zip(self._chunks, self._offsets, strict=True)
         ]
-        out = self._ops.attention(mixer, pool, layer, chunks, q)
+        out = self._ops.attention(mixer, pool, layer, chunks, q, self._sinks[layer])
         if len(self.tokens) > _LAZY_ROWS:
             mx.eval(out)
         return out.reshape(out.shape[0], -1)

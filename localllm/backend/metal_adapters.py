@@ -12,8 +12,28 @@ from localllm.adapters.lora import LoraAdapter
 
 _RANK_STEP = 8  # what the kernels need
 
-# By target: A [r, in], and B times the scale [out, r]; both T, r a multiple of 8 (zeros fill it).
-Loaded = Mapping[str, tuple[mx.array, mx.array]]
+
+@dataclass(frozen=True)
+class Pair:
+    """a: [r, in]; b, times scale and gain: [out, r]; both T, r a multiple of 8 (zeros fill it).
+
+    gain, offset: float32 [out], what DoRA does to y = W x + bias.
+    """
+
+    a: mx.array
+    b: mx.array
+    gain: mx.array | None = None
+    offset: mx.array | None = None
+
+    def gained(self, y: mx.array) -> mx.array:
+        if self.gain is None:
+            return y
+        whole = y.astype(mx.float32) * self.gain
+        return (whole if self.offset is None else whole + self.offset).astype(y.dtype)
+
+
+# By target.
+Loaded = Mapping[str, Pair]
 
 
 @dataclass(frozen=True)
@@ -39,15 +59,22 @@ def to_loaded(adapter: LoraAdapter, dtype: mx.Dtype) -> Loaded:
         a = np.zeros((rank, pair.a.shape[1]), np.float32)
         b = np.zeros((pair.b.shape[0], rank), np.float32)
         a[: pair.rank] = pair.a.to_float32()
-        b[:, : pair.rank] = pair.b.to_float32() * pair.scale
-        loaded[target] = (mx.array(a).astype(dtype), mx.array(b).astype(dtype))
-    mx.eval(list(loaded.values()))
+        b[:, : pair.rank] = pair.scaled_b()
+        gains = pair.gains
+        loaded[target] = Pair(
+            mx.array(a).astype(dtype),
+            mx.array(b).astype(dtype),
+            None if gains is None else mx.array(gains.values),
+            None if gains is None or gains.offset is None else mx.array(gains.offset),
+        )
+    mx.eval([(pair.a, pair.b) for pair in loaded.values()])
     return loaded
 
 
 def loaded_bytes(adapter: LoraAdapter, dtype: mx.Dtype) -> int:
     return sum(
         dtype.size * _rounded(pair.rank) * (pair.a.shape[1] + pair.b.shape[0])
+        + (0 if pair.gains is None else pair.gains.nbytes)
         for pair in adapter.targets.values()
     )
 
@@ -79,8 +106,8 @@ class Stacks:
             if not having:
                 del self._stacks[target]
                 continue
-            rank = max(a.shape[0] for a, _ in having.values())
-            parts = [(_filled(a, rank, 0), _filled(b, rank, 1)) for a, b in having.values()]
+            rank = max(pair.a.shape[0] for pair in having.values())
+            parts = [(_filled(p.a, rank, 0), _filled(p.b, rank, 1)) for p in having.values()]
             stack = Stack(
                 mx.stack([a for a, _ in parts]),
                 mx.stack([b for _, b in parts]),
@@ -111,25 +138,31 @@ class RowAdapters:
         return bool(self._touched)
 
     def __call__(self, layer: int, target: str, x: mx.array, y: mx.array) -> mx.array:
-        """y [n, out] = W x, and B A x more where a row's adapter has the target; x: [n, in]."""
+        """y [n, out], with what a row's adapter makes of it where it has the target; x: [n, in]."""
         name = f"layers.{layer}.{target}"
         if name not in self._touched:
             return y
+        if any(name in one and one[name].gain is not None for one in self._loaded.values()):
+            y = self._each(name, y, lambda pair, rows: pair.gained(y[rows]))
         stack = self._stacks[name]
         slots = [stack.slots.get(-1 if a is None else a, -1) for _, a in self._parts]
         counts = [rows for rows, _ in self._parts]
         done = self._stacked(y, x, stack, np.repeat(slots, counts).astype(np.int32))
-        return self._by_chunk(name, x, y) if done is None else done
+        if done is not None:
+            return done
+        return self._each(name, y, lambda pair, rows: y[rows] + (x[rows] @ pair.a.T) @ pair.b.T)
 
-    def _by_chunk(self, name: str, x: mx.array, y: mx.array) -> mx.array:
+    def touches(self, layer: int, *targets: str) -> bool:
+        return any(f"layers.{layer}.{target}" in self._touched for target in targets)
+
+    def _each(self, name: str, y: mx.array, change: Callable[[Pair, slice], mx.array]) -> mx.array:
+        """y with the rows changed whose adapter has the target."""
         parts, at = [], 0
-        for rows, adapter in self._parts:
-            part = y[at : at + rows]
-            if adapter is not None and name in self._loaded[adapter]:
-                a, b = self._loaded[adapter][name]
-                part = part + (x[at : at + rows] @ a.T) @ b.T
-            parts.append(part)
-            at += rows
+        for count, adapter in self._parts:
+            rows = slice(at, at + count)
+            pair = None if adapter is None else self._loaded[adapter].get(name)
+            parts.append(y[rows] if pair is None else change(pair, rows))
+            at += count
         return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
 

@@ -31,18 +31,29 @@ class ChunkRows:
 
 
 def attend(
-    spec: AttentionSpec, pool: KvPool, layer: int, chunks: Sequence[ChunkRows], q: mx.array
+    spec: AttentionSpec,
+    pool: KvPool,
+    layer: int,
+    chunks: Sequence[ChunkRows],
+    q: mx.array,
+    sinks: mx.array | None = None,
 ) -> mx.array:
     """T [rows, heads, head_dim] for the rows of all chunks, q as many."""
     parts = [
-        attend_chunk(spec, pool, layer, c.table, c.start, q[c.offset : c.offset + c.count])
+        attend_chunk(spec, pool, layer, c.table, c.start, q[c.offset : c.offset + c.count], sinks)
         for c in chunks
     ]
     return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
 
 def attend_chunk(
-    spec: AttentionSpec, pool: KvPool, layer: int, table: np.ndarray, start: int, q: mx.array
+    spec: AttentionSpec,
+    pool: KvPool,
+    layer: int,
+    table: np.ndarray,
+    start: int,
+    q: mx.array,
+    sinks: mx.array | None = None,
 ) -> mx.array:
     """T [n, heads, head_dim] for rows q at positions start … of one sequence.
 
@@ -64,6 +75,7 @@ def attend_chunk(
         values[None],
         np.arange(start, start + n),
         np.arange(first * size, last * size),
+        sinks,
     )
     return out[0].transpose(1, 0, 2)
 
@@ -82,6 +94,7 @@ def _attention(
     v: mx.array,
     q_positions: np.ndarray,
     k_positions: np.ndarray,
+    sinks: mx.array | None,
 ) -> mx.array:
     """[1, heads, n, head_dim]; unseen keys may hold anything finite."""
     ahead = k_positions[None, :] - q_positions[:, None]  # [n, m]
@@ -90,7 +103,10 @@ def _attention(
         seen &= ahead > -spec.window
     mask = None if seen.all() else mx.array(seen)
     if spec.softcap is None:
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=spec.scale, mask=mask)
+        logits = None if sinks is None else sinks.astype(q.dtype)
+        return mx.fast.scaled_dot_product_attention(
+            q, k, v, scale=spec.scale, mask=mask, sinks=logits
+        )
     n, group = q.shape[2], spec.heads // spec.kv_heads
     # [1, H, n, hd] -> [KV, group * n, hd]: the heads that share a kv head go in one product.
     rows = q.reshape(spec.kv_heads, group * n, spec.head_dim).astype(mx.float32)
@@ -99,6 +115,10 @@ def _attention(
     scores = scores.reshape(spec.kv_heads, group, n, -1)
     if mask is not None:
         scores = mx.where(mask, scores, -mx.inf)
-    weights = mx.softmax(scores, axis=-1).reshape(spec.kv_heads, group * n, -1)
+    if sinks is not None:  # one more key, whose value is nothing
+        sink = mx.broadcast_to(sinks.reshape(spec.kv_heads, group, 1, 1), (*scores.shape[:-1], 1))
+        scores = mx.concatenate([scores, sink], axis=-1)
+    weights = mx.softmax(scores, axis=-1)[..., : k.shape[2]]
+    weights = weights.reshape(spec.kv_heads, group * n, -1)
     out = (weights @ v[0].astype(mx.float32)).astype(q.dtype)
     return out.reshape(1, spec.heads, n, spec.head_dim)

@@ -6,21 +6,33 @@ Rows are flat, [n, hidden], whatever sequences they belong to; `attend` and `ada
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
 
 from localllm.backend.metal_kv import Rows
-from localllm.backend.metal_ops import Angles, Linear, Norm, Ops, activate
+from localllm.backend.metal_ops import Angles, Linear, Norm, Ops, activate, gated
 from localllm.backend.metal_weights import Matrix
 from localllm.spec import AttentionSpec, DecoderSpec, FeedForwardSpec, LayerSpec, MoESpec, NormSpec
 from localllm.spec.rope import tables
 
 # (layer, q [n, heads, head_dim], the pool's rows of K and of V) -> T [n, heads * head_dim]
 Attend = Callable[[int, mx.array, Rows, Rows], mx.array]
-# (layer, target such as "attn.q", x [n, in], y [n, out] = W x) -> y with what adapters add
-Adapt = Callable[[int, str, mx.array, mx.array], mx.array]
 Weights = Mapping[str, mx.array | Matrix]
+
+
+class Adapt(Protocol):
+    """What the adapters of a step add. targets: "attn.q", "ffn.up" …"""
+
+    def __call__(self, layer: int, target: str, x: mx.array, y: mx.array) -> mx.array:
+        """y with what is added. x: [n, in]; y: [n, out] = W x."""
+        ...
+
+    def touches(self, layer: int, *targets: str) -> bool:
+        """Whether anything is added to one of them."""
+        ...
+
 
 # Rows x chosen experts from which sorting by expert pays: each expert's weights are read once.
 _SORT_EXPERTS = 64
@@ -60,8 +72,8 @@ class Decoder:
         if self._positions is not None:
             x = x + self._positions.rows(mx.array(positions))
         angles: dict[object, Angles] = {}
-        for layer in self.spec.layers:
-            rope = layer.mixer.rope
+        for spec in self.spec.layers:
+            rope = spec.mixer.rope
             if rope is not None and rope not in angles:
                 cos, sin = tables(rope, positions, lengths)
                 angles[rope] = mx.array(cos), mx.array(sin)
@@ -73,6 +85,11 @@ class Decoder:
             turn = None if rope is None else angles[rope]
             x, normed = layer(index, x, normed, turn, attend, adapt, following)
         return x
+
+    @property
+    def sinks(self) -> list[mx.array | None]:
+        """Of each layer: float32 [heads], or None."""
+        return [layer.attn.sinks for layer in self._layers]
 
     def embed(self, tokens: mx.array) -> mx.array:
         """T [n, hidden], scaled."""
@@ -94,7 +111,7 @@ class _Layer:
     def __init__(self, spec: LayerSpec, weights: Weights, at: str, ops: Ops) -> None:
         self.spec = spec
         self._ops = ops
-        self._attn = _Attention(spec.mixer, weights, f"{at}attn.", ops)
+        self.attn = _Attention(spec.mixer, weights, f"{at}attn.", ops)
         self._ffn: _Experts | _FeedForward = (
             _Experts(spec.ffn, weights, f"{at}moe.", ops)
             if isinstance(spec.ffn, MoESpec)
@@ -122,7 +139,7 @@ class _Layer:
         """x and normed, what the layer takes in -> the same of the layer after, whose norm is
         `following`: the sum and the norm after it are one kernel."""
         scale = self.spec.residual_scale
-        y = self._attn(index, normed, angles, attend, adapt)
+        y = self.attn(index, normed, angles, attend, adapt)
         if self._attn_post_norm is not None:
             y = self._ops.norm(y, self._attn_post_norm)
         x, normed = self._ops.add_norm(x, y, scale, self._ffn_norm)
@@ -140,6 +157,7 @@ class _Attention:
             _linear(weights, at + name, spec.qkv_bias) for name in ("q", "k", "v")
         )
         self._o = _linear(weights, f"{at}o", spec.out_bias)
+        self.sinks = _vector(weights, f"{at}sinks.weight") if spec.sinks else None
         norm = spec.qk_norm
         self._q_norm = None if norm is None else _norm(weights, f"{at}q_norm", norm)
         self._k_norm = None if norm is None else _norm(weights, f"{at}k_norm", norm)
@@ -173,7 +191,8 @@ class _FeedForward:
 
     def __call__(self, layer: int, x: mx.array, adapt: Adapt | None) -> mx.array:
         ops, kind = self._ops, self._spec.activation
-        if self._gate is not None and adapt is None:
+        fused = adapt is None or not adapt.touches(layer, "ffn.gate", "ffn.up")
+        if self._gate is not None and fused:
             inner = ops.gated(x, self._gate, self._up, kind)
         else:
             inner = _adapted(adapt, layer, "ffn.up", x, ops.linear(x, self._up))
@@ -181,8 +200,23 @@ class _FeedForward:
                 inner = activate(inner, kind)
             else:
                 gate = _adapted(adapt, layer, "ffn.gate", x, ops.linear(x, self._gate))
-                inner = activate(gate, kind) * inner
+                inner = gated(gate, inner, kind)
         return _adapted(adapt, layer, "ffn.down", inner, ops.linear(inner, self._down))
+
+
+class _Expert:
+    """One of the three matrices of all experts, with biases or without."""
+
+    def __init__(self, weights: Weights, name: str, spec: MoESpec) -> None:
+        self._matrix = _matrix(weights, f"{name}.weight")
+        self._bias: mx.array | None = None
+        if spec.bias:
+            self._bias = _vector(weights, f"{name}.bias").reshape(spec.experts, 1, -1)
+
+    def __call__(self, x: mx.array, experts: mx.array, in_order: bool) -> mx.array:
+        """[n, 1, in] -> [n, 1, out]; see `DenseMatrix.gathered`."""
+        y = self._matrix.gathered(x, experts, in_order)
+        return y if self._bias is None else y + self._bias[experts].astype(y.dtype)
 
 
 class _Experts:
@@ -191,9 +225,9 @@ class _Experts:
     def __init__(self, spec: MoESpec, weights: Weights, at: str, ops: Ops) -> None:
         self._spec = spec
         self._ops = ops
-        self._router = _linear(weights, f"{at}router", False)
+        self._router = _linear(weights, f"{at}router", spec.bias)
         self._gate, self._up, self._down = (
-            _matrix(weights, f"{at}{name}.weight") for name in ("gate", "up", "down")
+            _Expert(weights, f"{at}{name}", spec) for name in ("gate", "up", "down")
         )
 
     def __call__(self, layer: int, x: mx.array, adapt: Adapt | None) -> mx.array:
@@ -211,9 +245,9 @@ class _Experts:
         if in_order:
             order = mx.argsort(experts)
             experts, rows = experts[order], rows[order]
-        gate = activate(self._gate.gathered(rows, experts, in_order), spec.activation)
-        inner = gate * self._up.gathered(rows, experts, in_order)
-        out = self._down.gathered(inner, experts, in_order)[:, 0]  # [n * top_k, D]
+        gate = self._gate(rows, experts, in_order)
+        inner = gated(gate, self._up(rows, experts, in_order), spec.activation)
+        out = self._down(inner, experts, in_order)[:, 0]  # [n * top_k, D]
         if in_order:
             out = out[mx.argsort(order)]
         shares = out.reshape(*chosen.shape, -1).astype(mx.float32) * weights[..., None]

@@ -33,6 +33,7 @@ from localllm.spec import AttentionSpec
 from localllm.spec.decoder import Activation
 
 _HEAD_STEP, _LARGEST_HEAD = 16, 256  # head sizes that the attention kernels take
+_DECODED_ROWS = 8  # of a sequence in a step: what verifies drafts is computed as decoding is
 _LORA_ROWS = 32  # beyond, each adapter's own matrix products read it less often
 _MEASURED_WEIGHTS = 1 << 22  # of a matrix in a contest, which takes its first rows alone
 
@@ -62,10 +63,11 @@ class KernelOps(Ops):
 
     def linear(self, x: mx.array, linear: Linear) -> mx.array:
         weight = _affine(linear.matrix)
-        if weight is None or not self._multiplies("linear", x, weight):
+        kernel = None if weight is None else self._multiplier("linear", x, weight)
+        if weight is None or kernel is None:
             return super().linear(x, linear)
         bias = None if linear.bias is None else linear.bias.astype(x.dtype)
-        multiply = qmv.qmv if x.shape[0] == 1 else qmm_small.qmm_small
+        multiply = qmv.qmv if kernel == "qmv" else qmm_small.qmm_small
         return multiply(x, weight, bias=bias)
 
     def gated(self, x: mx.array, gate: Linear, up: Linear, activation: Activation) -> mx.array:
@@ -75,12 +77,12 @@ class KernelOps(Ops):
             or u is None
             or (g.bits, g.group, g.shape) != (u.bits, u.group, u.shape)
             or activation not in ACTIVATIONS
-            or not self._multiplies("gated", x, g)
+            or (kernel := self._multiplier("gated", x, g)) is None
         ):
             return super().gated(x, gate, up, activation)
         biases = (None if one.bias is None else one.bias.astype(x.dtype) for one in (gate, up))
         gate_bias, up_bias = biases
-        multiply = qmv.qmv_gated if x.shape[0] == 1 else qmm_small.qmm_small_gated
+        multiply = qmv.qmv_gated if kernel == "qmv" else qmm_small.qmm_small_gated
         return multiply(x, g, u, activation, gate_bias=gate_bias, up_bias=up_bias)
 
     def add_norm(
@@ -147,23 +149,24 @@ class KernelOps(Ops):
         layer: int,
         chunks: Sequence[ChunkRows],
         q: mx.array,
+        sinks: mx.array | None = None,
     ) -> mx.array:
-        """Single rows by the decode kernel, longer chunks by the prefill kernel."""
+        """A few rows of a sequence by the decode kernel, longer chunks by the prefill kernel."""
         if spec.head_dim % _HEAD_STEP or spec.head_dim > _LARGEST_HEAD:
-            return super().attention(spec, pool, layer, chunks, q)
-        single = [c for c in chunks if c.count == 1]
-        longer = [c for c in chunks if c.count > 1]
+            return super().attention(spec, pool, layer, chunks, q, sinks)
+        short = [c for c in chunks if c.count <= _DECODED_ROWS]
+        longer = [c for c in chunks if c.count > _DECODED_ROWS]
         parts: list[tuple[list[ChunkRows], mx.array]] = []
-        for some, kernel in ((single, "paged_decode"), (longer, "paged_prefill")):
+        for some, kernel in ((short, "paged_decode"), (longer, "paged_prefill")):
             if not some:
                 continue
             rows = q if len(some) == len(chunks) else _rows_of(some, q)
             packed = _packed(some)
             if self._attends(kernel, spec, some, q.dtype):
                 run = self._decode if kernel == "paged_decode" else self._prefill
-                out = run(spec, pool, layer, packed, rows)
+                out = run(spec, pool, layer, packed, rows, sinks)
             else:
-                out = super().attention(spec, pool, layer, packed, rows)
+                out = super().attention(spec, pool, layer, packed, rows, sinks)
             parts.append((some, out))
         if len(parts) == 1:
             return parts[0][1]
@@ -181,18 +184,23 @@ class KernelOps(Ops):
             return None
         return lora.lora(y, x, stack.a, stack.b, mx.array(slots))
 
-    def _multiplies(self, kind: str, x: mx.array, weight: Affine) -> bool:
+    def _multiplier(self, kind: str, x: mx.array, weight: Affine) -> str | None:
+        """The kernel for a few rows, None for MLX's own product.
+
+        `qmm_small` comes first for a single row too: it gives a row the same bits alone and among
+        others (what verifies drafts), with the same reads. `qmv` is for where that loses.
+        """
         rows, (out, inner) = x.shape[0], weight.shape
         if rows > qmm_small.MAX_ROWS:
-            return False
+            return None
         out = min(out, max(64, _MEASURED_WEIGHTS // inner))
         shape = (rows, inner, out, weight.bits, weight.group)
-        kernel = qmv if rows == 1 else qmm_small
-        return self._choose.uses(
-            "qmv" if rows == 1 else "qmm_small",
-            affine_contests.work(kind, *shape, x.dtype),
-            lambda: kernel.contest(kind, *shape, x.dtype),
-        )
+        work = affine_contests.work(kind, *shape, x.dtype)
+        if self._choose.uses("qmm_small", work, lambda: qmm_small.contest(kind, *shape, x.dtype)):
+            return "qmm_small"
+        if rows == 1 and self._choose.uses("qmv", work, lambda: qmv.contest(kind, *shape, x.dtype)):
+            return "qmv"
+        return None
 
     def _attends(
         self, kernel: str, spec: AttentionSpec, chunks: Sequence[ChunkRows], dtype: mx.Dtype
@@ -210,6 +218,7 @@ class KernelOps(Ops):
             0 if self.kv_bits >= 16 else self.kv_bits,
             spec.window,
             spec.softcap,
+            spec.sinks,
         )
         module = paged_decode if kernel == "paged_decode" else paged_prefill
         return self._choose.uses(kernel, shape.work(dtype), lambda: module.contest(shape, dtype))
@@ -221,18 +230,23 @@ class KernelOps(Ops):
         layer: int,
         chunks: Sequence[ChunkRows],
         q: mx.array,
+        sinks: mx.array | None,
     ) -> mx.array:
-        lengths = np.array([c.start + 1 for c in chunks], np.int32)
+        runs = tuple(c.count for c in chunks)
+        lengths = np.concatenate([np.arange(c.count) + c.start + 1 for c in chunks])
+        tables = np.repeat(_tables(chunks, pool.block_size), runs, axis=0)
         keys, values = (self._pool(spec, pool, side) for side in pool.layers[layer])
         return paged_decode.paged_decode(
             q,
             keys,
             values,
-            mx.array(_tables(chunks, pool.block_size)),
-            mx.array(lengths),
+            mx.array(tables),
+            mx.array(lengths.astype(np.int32)),
             scale=spec.scale,
             window=spec.window,
             softcap=spec.softcap,
+            sinks=sinks,
+            runs=runs,
         )
 
     def _prefill(
@@ -242,6 +256,7 @@ class KernelOps(Ops):
         layer: int,
         chunks: Sequence[ChunkRows],
         q: mx.array,
+        sinks: mx.array | None,
     ) -> mx.array:
         offsets = np.cumsum([0, *(c.count for c in chunks)]).astype(np.int32)
         keys, values = (self._pool(spec, pool, side) for side in pool.layers[layer])
@@ -255,11 +270,15 @@ class KernelOps(Ops):
             scale=spec.scale,
             window=spec.window,
             softcap=spec.softcap,
+            sinks=sinks,
         )
 
     def _pool(self, spec: AttentionSpec, pool: KvPool, side: Side) -> Pool:
         arrays = side.blocks(spec.kv_heads, pool.block_size)
-        return arrays[0] if len(arrays) == 1 else QuantizedPool(*arrays, bits=self.kv_bits)
+        if len(arrays) == 1:
+            return arrays[0]
+        codes, scales, biases = arrays
+        return QuantizedPool(codes, scales, biases, self.kv_bits)
 
 
 def _affine(matrix: Matrix) -> Affine | None:

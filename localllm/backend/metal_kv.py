@@ -113,20 +113,24 @@ class KvPool:
 
 
 def quantize(x: mx.array, bits: int) -> Rows:
-    """Codes, scales and biases of the last axis in groups, as MLX's affine quantization packs them.
-
-    The extremes of a group get the codes 0 and 2**bits - 1.
-    """
+    """Codes, scales and biases of the last axis in groups, by the rule of `mx.quantize` (which has
+    no groups of 16): the end of a group that is farther from 0 is met exactly, and 0 is, too."""
     group, top = kv_group_size(x.shape[-1]), (1 << bits) - 1
     parts = x.astype(mx.float32).reshape(*x.shape[:-1], -1, group)
     low, high = parts.min(axis=-1), parts.max(axis=-1)
-    scales = mx.maximum((high - low) / top, 1e-7).astype(x.dtype)
-    biases = low.astype(x.dtype)
-    steps = (parts - biases[..., None].astype(mx.float32)) / scales[..., None].astype(mx.float32)
-    codes = mx.clip(mx.round(steps), 0, top).astype(mx.uint32)
-    words = codes.reshape(*x.shape[:-1], -1, 32 // bits)
+    negative = mx.abs(low) > mx.abs(high)
+    edge = mx.where(negative, low, high)
+    scales = mx.maximum((high - low) / top, 1e-7)
+    scales = mx.where(negative, scales, -scales)
+    steps = mx.round(edge / scales)
+    exact = steps != 0
+    scales = mx.where(exact, edge / mx.where(exact, steps, 1), scales)
+    biases = mx.where(exact, edge, 0)
+    codes = mx.clip(mx.round((parts - biases[..., None]) / scales[..., None]), 0, top)
+    words = codes.astype(mx.uint32).reshape(*x.shape[:-1], -1, 32 // bits)
     shifts = mx.arange(0, 32, bits, dtype=mx.uint32)
-    return (words << shifts).sum(axis=-1).astype(mx.uint32), scales, biases
+    packed = (words << shifts).sum(axis=-1).astype(mx.uint32)
+    return packed, scales.astype(x.dtype), biases.astype(x.dtype)
 
 
 def dequantize(rows: Rows, bits: int) -> mx.array:

@@ -24,11 +24,11 @@ def bound_memory(needed: int) -> None:
     """Wires `needed` bytes, at most the recommended working set, and bounds MLX's allocator by it.
 
     What the planner let through fits; an allocation beyond the limit waits for running work and
-    then fails, instead of pushing the system into swap.
+    then fails, instead of pushing the system into swap. Does nothing where there is no GPU.
     """
-    mx.set_cache_limit(_CACHE)
     most = working_set()
     if most is None:
         return
+    mx.set_cache_limit(_CACHE)
     mx.set_memory_limit(most)
     mx.set_wired_limit(min(needed, most))

@@ -49,7 +49,7 @@ class Ops:
 
     def gated(self, x: mx.array, gate: Linear, up: Linear, activation: Activation) -> mx.array:
         """T [n, in] -> [n, inner]: act(gate(x)) * up(x)."""
-        return activate(self.linear(x, gate), activation) * self.linear(x, up)
+        return gated(self.linear(x, gate), self.linear(x, up), activation)
 
     def norm(self, x: mx.array, norm: Norm) -> mx.array:
         if norm.spec.kind == "rms" and norm.bias is None:
@@ -98,9 +98,13 @@ class Ops:
         layer: int,
         chunks: Sequence[ChunkRows],
         q: mx.array,
+        sinks: mx.array | None = None,
     ) -> mx.array:
-        """T [rows, heads, head_dim] for the rows of all chunks, q as many; K and V are written."""
-        return attend(spec, pool, layer, chunks, q)
+        """T [rows, heads, head_dim] for the rows of all chunks, q as many; K and V are written.
+
+        sinks: float32 [heads], where the spec has them.
+        """
+        return attend(spec, pool, layer, chunks, q, sinks)
 
     def lora(self, y: mx.array, x: mx.array, stack: Stack, slots: np.ndarray) -> mx.array | None:
         """y + B A x, rows of several adapters at once: int32 [n] slots, -1 for none. None: chunk by
@@ -142,6 +146,15 @@ def rotate(x: mx.array, dim: int, interleaved: bool, angles: Angles) -> mx.array
         turned = mx.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
     turned = turned.astype(x.dtype)
     return turned if still.shape[-1] == 0 else mx.concatenate([turned, still], axis=-1)
+
+
+def gated(gate: mx.array, up: mx.array, kind: Activation) -> mx.array:
+    """act(gate) * up, and what is more than that; float32 inside."""
+    if kind != "clamped_swiglu":
+        return activate(gate, kind) * up
+    g = mx.minimum(gate.astype(mx.float32), 7)
+    u = mx.clip(up.astype(mx.float32), -7, 7)
+    return (g * mx.sigmoid(1.702 * g) * (u + 1)).astype(gate.dtype)
 
 
 def activate(x: mx.array, kind: Activation) -> mx.array:

@@ -198,8 +198,11 @@ def _halved(tensor: Affine, dtype: mx.Dtype) -> HalvedMatrix:
     codes = mx.array(tensor.codes)
 
     def half(at: int) -> QuantizedMatrix:
-        parts = (np.ascontiguousarray(values[..., at::2]) for values in (scales, biases))
-        return QuantizedMatrix(codes, *(mx.array(p).astype(dtype) for p in parts), tensor.bits, 32)
+        s, b = (
+            mx.array(np.ascontiguousarray(values[..., at::2])).astype(dtype)
+            for values in (scales, biases)
+        )
+        return QuantizedMatrix(codes, s, b, tensor.bits, 32)
 
     return HalvedMatrix(half(0), half(1))
 

@@ -79,7 +79,8 @@ class ReferenceBackend:
         if not chunks:
             return np.zeros((0, self.spec.vocab_size), np.float32)
         self._cancelled.clear()
-        step = _Step(self.spec, self._pool, chunks, self._cancelled)
+        sinks = [layer.attn.sinks for layer in self._decoder.layers]
+        step = _Step(self.spec, self._pool, chunks, self._cancelled, sinks)
         with mx.stream(mx.cpu):
             rows = self._decoder(step.tokens, step.positions, step.lengths, step.attend, adapters)
             if not len(step.logit_rows):
@@ -180,9 +181,15 @@ class _Step:
     """One forward: the rows of all chunks laid end to end, and how they attend."""
 
     def __init__(
-        self, spec: DecoderSpec, pool: KVPool, chunks: tuple[Chunk, ...], cancelled: Event
+        self,
+        spec: DecoderSpec,
+        pool: KVPool,
+        chunks: tuple[Chunk, ...],
+        cancelled: Event,
+        sinks: Sequence[mx.array | None],
     ) -> None:
         self._spec = spec
+        self._sinks = sinks
         self._cancelled = cancelled
         self._pool = pool
         self._chunks = chunks
@@ -225,7 +232,9 @@ class _Step:
         first, stop = _first_seen(spec.window, start), start + q.shape[0]
         table = _table(chunk, self._pool.group_of[layer])
         k, v = (mx.array(x) for x in self._pool.read(layer, table, first, stop))
-        return attention(spec, q, k, v, np.arange(start, stop), np.arange(first, stop))
+        return attention(
+            spec, q, k, v, np.arange(start, stop), np.arange(first, stop), self._sinks[layer]
+        )
 
 
 def _table(chunk: Chunk, group: int) -> np.ndarray:

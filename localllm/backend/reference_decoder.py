@@ -57,10 +57,13 @@ class Weights:
     def linear(self, name: str, bias: bool = False) -> Linear:
         return Linear(self.matrix(f"{name}.weight"), self.vector(f"{name}.bias") if bias else None)
 
-    def experts(self, name: str) -> list[Linear]:
+    def experts(self, name: str, bias: bool = False) -> list[Linear]:
         part = self._parts[f"{self._at}{name}.weight"]
         assert isinstance(part, list), f"{self._at}{name} holds no experts"
-        return [Linear(matrix) for matrix in part]
+        if not bias:
+            return [Linear(matrix) for matrix in part]
+        biases = mx.split(self.vector(f"{name}.bias"), len(part))
+        return [Linear(matrix, own) for matrix, own in zip(part, biases, strict=True)]
 
 
 class Norm(Part):
@@ -90,6 +93,7 @@ class Attention(Part):
         self.k = weights.linear("k", spec.qkv_bias)
         self.v = weights.linear("v", spec.qkv_bias)
         self.o = weights.linear("o", spec.out_bias)
+        self.sinks = weights.vector("sinks.weight") if spec.sinks else None
         self.q_norm: Norm | None = None
         self.k_norm: Norm | None = None
         if spec.qk_norm is not None:
@@ -138,7 +142,7 @@ class FeedForward(Part):
         if self.gate is None:
             inner = activate(up, self.spec.activation)
         else:
-            inner = activate(adapt("ffn.gate", x, self.gate(x)), self.spec.activation) * up
+            inner = gated(adapt("ffn.gate", x, self.gate(x)), up, self.spec.activation)
         return adapt("ffn.down", inner, self.down(inner))
 
 
@@ -148,10 +152,10 @@ class MixtureOfExperts(Part):
     def __init__(self, spec: MoESpec, weights: Weights) -> None:
         super().__init__()
         self.spec = spec
-        self.router = weights.linear("router")
-        self.gate = weights.experts("gate")
-        self.up = weights.experts("up")
-        self.down = weights.experts("down")
+        self.router = weights.linear("router", spec.bias)
+        self.gate = weights.experts("gate", spec.bias)
+        self.up = weights.experts("up", spec.bias)
+        self.down = weights.experts("down", spec.bias)
 
     def __call__(self, x: mx.array, adapt: Adapt) -> mx.array:
         probabilities = mx.softmax(self.router(x), axis=-1)  # [n, E]
@@ -168,8 +172,8 @@ class MixtureOfExperts(Part):
         return y
 
     def _expert(self, index: int, x: mx.array) -> mx.array:
-        gate = activate(self.gate[index](x), self.spec.activation)
-        return self.down[index](gate * self.up[index](x))
+        inner = gated(self.gate[index](x), self.up[index](x), self.spec.activation)
+        return self.down[index](inner)
 
 
 class Layer(Part):
@@ -284,6 +288,14 @@ def rotate(x: mx.array, rope: RopeSpec, angles: Angles) -> mx.array:
         a, b = turned[..., : rope.dim // 2], turned[..., rope.dim // 2 :]
         turned = mx.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
     return turned if still.shape[-1] == 0 else mx.concatenate([turned, still], axis=-1)
+
+
+def gated(gate: mx.array, up: mx.array, kind: Activation) -> mx.array:
+    """act(gate) * up, and what is more than that."""
+    if kind == "clamped_swiglu":
+        gate, up = mx.minimum(gate, 7), mx.clip(up, -7, 7)
+        return gate * mx.sigmoid(1.702 * gate) * (up + 1)
+    return activate(gate, kind) * up
 
 
 def activate(x: mx.array, kind: Activation) -> mx.array:

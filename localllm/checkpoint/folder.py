@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from localllm.checkpoint import microscaling
 from localllm.checkpoint.base import Format
 from localllm.checkpoint.finite import require_finite
 from localllm.checkpoint.form import AffineForm, DenseForm, Form, GroupForm
@@ -16,11 +17,22 @@ from localllm.checkpoint.safetensors import SafetensorsFile, StoredTensor
 from localllm.checkpoint.shards import INDEX, find_shards, read_index, read_json
 from localllm.checkpoint.tensor import Affine, GroupValues, Tensor
 from localllm.checkpoint.weight_file import missing_tensor
-from localllm.errors import CheckpointError
+from localllm.errors import CheckpointError, UnsupportedModel
+
+# What small floats become; see `microscaling`.
+_FLOAT_FORMS: dict[str, Form] = {
+    "mxfp4": AffineForm(microscaling.BITS, 32, GroupForm(2)),
+    "nvfp4": AffineForm(microscaling.BITS, 16, GroupForm(2)),
+    "mxfp8": DenseForm(2),
+}
 
 
 class FolderCheckpoint:
-    """Dense and MLX-quantized models. `X.weight` of a quantized layer comes as `Affine`."""
+    """Dense and MLX-quantized models, and the MXFP4 experts of gpt-oss.
+
+    `X.weight` of a quantized layer comes as `Affine`; `X_blocks` too, with the scales of
+    `X_scales`. MXFP8 comes as bfloat16, which holds it exactly.
+    """
 
     def __init__(self, folder: Path, shards: list[Path] | None = None) -> None:
         """Raises `CheckpointError` or `UnsupportedModel`. `shards`: only these files."""
@@ -46,6 +58,7 @@ class FolderCheckpoint:
             self.close()
             raise
         self._hidden = {part for layer in self._quantized_layers() for part in _sides(layer)}
+        self._hidden |= {_scales_of(name) for name in self._where if self._is_blocks(name)}
 
     def _open(self, path: Path) -> None:
         file = SafetensorsFile(path)
@@ -69,6 +82,8 @@ class FolderCheckpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         stored = self._stored(name)
+        if self._is_blocks(name):
+            return (*stored.shape[:-2], stored.shape[-2] * 32)
         packing = self._packing(name)
         if packing is None:
             return stored.shape
@@ -76,21 +91,31 @@ class FolderCheckpoint:
 
     def kind(self, name: str) -> str:
         packing = self._packing(name)
+        if self._is_blocks(name):
+            return "mxfp4"
         if packing is None:
             return self._stored(name).dtype
+        if packing.mode != "affine":
+            return packing.mode
         return f"affine {packing.bits}-bit/{packing.group}"
 
     def nbytes(self, name: str) -> int:
         nbytes = self._stored(name).nbytes
+        if self._is_blocks(name):
+            return nbytes + self._where[_scales_of(name)].find(_scales_of(name)).nbytes
         if self._packing(name) is None:
             return nbytes
         sides = _sides(name.removesuffix(".weight"))
         return nbytes + sum(self._where[s].find(s).nbytes for s in sides if s in self._where)
 
     def form(self, name: str) -> Form:
+        if self._is_blocks(name):
+            return _FLOAT_FORMS["mxfp4"]
         packing = self._packing(name)
         if packing is None:
             return DenseForm(self._where[name].value_bytes(name))
+        if packing.mode != "affine":
+            return _FLOAT_FORMS[packing.mode]
         sides = []
         for side in _sides(name.removesuffix(".weight")):
             file = self._side(name, side)
@@ -104,7 +129,11 @@ class FolderCheckpoint:
         for a type that holds no weights."""
         packing = self._packing(name)
         file = self._where[name]
-        tensor = file.dense(name) if packing is None else self._affine(name, packing)
+        tensor: Tensor
+        if self._is_blocks(name) or (packing is not None and packing.mode != "affine"):
+            tensor = self._small_floats(name, "mxfp4" if packing is None else packing.mode)
+        else:
+            tensor = file.dense(name) if packing is None else self._affine(name, packing)
         require_finite(file.path, name, tensor)
         return tensor
 
@@ -159,6 +188,38 @@ class FolderCheckpoint:
             biases=self._group_values(name, biases, groups),
         )
 
+    def _is_blocks(self, name: str) -> bool:
+        """Whether it holds MXFP4 in blocks of 32, as gpt-oss publishes its experts."""
+        if not name.endswith("_blocks") or _scales_of(name) not in self._where:
+            return False
+        stored = self._where[name].find(name)
+        return stored.dtype == "U8" and len(stored.shape) > 2 and stored.shape[-1] == 16
+
+    def _small_floats(self, name: str, mode: str) -> Tensor:
+        blocks = self._is_blocks(name)
+        side = _scales_of(name) if blocks else f"{name.removesuffix('.weight')}.scales"
+        scales = self._side(name, side).octets(side)
+        shape = self.shape(name)
+        needed = (*shape[:-1], shape[-1] // (16 if mode == "nvfp4" else 32))
+        if scales.shape != needed:
+            raise CheckpointError(
+                f"{self._where[side].path}: tensor '{side}' has shape {list(scales.shape)}; "
+                f"'{name}' needs {list(needed)}"
+            )
+        file = self._where[name]
+        if mode == "nvfp4":
+            return microscaling.nvfp4(file.words(name), scales)
+        if mode == "mxfp8":
+            return microscaling.mxfp8(file.words(name), scales)
+        raw = file.octets(name) if blocks else file.words(name).view(np.uint8)
+        try:
+            return microscaling.mxfp4(raw.reshape(*scales.shape, 16), scales)
+        except OverflowError:
+            raise UnsupportedModel(
+                f"{file.path}: tensor '{name}' has scales beyond what float16 holds",
+                hint="Get the model in another quantization.",
+            ) from None
+
     def _side(self, weight: str, name: str) -> SafetensorsFile:
         """The file with a packed weight's scales or biases."""
         if name not in self._where:
@@ -179,6 +240,10 @@ class FolderCheckpoint:
         return GroupValues(
             values.to_float32() if values.dtype == "bfloat16" else np.asarray(values.data)
         )
+
+
+def _scales_of(blocks: str) -> str:
+    return f"{blocks.removesuffix('_blocks')}_scales"
 
 
 def _sides(layer: str) -> tuple[str, str]:

@@ -15,9 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from localllm.checkpoint import microscaling
 from localllm.checkpoint.gguf_types import GGMLType
 from localllm.checkpoint.packing import pack_codes
 from localllm.checkpoint.tensor import Affine, GroupValues
+from localllm.errors import UnsupportedModel
 
 # Bytes of blocks converted at a time: small against any tensor, and at home in the cache.
 _CHUNK = 1 << 18
@@ -164,6 +166,14 @@ def _split_q6_k(b: np.ndarray) -> Groups:
     return Groups(codes | high << np.uint8(4), b["d"], b["scales"])
 
 
+def _split_mxfp4(b: np.ndarray) -> Groups:
+    codes = microscaling.e2m1_codes(_nibbles(b["qs"]))
+    unused = (codes == microscaling.ZERO_POINT).all(-1, keepdims=True)
+    if microscaling.lost(b["e"], unused):
+        raise UnsupportedModel("an MXFP4 scale is beyond what float16 holds")
+    return Groups(codes, microscaling.e8m0_halves(b["e"], unused))
+
+
 def _layout(*fields: tuple[str, str, int]) -> np.dtype:
     return np.dtype([(name, kind, (count,)) for name, kind, count in fields])
 
@@ -193,5 +203,9 @@ FORMATS: dict[str, BlockFormat] = {
     "Q6_K": BlockFormat(
         _layout(("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), _D),
         6, 16, 32, _split_q6_k,
+    ),
+    "MXFP4": BlockFormat(
+        _layout(("e", "u1", 1), ("qs", "u1", 16)),
+        microscaling.BITS, 32, microscaling.ZERO_POINT, _split_mxfp4,
     ),
 }  # fmt: skip

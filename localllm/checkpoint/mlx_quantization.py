@@ -1,4 +1,4 @@
-"""What a config.json says about quantization: MLX's affine groups, or a method we do not read."""
+"""What a config.json says about quantization: MLX's groups, or a method we do not read."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from localllm.errors import CheckpointError, UnsupportedModel
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUPS = (32, 64, 128)
+# Groups of small floats under a byte of scale: bits and group of each.
+FLOATS = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}
+# Methods under `quant_method` whose tensors tell by themselves how they are packed.
+_BY_TENSOR = ("mxfp4",)
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Codes of `bits` bits, one scale and one bias for `group` of them."""
+    """Codes of `bits` bits; for `group` of them a scale, and in the mode "affine" a bias."""
 
     bits: int
     group: int
+    mode: str = "affine"
 
 
 class MLXQuantization:
@@ -47,6 +52,8 @@ def read_quantization(path: Path, config: Mapping[str, Any]) -> MLXQuantization 
     if not isinstance(settings, dict):
         raise CheckpointError(f"{path}: '{key}' is not a JSON object")
     method = settings.get("quant_method")
+    if key == "quantization_config" and method in _BY_TENSOR:
+        return None
     if key == "quantization_config" and method is not None:
         raise UnsupportedModel(
             f"{path}: the model is quantized with {method}, which is not read",
@@ -67,18 +74,28 @@ def read_quantization(path: Path, config: Mapping[str, Any]) -> MLXQuantization 
     return MLXQuantization(general, layers)
 
 
-def _defaults(general: Packing | None) -> dict[str, int]:
-    return {} if general is None else {"bits": general.bits, "group_size": general.group}
+def _defaults(general: Packing | None) -> dict[str, int | str]:
+    if general is None:
+        return {}
+    return {"bits": general.bits, "group_size": general.group, "mode": general.mode}
 
 
 def _packing(path: Path, where: str, settings: Mapping[str, Any]) -> Packing:
     mode = settings.get("mode", "affine")
-    if mode != "affine":
+    if mode != "affine" and mode not in FLOATS:
         raise UnsupportedModel(
-            f"{path}: '{where}' has the quantization mode {mode!r}; only 'affine' is read",
-            hint="Get the model in an affine quantization, or as a GGUF file.",
+            f"{path}: '{where}' has the quantization mode {mode!r}; "
+            f"read are affine, {', '.join(FLOATS)}",
+            hint="Get the model in one of these, or as a GGUF file.",
         )
     bits, group = settings.get("bits"), settings.get("group_size")
+    if mode in FLOATS:
+        if (bits, group) != FLOATS[mode]:
+            raise CheckpointError(
+                f"{path}: '{where}' has bits = {bits!r} and group_size = {group!r}; {mode} has "
+                f"{FLOATS[mode][0]} and {FLOATS[mode][1]}"
+            )
+        return Packing(*FLOATS[mode], mode)
     if type(bits) is not int or bits not in BITS:
         raise CheckpointError(f"{path}: '{where}' has bits = {bits!r}; possible are {BITS}")
     if type(group) is not int or group not in GROUPS:

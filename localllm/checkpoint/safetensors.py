@@ -93,10 +93,17 @@ class SafetensorsFile:
 
     def words(self, name: str) -> np.ndarray:
         """The uint32 words of packed codes."""
+        return self._integers(name, "U32", "<u4")
+
+    def octets(self, name: str) -> np.ndarray:
+        """uint8, as blocks and scales of small floats are stored."""
+        return self._integers(name, "U8", "<u1")
+
+    def _integers(self, name: str, kind: str, layout: str) -> np.ndarray:
         stored = self.find(name)
-        if stored.dtype != "U32":
-            raise CheckpointError(f"{self.path}: tensor '{name}' is {stored.dtype}, not U32")
-        return self._file.array(stored.offset, np.dtype("<u4"), stored.shape)
+        if stored.dtype != kind:
+            raise CheckpointError(f"{self.path}: tensor '{name}' is {stored.dtype}, not {kind}")
+        return self._file.array(stored.offset, np.dtype(layout), stored.shape)
 
     def close(self) -> None:
         self._file.close()

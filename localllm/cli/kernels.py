@@ -36,12 +36,18 @@ def show_verdicts(json_out: bool) -> None:
 def bench_kernels(json_out: bool, out: Path | None) -> None:
     """Measures every kernel against MLX and prints, or writes, what came of it."""
     from localllm.backend.metal_kernels import verdicts_folder
+    from localllm.errors import InvalidRequest
     from localllm.kernels_metal.dispatch import Measured
     from localllm.measure.kernels import measure_kernels
 
     def progress(verdict: Verdict) -> None:
         print(f"  {verdict.kernel}: {verdict.work}: {verdict.reason}", file=sys.stderr)
 
+    if out is not None and not out.resolve().parent.is_dir():
+        raise InvalidRequest(
+            f"{out} cannot be written: there is no folder {out.resolve().parent}",
+            hint="name a file in a folder that exists",
+        )
     report = measure_kernels(Measured(verdicts_folder()), progress=progress)
     if out is not None:
         out.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")

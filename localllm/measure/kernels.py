@@ -9,9 +9,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-import mlx.core as mx
-
 from localllm.errors import BackendUnavailable, InvalidRequest
+from localllm.kernels_metal import device
 from localllm.kernels_metal.dispatch import Measured, Verdict, judge, sources_hash
 from localllm.kernels_metal.registry import KERNELS, all_contests
 from localllm.machine import memory
@@ -29,7 +28,7 @@ class KernelReport:
 
 
 def measure_kernels(
-    kept: Measured, kernels: Sequence[str] = KERNELS, progress: Callable[[Verdict], None] = id
+    kept: Measured, kernels: Sequence[str] = KERNELS, progress: Callable[[Verdict], object] = id
 ) -> KernelReport:
     """Judges every contest anew; the verdicts also go into `kept`, where the backend finds them.
 
@@ -40,7 +39,7 @@ def measure_kernels(
             raise InvalidRequest(
                 f"there is no kernel named {name!r}", hint=f"kernels: {', '.join(KERNELS)}"
             )
-    if not mx.metal.is_available():
+    if not device.is_available():
         raise BackendUnavailable(
             "kernels can be timed on an Apple GPU only, and there is none here",
             hint="the emulator checks them: python -m localllm.kernels_metal.emulator --help",
@@ -55,7 +54,7 @@ def measure_kernels(
 
 
 def _machine() -> dict[str, Any]:
-    info = mx.device_info()
+    info = device.info()
     return {
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "chip": info.get("device_name"),

@@ -9,10 +9,13 @@ Weight names that go with a spec (all matrices are [out, in], as in a linear lay
     layers.N.attn_norm.*           layers.N.attn_post_norm.*
     layers.N.attn.{q,k,v,o}.{weight,bias}
     layers.N.attn.{q_norm,k_norm}.weight
+    layers.N.attn.sinks.weight [heads]
     layers.N.ffn_norm.*            layers.N.ffn_post_norm.*
     layers.N.ffn.{gate,up,down}.{weight,bias}          (no `gate` when not gated)
     layers.N.moe.router.weight [E, D]
     layers.N.moe.{gate,up,down}.weight [E, out, in]
+    layers.N.moe.router.bias [E]
+    layers.N.moe.{gate,up,down}.bias [E * out], one expert's after another's
     final_norm.*                   head.{weight,bias}  (no `head` when tied)
 """
 
@@ -21,7 +24,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+# "clamped_swiglu" is gpt-oss's and takes the gate and up together:
+#     g = min(gate, 7), u = clip(up, -7, 7): g * sigmoid(1.702 g) * (u + 1)
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "clamped_swiglu"]
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 
 
@@ -76,6 +81,7 @@ class AttentionSpec:
     qk_norm: NormSpec | None = None
     qk_norm_over: Literal["head", "all"] = "head"  # "all": over the whole projection (OLMo 2)
     softcap: float | None = None  # scores -> softcap * tanh(scores / softcap)
+    sinks: bool = False  # each head has one more logit, that only takes from the others' share
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,8 @@ class FeedForwardSpec:
 class MoESpec:
     """Token-choice mixture of gated experts: softmax over router logits, the best `top_k` win.
 
-    `renormalize`: the chosen weights are scaled to sum to 1.
+    `renormalize`: the chosen weights are scaled to sum to 1, which is a softmax over the chosen.
+    `bias`: of the router and of every expert's matrices.
     """
 
     experts: int
@@ -100,6 +107,7 @@ class MoESpec:
     hidden: int
     activation: Activation = "silu"
     renormalize: bool = True
+    bias: bool = False
 
 
 Mixer = AttentionSpec  # the seam: other token mixers (recurrent ones) join this union

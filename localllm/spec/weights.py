@@ -59,14 +59,21 @@ def _attention(at: str, attn: AttentionSpec, hidden: int) -> Iterator[tuple[str,
         over_head = attn.qk_norm_over == "head"
         yield from _norm(f"{at}q_norm", attn.qk_norm, attn.head_dim if over_head else q)
         yield from _norm(f"{at}k_norm", attn.qk_norm, attn.head_dim if over_head else kv)
+    if attn.sinks:
+        yield f"{at}sinks.weight", (attn.heads,)
 
 
 def _feed_forward(at: str, ffn: FeedForward, hidden: int) -> Iterator[tuple[str, Shape]]:
     if isinstance(ffn, MoESpec):
-        yield f"{at}moe.router.weight", (ffn.experts, hidden)
-        yield f"{at}moe.gate.weight", (ffn.experts, ffn.hidden, hidden)
-        yield f"{at}moe.up.weight", (ffn.experts, ffn.hidden, hidden)
-        yield f"{at}moe.down.weight", (ffn.experts, hidden, ffn.hidden)
+        yield from _linear(f"{at}moe.router", ffn.experts, hidden, ffn.bias)
+        for name, out, inner in (
+            ("gate", ffn.hidden, hidden),
+            ("up", ffn.hidden, hidden),
+            ("down", hidden, ffn.hidden),
+        ):
+            yield f"{at}moe.{name}.weight", (ffn.experts, out, inner)
+            if ffn.bias:
+                yield f"{at}moe.{name}.bias", (ffn.experts * out,)
         return
     if ffn.gated:
         yield from _linear(f"{at}ffn.gate", ffn.hidden, hidden, ffn.bias)

@@ -70,6 +70,39 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "float32",
         {"r": 2, "lora_alpha": 4, "target_modules": r".*\.(self_attn\.[qo]|mlp\.gate)_proj"},
     ),
+    "llama-dora": (
+        "llama-gqa",
+        "float32",
+        {
+            "r": 4,
+            "lora_alpha": 6,
+            "use_dora": True,
+            "use_rslora": True,
+            "target_modules": "all-linear",
+            "rank_pattern": {"down_proj": 7},
+        },
+    ),
+    "qwen2-dora-biases": (
+        "qwen2-gqa",
+        "float16",
+        {"r": 3, "lora_alpha": 5, "use_dora": True, "target_modules": _ATTENTION},
+    ),
+    "phi3-dora-fused": (
+        "phi3-mha",
+        "float32",
+        {"r": 5, "lora_alpha": 7, "use_dora": True, "target_modules": "all-linear"},
+    ),
+    "gpt2-dora-conv1d": (
+        "gpt2-tied",
+        "float32",
+        {
+            "r": 4,
+            "lora_alpha": 8,
+            "use_dora": True,
+            "target_modules": ["c_attn", "c_proj", "c_fc"],
+            "fan_in_fan_out": True,
+        },
+    ),
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from localllm.adapters import LoraAdapter, load_adapter
+from localllm.adapters import LoraAdapter, load_adapter, weights_in
 from localllm.backend.cpu import CpuBackend
 from localllm.backend.protocol import Backend, Batch, Chunk
 from localllm.backend.reference import ReferenceBackend
@@ -60,7 +60,7 @@ def opened(path: Path, backend: str, adapter: Path) -> tuple[Backend, LoraAdapte
         running = CpuBackend(
             spec, weights, num_blocks=4, threads=2, kv_bits=32, float_activations=True
         )
-    return running, load_adapter(adapter, spec)
+    return running, load_adapter(adapter, spec, base=weights_in(path, spec))
 
 
 def logits(running: Backend, tokens: list[int], adapter: int | None) -> np.ndarray:

@@ -76,7 +76,6 @@ def test_what_the_other_tests_spoil_is_good(tmp_path: Path):
     ("changes", "named"),
     [
         ({"peft_type": "IA3"}, "peft_type"),
-        ({"use_dora": True}, "use_dora"),
         ({"lora_bias": True}, "lora_bias"),
         ({"bias": "all"}, "bias"),
         ({"bias": "lora_only"}, "bias"),
@@ -155,7 +154,7 @@ Q_A, Q_B = f"{PREFIX}q_proj.lora_A.weight", f"{PREFIX}q_proj.lora_B.weight"
         ),
         (
             lambda t: t.update({f"{PREFIX}q_proj.lora_magnitude_vector": matrix(32)}),
-            UnsupportedModel,
+            CheckpointError,
             "DoRA",
         ),
         (
@@ -315,7 +314,7 @@ class TestMlx:
     @pytest.mark.parametrize(
         ("changes", "error", "named"),
         [
-            ({"fine_tune_type": "dora"}, UnsupportedModel, "fine_tune_type"),
+            ({"fine_tune_type": "dora"}, CheckpointError, r"q_proj\.m is missing"),
             ({"fine_tune_type": "full"}, UnsupportedModel, "fine_tune_type"),
             ({"num_layers": 1}, CheckpointError, "leaves out"),
             ({"lora_parameters": {"rank": 8, "scale": 1.0}}, CheckpointError, "is 4; .*says 8"),
@@ -333,14 +332,16 @@ class TestMlx:
         with pytest.raises(error, match=named):
             self.load(tmp_path, **changes)
 
-    def test_dora_and_experts_are_refused(self, tmp_path: Path):
+    def test_unnamed_dora_and_experts_are_refused(self, tmp_path: Path):
         tensors = {
             f"{self.AT}.lora_a": matrix(32, 4),
             f"{self.AT}.lora_b": matrix(4, 32),
             f"{self.AT}.m": matrix(32),
         }
-        with pytest.raises(UnsupportedModel, match="DoRA"):
+        with pytest.raises(CheckpointError, match="DoRA"):
             self.load(tmp_path, tensors)
+        with pytest.raises(UnsupportedModel, match=r"DoRA.*not at hand"):
+            self.load(tmp_path, tensors, fine_tune_type="dora")
         stacked = {f"{self.AT}.lora_a": matrix(2, 4, 32), f"{self.AT}.lora_b": matrix(2, 32, 4)}
         with pytest.raises(CheckpointError, match="no matrix"):
             self.load(tmp_path, stacked)

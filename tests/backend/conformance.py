@@ -298,6 +298,7 @@ class BackendConformance:
             rank=data.draw(st.sampled_from([1, 2, 4, 7, 16])),
             dtype=data.draw(st.sampled_from(["float32", "float16", "bfloat16"])),
             share=data.draw(st.sampled_from([0.3, 1.0])),
+            dora=data.draw(st.sampled_from([None, weights])),
         )
         tokens = np.random.default_rng(seed).integers(0, spec.vocab_size, 12)
         with self.backend(spec, dense(weights)) as backend:
@@ -309,15 +310,17 @@ class BackendConformance:
     @given(spec=specs(), seed=st.integers(0, 2**32 - 1), data=st.data())
     def test_rows_of_any_adapters_and_of_none_share_a_step_as_if_alone(self, spec, seed, data):
         rng = np.random.default_rng(seed)
+        base = random_weights(spec, seed)
         adapters = [
             random_adapter(spec, seed, rank=5),
+            random_adapter(spec, seed + 2, rank=4, share=0.7, dora=base),
             random_adapter(spec, seed + 1, rank=2, dtype="bfloat16", share=0.4),
         ]
         count = data.draw(st.integers(2, 5))
         blocks = np.split(rng.permutation(BLOCKS)[: 3 * count], count)
         lengths = [data.draw(st.integers(1, 12)) for _ in range(count)]
         tokens = [rng.integers(0, spec.vocab_size, length) for length in lengths]
-        weights = dense(random_weights(spec, seed))
+        weights = dense(base)
         with self.backend(spec, weights) as backend:
             alone = [run(backend, Sequence(t, blocks[0]).next(len(t))) for t in tokens]
         with self.backend(spec, weights) as backend:

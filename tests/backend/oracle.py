@@ -87,7 +87,11 @@ def attention(spec: AttentionSpec, w: Weights, at: str, x: np.ndarray, prompt_le
             scores = k[first : p + 1, kv] @ q[p, head] * spec.scale
             if spec.softcap is not None:
                 scores = spec.softcap * np.tanh(scores / spec.softcap)
-            out[p, head] = softmax(scores) @ v[first : p + 1, kv]
+            if spec.sinks:
+                scores = np.append(scores, w[f"{at}sinks.weight"][head])
+                out[p, head] = softmax(scores)[:-1] @ v[first : p + 1, kv]
+            else:
+                out[p, head] = softmax(scores) @ v[first : p + 1, kv]
     return linear(w, f"{at}o", out.reshape(count, -1), spec.out_bias)
 
 
@@ -108,7 +112,7 @@ def rotate(rope: RopeSpec, x: np.ndarray, prompt_length: int) -> np.ndarray:
 def feed_forward(spec: FeedForwardSpec, w: Weights, at: str, x: np.ndarray) -> np.ndarray:
     up = linear(w, f"{at}up", x, spec.bias)
     if spec.gated:
-        inner = activate(spec.activation, linear(w, f"{at}gate", x, spec.bias)) * up
+        inner = gated(spec.activation, linear(w, f"{at}gate", x, spec.bias), up)
     else:
         inner = activate(spec.activation, up)
     return linear(w, f"{at}down", inner, spec.bias)
@@ -117,16 +121,29 @@ def feed_forward(spec: FeedForwardSpec, w: Weights, at: str, x: np.ndarray) -> n
 def experts(spec: MoESpec, w: Weights, at: str, x: np.ndarray) -> np.ndarray:
     y = np.zeros_like(x)
     for row in range(len(x)):
-        probabilities = softmax(w[f"{at}router.weight"] @ x[row])
+        probabilities = softmax(linear(w, f"{at}router", x[row], spec.bias))
         best = np.argsort(-probabilities)[: spec.top_k]
         share = probabilities[best]
         if spec.renormalize:
             share = share / share.sum()
         for expert, weight in zip(best, share, strict=True):
-            gate = activate(spec.activation, w[f"{at}gate.weight"][expert] @ x[row])
-            inner = gate * (w[f"{at}up.weight"][expert] @ x[row])
-            y[row] += weight * (w[f"{at}down.weight"][expert] @ inner)
+            gate, up = (of_expert(spec, w, at + name, expert, x[row]) for name in ("gate", "up"))
+            inner = gated(spec.activation, gate, up)
+            y[row] += weight * of_expert(spec, w, f"{at}down", expert, inner)
     return y
+
+
+def of_expert(spec: MoESpec, w: Weights, name: str, expert: int, x: np.ndarray) -> np.ndarray:
+    matrix = w[f"{name}.weight"][expert]
+    y = matrix @ x
+    return y + w[f"{name}.bias"][expert * len(y) : (expert + 1) * len(y)] if spec.bias else y
+
+
+def gated(kind: str, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    if kind == "clamped_swiglu":
+        gate, up = np.minimum(gate, 7), np.clip(up, -7, 7)
+        return gate / (1 + np.exp(-1.702 * gate)) * (up + 1)
+    return activate(kind, gate) * up
 
 
 def activate(kind: str, x: np.ndarray) -> np.ndarray:

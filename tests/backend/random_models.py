@@ -1,12 +1,12 @@
 """Random small decoders for property tests: every field of a spec is drawn."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from hypothesis import strategies as st
 
 from localllm.adapters import LoraAdapter, LowRank
-from localllm.adapters.lora import LINEARS, make_adapter
+from localllm.adapters.lora import LINEARS, Gains, make_adapter
 from localllm.checkpoint.tensor import Affine, Dense, GroupValues, Tensor
 from localllm.spec import (
     AttentionSpec,
@@ -21,6 +21,7 @@ from localllm.spec.weights import weight_shapes
 
 CONTEXT = 64
 ACTIVATIONS = ["silu", "gelu", "gelu_tanh", "relu"]
+GATED_ACTIVATIONS = [*ACTIVATIONS, "clamped_swiglu"]
 ROPE_KINDS = ["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 
 norms = st.builds(
@@ -75,6 +76,7 @@ def attentions(draw: st.DrawFn) -> AttentionSpec:
         qk_norm=draw(st.none() | norms),
         qk_norm_over=draw(st.sampled_from(["head", "all"])),
         softcap=draw(st.sampled_from([None, 2.0])),
+        sinks=draw(st.booleans()),
     )
 
 
@@ -85,8 +87,9 @@ def mixtures(draw: st.DrawFn) -> MoESpec:
         experts=experts,
         top_k=draw(st.integers(1, experts)),
         hidden=draw(st.sampled_from([8, 20])),
-        activation=draw(st.sampled_from(ACTIVATIONS)),
+        activation=draw(st.sampled_from(GATED_ACTIVATIONS)),
         renormalize=draw(st.booleans()),
+        bias=draw(st.booleans()),
     )
 
 
@@ -163,9 +166,18 @@ def linears_of(spec: DecoderSpec) -> list[str]:
 
 
 def random_adapter(
-    spec: DecoderSpec, seed: int = 0, *, rank: int = 3, dtype: str = "float32", share: float = 1.0
+    spec: DecoderSpec,
+    seed: int = 0,
+    *,
+    rank: int = 3,
+    dtype: str = "float32",
+    share: float = 1.0,
+    dora: dict[str, np.ndarray] | None = None,
 ) -> LoraAdapter:
-    """On so large a share of the linears, one at least; it changes them by half of their size."""
+    """On so large a share of the linears, one at least; it changes them by half of their size.
+
+    dora: the base's weights, to give every other linear the gains of DoRA.
+    """
     rng = np.random.default_rng(seed)
     shapes = weight_shapes(spec)
     linears = linears_of(spec)
@@ -176,15 +188,23 @@ def random_adapter(
         targets[name] = LowRank(
             random_dense(rng, (rank, inner), dtype), random_dense(rng, (out, rank), dtype), 0.5
         )
+        if dora is not None and len(targets) % 2:
+            gain = rng.uniform(0.5, 1.5, out).astype(np.float32)
+            bias = dora.get(f"{name}.bias")
+            offset = None if bias is None else (bias * (1 - gain)).astype(np.float32)
+            targets[name] = replace(targets[name], gains=Gains(gain, offset))
     return make_adapter(f"random {seed}", targets)
 
 
 def merged(weights: dict[str, np.ndarray], adapter: LoraAdapter) -> dict[str, np.ndarray]:
-    """W + scale * B A in float64."""
+    """gain * (W + scale * B A) in float64."""
     result = dict(weights)
     for target, pair in adapter.targets.items():
         product = unpacked(pair.b) @ unpacked(pair.a)
-        result[f"{target}.weight"] = weights[f"{target}.weight"] + pair.scale * product
+        whole = weights[f"{target}.weight"] + pair.scale * product
+        if pair.gains is not None:
+            whole = whole * pair.gains.values[:, None]
+        result[f"{target}.weight"] = whole
     return result
 
 

@@ -13,13 +13,19 @@ from gguf import GGMLQuantizationType as Kind
 # Where a block keeps its float16 values, in bytes from its start.
 HALVES = {
     "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,),
-    "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+    "MXFP4": (), "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
 }  # fmt: skip
 
 
 def random_blocks(kind: str, rows: int, blocks: int, seed: int = 0) -> np.ndarray:
     """uint8 [rows, blocks * block bytes]: any bits at all, but finite scales."""
     rng = np.random.default_rng(seed)
+    if kind == "MXFP4":  # a byte of exponent, and what float16 holds of its powers
+        raw = rng.integers(0, 256, (rows, blocks, 17), dtype=np.uint8)
+        raw[:, :, 0] = rng.integers(104, 144, (rows, blocks))
+        raw[:, ::5, 1:] = rng.choice(np.array([0x00, 0x88, 0x80], np.uint8))  # zeros of both signs
+        raw[:, ::5, 0] = rng.integers(0, 255, raw[:, ::5, 0].shape)
+        return raw.reshape(rows, -1)
     size = gguf.GGML_QUANT_SIZES[Kind[kind]][1]
     raw = rng.integers(0, 256, (rows, blocks, size), dtype=np.uint8)
     for at in HALVES[kind]:

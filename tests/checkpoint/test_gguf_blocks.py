@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 from localllm.checkpoint import Affine, Dense, open_checkpoint
 from localllm.checkpoint.gguf_blocks import FORMATS, to_affine
 from localllm.checkpoint.gguf_types import TYPES
+from localllm.errors import CheckpointError, UnsupportedModel
 from tests.checkpoint.files import HALVES, random_blocks, write_gguf
 
 # bits, group, zero point
 FORM = {
     "Q4_0": (4, 32, 8), "Q4_1": (4, 32, 0), "Q5_0": (5, 32, 16), "Q5_1": (5, 32, 0),
     "Q8_0": (8, 32, 128), "Q2_K": (2, 16, 0), "Q3_K": (3, 16, 4), "Q4_K": (4, 32, 0),
-    "Q5_K": (5, 32, 0), "Q6_K": (6, 16, 32),
+    "Q5_K": (5, 32, 0), "Q6_K": (6, 16, 32), "MXFP4": (5, 32, 12),
 }  # fmt: skip
 
 
@@ -61,7 +62,7 @@ def test_any_block_means_exactly_what_ggml_says(tmp_path: Path, kind: str) -> No
 
 
 @settings(max_examples=40, deadline=None)
-@given(data=st.data(), kind=st.sampled_from(sorted(HALVES)))
+@given(data=st.data(), kind=st.sampled_from(sorted(kind for kind in HALVES if HALVES[kind])))
 def test_extreme_bytes_are_exact_too(data: st.DataObject, kind: str) -> None:
     raw = random_blocks(kind, 1, 1)
     fill = data.draw(st.sampled_from([0x00, 0xFF, 0x80, 0x7F, 0x0F, 0xF0, 0x55]))
@@ -112,8 +113,28 @@ def test_converted_weights_are_hardly_larger_than_in_the_file(tmp_path: Path) ->
     checkpoint = open_checkpoint(write_gguf(tmp_path / "m.gguf", tensors))
     for kind in HALVES:
         # The multipliers of K-quants, 4 or 6 bits in the file, take a byte each.
-        most = 1.2 if kind == "Q2_K" else 1.04
+        # E2M1's values are integers of 5 bits.
+        most = {"Q2_K": 1.2, "MXFP4": 1.3}.get(kind, 1.04)
         assert checkpoint.tensor(kind).nbytes <= checkpoint.nbytes(kind) * most
+
+
+@pytest.mark.parametrize("exponent", [1, 103, 144, 254])
+def test_an_mxfp4_scale_that_cannot_be_held_exactly_is_refused(
+    tmp_path: Path, exponent: int
+) -> None:
+    raw = random_blocks("MXFP4", 1, 2)
+    raw[0, 17] = exponent
+    path = write_gguf(tmp_path / "m.gguf", {"w": (raw, "MXFP4")})
+    with pytest.raises(UnsupportedModel, match="MXFP4"):
+        open_checkpoint(path).tensor("w")
+
+
+def test_an_mxfp4_scale_that_is_no_number_is_told(tmp_path: Path) -> None:
+    raw = random_blocks("MXFP4", 1, 2)
+    raw[0, 17] = 255
+    path = write_gguf(tmp_path / "m.gguf", {"w": (raw, "MXFP4")})
+    with pytest.raises(CheckpointError, match="'w' has scales that are NaN"):
+        open_checkpoint(path).tensor("w")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from localllm.checkpoint import Affine, Checkpoint, Dense, open_checkpoint
+from localllm.checkpoint.form import form_of
 from localllm.errors import CheckpointError, UnsupportedModel
 
 DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
@@ -121,13 +122,50 @@ def test_other_methods_are_named(tmp_path: Path, method: str) -> None:
         open_checkpoint(path)
 
 
-@pytest.mark.parametrize("mode", ["mxfp4", "nvfp4", "mxfp8"])
 @pytest.mark.parametrize("where", ["general", "layer"])
-def test_other_modes_are_named(tmp_path: Path, mode: str, where: str) -> None:
+def test_other_modes_are_named(tmp_path: Path, where: str) -> None:
     settings: dict[str, Any] = {"bits": 4, "group_size": 32}
-    (settings if where == "general" else settings.setdefault("l", {}))["mode"] = mode
-    with pytest.raises(UnsupportedModel, match=rf"config\.json.*{mode}"):
+    (settings if where == "general" else settings.setdefault("l", {}))["mode"] = "fp3"
+    with pytest.raises(UnsupportedModel, match=r"config\.json.*fp3.*mxfp4, nvfp4, mxfp8"):
         open_checkpoint(folder(tmp_path, quantized("l"), settings))
+
+
+@pytest.mark.parametrize(
+    ("mode", "bits", "group"), [("mxfp4", 4, 32), ("nvfp4", 4, 16), ("mxfp8", 8, 32)]
+)
+@pytest.mark.parametrize("shape", [(8, 256), (3, 5, 64)])
+def test_small_floats_are_read_as_mlx_reads_them(
+    tmp_path: Path, mode: str, bits: int, group: int, shape: tuple[int, ...]
+) -> None:
+    weights = RNG.standard_normal(shape).astype(np.float32)
+    weights[..., :group] = 0
+    parts = mx.quantize(mx.array(weights), group_size=group, bits=bits, mode=mode)
+    expected = mx.dequantize(*parts, group_size=group, bits=bits, mode=mode, dtype=mx.float32)
+    settings = {"bits": bits, "group_size": group, "mode": mode}
+    tensors = dict(zip(("l.weight", "l.scales"), parts, strict=True))
+    checkpoint = open_checkpoint(folder(tmp_path, tensors, settings))
+    assert list(checkpoint.names()) == ["l.weight"]
+    assert checkpoint.shape("l.weight") == shape
+    assert checkpoint.kind("l.weight") == mode
+    tensor = checkpoint.tensor("l.weight")
+    assert np.array_equal(tensor.to_float32(), np.array(expected))
+    assert form_of(tensor) == checkpoint.form("l.weight")
+
+
+@pytest.mark.parametrize(("key", "value"), [("bits", 8), ("group_size", 64)])
+def test_small_floats_come_in_one_size(tmp_path: Path, key: str, value: int) -> None:
+    settings = {"bits": 4, "group_size": 32, "mode": "mxfp4", key: value}
+    with pytest.raises(CheckpointError, match="mxfp4 has 4 and 32"):
+        open_checkpoint(folder(tmp_path, quantized("l"), settings))
+
+
+def test_small_floats_of_other_shapes_than_their_scales_are_refused(tmp_path: Path) -> None:
+    parts = mx.quantize(mx.zeros((4, 64)), group_size=32, bits=4, mode="mxfp4")
+    tensors = {"l.weight": parts[0], "l.scales": parts[1][:, :1]}
+    settings = {"bits": 4, "group_size": 32, "mode": "mxfp4"}
+    checkpoint = open_checkpoint(folder(tmp_path, tensors, settings))
+    with pytest.raises(CheckpointError, match=r"'l\.scales' has shape \[4, 1\]"):
+        checkpoint.tensor("l.weight")
 
 
 @pytest.mark.parametrize(

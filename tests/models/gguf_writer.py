@@ -30,6 +30,8 @@ ARCHITECTURES = {
     "granite": "granite",
     "starcoder2": "starcoder2",
     "gpt2": "gpt2",
+    "gpt_oss": "gpt-oss",
+    "seed_oss": "seed_oss",
 }
 _REORDERED = ("llama", "mistral", "mixtral", "smollm3", "granite")
 _EXPERTS = {"w1": "ffn_gate", "gate_proj": "ffn_gate", "w3": "ffn_up", "up_proj": "ffn_up"}
@@ -102,7 +104,7 @@ def _write_sizes(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
     if kind == "starcoder2":
         writer.add_layer_norm_eps(get("norm_epsilon", 1e-5))
     else:
-        default = 1e-5 if kind in ("mixtral", "phi3", "olmo2") else 1e-6
+        default = 1e-5 if kind in ("mixtral", "phi3", "olmo2", "gpt_oss") else 1e-6
         writer.add_layer_norm_rms_eps(get("rms_norm_eps", default))
     if "head_dim" in config:
         writer.add_key_length(config["head_dim"])
@@ -133,7 +135,9 @@ def _write_rope(
     writer: gguf.GGUFWriter, config: Mapping[str, Any], rope: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
     """The metadata, and the tensors of factors that some kinds have."""
-    base = {"mixtral": 1e6, "smollm3": 2e6, "gemma3_text": 1e6}.get(config["model_type"], 1e4)
+    base = {"mixtral": 1e6, "gpt_oss": 150000.0, "smollm3": 2e6, "gemma3_text": 1e6}.get(
+        config["model_type"], 1e4
+    )
     base = rope.get("rope_theta", config.get("rope_theta", base))
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     rotated = int(head_dim * config.get("partial_rotary_factor", 1.0))
@@ -183,6 +187,9 @@ def _converted(
     table = gguf.get_tensor_name_map(arch, layers)
     merged: dict[str, list[np.ndarray]] = {}
     for name, data in tensors.items():
+        if kind == "gpt_oss" and (".experts." in name or name.endswith(".sinks")):
+            yield from _of_gpt_oss(name, data)
+            continue
         if ".experts." in name:
             merged.setdefault(_merged_name(name), []).append(data)
             continue
@@ -192,6 +199,22 @@ def _converted(
         yield found, data
     for name, matrices in merged.items():
         yield name, np.stack(matrices)
+
+
+def _of_gpt_oss(name: str, data: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Gate and up, whose columns take turns, apart; matrices with the inputs last."""
+    at, part = f"blk.{name.split('.')[2]}.", name.rsplit(".", 1)[-1]
+    if part == "sinks":
+        yield f"{at}attn_sinks.weight", data
+        return
+    suffix = ".bias" if part.endswith("_bias") else ".weight"
+    if suffix == ".weight":
+        data = data.swapaxes(1, 2)  # [E, out, in]
+    if part.startswith("down"):
+        yield f"{at}ffn_down_exps{suffix}", data
+        return
+    yield f"{at}ffn_gate_exps{suffix}", data[:, 0::2]
+    yield f"{at}ffn_up_exps{suffix}", data[:, 1::2]
 
 
 def _merged_name(name: str) -> str:

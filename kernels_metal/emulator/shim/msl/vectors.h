@@ -23,7 +23,13 @@ template <class T> struct msl_packed3 {
   MSL_FN T operator[](int i) const SPACE { return i == 0 ? x : i == 1 ? y : z; }
   MSL_PACKED_IN(device) MSL_PACKED_IN(threadgroup) MSL_PACKED_IN(constant) MSL_PACKED_IN(thread)
 #define MSL_PACKED_FROM(SPACE)                                                                   \
-  MSL_FN SPACE msl_packed3 &operator=(wide v) SPACE { x = v[0]; y = v[1]; z = v[2]; return *this; }
+  MSL_FN SPACE msl_packed3 &operator=(wide v) SPACE { x = v[0]; y = v[1]; z = v[2]; return *this; } \
+  MSL_PACKED_COPY(SPACE, device) MSL_PACKED_COPY(SPACE, threadgroup)                              \
+  MSL_PACKED_COPY(SPACE, constant) MSL_PACKED_COPY(SPACE, thread)
+#define MSL_PACKED_COPY(SPACE, FROM)                                                             \
+  MSL_FN SPACE msl_packed3 &operator=(const FROM msl_packed3 &v) SPACE {                          \
+    x = v.x; y = v.y; z = v.z; return *this;                                                      \
+  }
   MSL_PACKED_FROM(device) MSL_PACKED_FROM(threadgroup) MSL_PACKED_FROM(thread)
 };
 #define MSL_PACKED(T, P)                                                                         \

@@ -1,0 +1,83 @@
+"""DoRA: each row of an adapted weight is brought to a length of its own.
+
+    y = m / |W + s B A| * (W + s B A) x + bias
+
+A file holds m; the norms need the base model's weights, so loading such an adapter reads them once.
+Source: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", https://arxiv.org/abs/2402.09353
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from localllm.adapters.lora import Gains, LowRank
+from localllm.checkpoint.opening import open_checkpoint
+from localllm.checkpoint.tensor import Tensor
+from localllm.errors import CheckpointError
+from localllm.models.registry import load_weights
+from localllm.spec import DecoderSpec
+
+# Reads the base model's weights, by our names and in the order of `weight_shapes`.
+Base = Callable[[], Iterator[tuple[str, Tensor]]]
+
+_ROWS = 1 << 20  # entries of W that are widened at a time
+
+
+def weights_in(path: Path, spec: DecoderSpec) -> Base:
+    """The weights of the checkpoint at `path`, opened when they are read."""
+
+    def read() -> Iterator[tuple[str, Tensor]]:
+        checkpoint = open_checkpoint(path)
+        try:
+            yield from load_weights(checkpoint, spec)
+        finally:
+            checkpoint.close()
+
+    return read
+
+
+def with_gains(
+    path: Path, pairs: Mapping[str, LowRank], magnitudes: Mapping[str, np.ndarray], base: Base
+) -> dict[str, LowRank]:
+    """magnitudes: float32 [out] of each target. Raises CheckpointError for a row without length."""
+    gains: dict[str, np.ndarray] = {}
+    offsets: dict[str, np.ndarray] = {}
+    for name, tensor in base():
+        target, _, kind = name.rpartition(".")
+        if target not in pairs:
+            continue
+        if kind == "bias":
+            offsets[target] = tensor.to_float32()
+            continue
+        norms = _norms(tensor, pairs[target])
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            gains[target] = magnitudes[target] / norms
+        if not np.isfinite(gains[target]).all():
+            raise CheckpointError(
+                f"{path}: {target} has a row of no length, so DoRA cannot scale it",
+                hint="The adapter belongs to another model.",
+            )
+    return {
+        target: replace(pair, gains=_gains(gains[target], offsets.get(target)))
+        for target, pair in pairs.items()
+    }
+
+
+def _gains(values: np.ndarray, bias: np.ndarray | None) -> Gains:
+    return Gains(values, None if bias is None else bias * (1 - values))
+
+
+def _norms(weight: Tensor, pair: LowRank) -> np.ndarray:
+    """float32 [out]: the length of each row of W + s B A; some rows at a time."""
+    out, inner = weight.shape
+    a, b = pair.a.to_float32() * np.float32(pair.scale), pair.b.to_float32()
+    step = max(1, _ROWS // inner)
+    norms = np.empty(out, np.float32)
+    for at in range(0, out, step):
+        rows = slice(at, at + step)
+        norms[rows] = np.linalg.norm(weight.rows(rows).to_float32() + b[rows] @ a, axis=1)
+    return norms

@@ -1,0 +1,6 @@
+"""Training data: files in the usual formats to token ids with exact masks."""
+
+from localllm.train.data.example import Example, Preference, TrainingData
+from localllm.train.data.report import DataReport
+
+__all__ = ["DataReport", "Example", "Preference", "TrainingData"]
