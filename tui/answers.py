@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from localllm.errors import InvalidRequest, LocalLLMError
 from localllm.tui.conversation import asked
+from localllm.tui.engine.client import EngineGone
 from localllm.tui.store import Chat, Message
 from localllm.tui.text import one_line
 
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
 KEEP_EVERY = 0.5  # seconds between two writes of an answer under way: all that a kill can cost
 _MOST_QUEUED = 50
 TITLE_WIDTH = 48
-
-
-class EngineGone(LocalLLMError):
-    """The engine ended, or never came up."""
 
 
 @dataclass
@@ -244,7 +241,7 @@ class Answers:
             if finished.seed is not None:
                 fields["params"] = {**params, "seed": finished.seed}
             if finished.tool_calls:
-                fields["extra"] = {"tool_calls": [dict(call) for call in finished.tool_calls]}
+                fields["extra"] = {"tool_calls": [asdict(call) for call in finished.tool_calls]}
         if error is not None:
             fields["extra"] = {"error": str(error)}
         with contextlib.suppress(KeyError):  # the chat may be gone by now
