@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.message import Message
-from textual.screen import ModalScreen, Screen
+from textual.screen import ModalScreen
 
 from localllm.errors import LocalLLMError
 from localllm.tui.commands import COMMANDS, Command, find, keys_of
 from localllm.tui.keymap import Remapped
+from localllm.tui.opening import Opening
 from localllm.tui.places import KEYS, SETTINGS, config_folder
 from localllm.tui.settings import Settings, with_setting, write_settings
 from localllm.tui.text import plain
@@ -29,22 +30,6 @@ if TYPE_CHECKING:
     from localllm.tui.engine.client import Engine, EngineEvents, EngineState
     from localllm.tui.screens.chat import ChatScreen
     from localllm.tui.store import Chat, Store
-
-
-@dataclass(frozen=True)
-class Opening:
-    """What `localllm chat` was asked to begin with.
-
-    resume: the chat used last, or the one of that number. options: for Engine.open. params: of new
-    chats. system, adapter: of the chat it opens.
-    """
-
-    model: str | None = None
-    resume: bool | int = False
-    system: str | None = None
-    adapter: str | None = None
-    params: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class EngineChanged(Message):
@@ -61,7 +46,7 @@ def _palette() -> type[Provider]:
     return Palette
 
 
-class ChatApp(App[None]):
+class ChatApp(App[None], inherit_bindings=False):
     """store, engine: used by every screen. answers: those under way. chat_id: the open chat, None
     for one that nothing was said in yet."""
 
@@ -175,6 +160,7 @@ class ChatApp(App[None]):
         for problem in problems:
             self.warn(problem)
         table = self._bindings.key_to_bindings
+        table.pop(self.COMMAND_PALETTE_BINDING, None)  # the registry has a command for it
         for key in self._bound:
             table[key] = [b for b in table.get(key, []) if not b.action.startswith("command(")]
         self._bound.clear()
@@ -250,6 +236,10 @@ class ChatApp(App[None]):
         except OSError as error:
             self.warn(f"the setting holds until you leave, it could not be kept: {error}")
 
+    def try_theme(self, name: str) -> None:
+        """Shows a theme without keeping it."""
+        self.theme, _ = theme_for(self, name)
+
     def _look(self) -> None:
         self.theme, problem = theme_for(self, self.settings.theme)
         if problem:
@@ -270,7 +260,3 @@ class ChatApp(App[None]):
 def _goes_first(key: str) -> bool:
     """Keys that no one types are taken before the field that has the focus sees them."""
     return key.startswith(("ctrl+", "alt+")) or (key[0] == "f" and key[1:].isdecimal())
-
-
-def top(app: App[Any]) -> Screen[Any]:
-    return app.screen

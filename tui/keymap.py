@@ -4,7 +4,7 @@
     search = ["ctrl+f", "f3"]
     prune = []                # no key
 
-A command's line takes the place of its default keys. What cannot be is told and left at the default.
+A command's line takes the place of its default keys. What cannot be is told, and the default stays.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def key_name(key: str) -> str:
     *modifiers, last = re.split(r"\+(?=.)", key.strip())
     last = _NAMES.get(last.lower(), last if len(last) == 1 else last.lower())
     order = ("ctrl", "alt", "shift", "super", "meta", "hyper")
-    found = sorted({part.lower() for part in modifiers}, key=lambda m: (order + (m,)).index(m))
+    found = sorted({part.lower() for part in modifiers}, key=lambda m: (*order, m).index(m))
     if found and len(last) == 1:
         last = last.lower()
     return "+".join([*found, last])

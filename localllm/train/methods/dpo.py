@@ -82,9 +82,11 @@ class DPO:
 def sigmoid(x: np.ndarray) -> np.ndarray:
     """float64, without overflow."""
     e = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1 / (1 + e), e / (1 + e))
+    share: np.ndarray = np.where(x >= 0, 1, e) / (1 + e)
+    return share
 
 
 def softplus(x: np.ndarray) -> np.ndarray:
     """float64: -log sigmoid(-x)."""
-    return np.logaddexp(0.0, x)
+    y: np.ndarray = np.logaddexp(0.0, x)
+    return y

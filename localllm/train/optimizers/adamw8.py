@@ -125,7 +125,8 @@ UNSIGNED = Code(_dynamic(False), keep_from_zero=True)
 
 
 def _blocks(piece: Piece) -> int:
-    return -(-(piece.at.stop - piece.at.start) // BLOCK)
+    size: int = piece.at.stop - piece.at.start
+    return -(-size // BLOCK)
 
 
 def _zeros(code: Code, blocks: int) -> tuple[np.ndarray, np.ndarray]:
