@@ -296,16 +296,20 @@ def _toml(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        # A JSON string is a TOML string, but for DEL, which TOML wants escaped.
-        return json.dumps(value).replace("\x7f", "\\u007f")
+        return _toml_text(value)
     if isinstance(value, float):
         return repr(value)
     if isinstance(value, tuple | list):
         return f"[{', '.join(_toml(item) for item in value)}]"
     if isinstance(value, Mapping):
-        pairs = (f"{json.dumps(str(key))} = {_toml(item)}" for key, item in value.items())
+        pairs = (f"{_toml_text(str(key))} = {_toml(item)}" for key, item in value.items())
         return f"{{{', '.join(pairs)}}}"
     return str(value)
+
+
+def _toml_text(text: str) -> str:
+    """A JSON string is a TOML string, but for DEL, which TOML wants escaped."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _shown(value: object) -> str:

@@ -259,9 +259,11 @@ def test_what_does_not_touch_the_weights_may_change(model, tmp_path):
     with Trainer.resumed(str(tmp_path / "run"), changes, parts=toy_parts) as trainer:
         trainer.train()
     assert delivered(tmp_path / "whole") == delivered(tmp_path / "run")
-    with Trainer.resumed(str(tmp_path / "run"), {"seed": 1}, parts=toy_parts) as trainer:
-        with pytest.raises(InvalidRequest, match="seed was 0 and is 1"):
-            trainer.train()
+    with (
+        Trainer.resumed(str(tmp_path / "run"), {"seed": 1}, parts=toy_parts) as trainer,
+        pytest.raises(InvalidRequest, match="seed was 0 and is 1"),
+    ):
+        trainer.train()
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "orpo"])
@@ -366,14 +368,31 @@ def test_nan_stops_with_the_reason_and_keeps_what_was_good(model, tmp_path):
     assert delivered(tmp_path / "run") == delivered(tmp_path / "good")
 
 
+class Rising:
+    """A program whose losses double from some step on."""
+
+    def __init__(self, program, good: int) -> None:
+        self._program, self._good, self._by = program, good, 1.0
+
+    def __getattr__(self, name):
+        return getattr(self._program, name)
+
+    def gradients(self, *arguments):
+        self._good -= 1
+        self._by *= 2 if self._good < 0 else 1
+        return self._program.gradients(*arguments) * self._by
+
+
 def test_a_loss_that_runs_away_stops(model, tmp_path):
-    config = toy_config(
-        model, out=str(tmp_path / "run"), run__steps=300, run__save_every=5, optimizer__lr=300.0,
-        optimizer__warmup=25, optimizer__clip=0,
-    )  # fmt: skip
-    result = train(config)
+    def parts(config):
+        made = toy_parts(config)
+        return replace(made, program=Rising(made.program, 31))  # the dry step is one
+
+    config = toy_config(model, out=str(tmp_path / "run"), run__steps=100, run__save_every=5)
+    result = train(config, parts=parts)
     assert result.status == "diverged"
-    assert "runs away" in (result.reason or "")
+    assert "the loss runs away" in (result.reason or "")
+    assert 30 < result.step < 40
     assert result.adapter is not None
 
 

@@ -1,4 +1,4 @@
-"""A real but tiny run: random examples, a random Llama of two layers, the program that trains it."""
+"""A real but tiny run: random examples, a random Llama of two layers and its program."""
 
 from __future__ import annotations
 
