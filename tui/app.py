@@ -15,7 +15,9 @@ from textual.message import Message
 from textual.screen import ModalScreen
 
 from localllm.errors import LocalLLMError
+from localllm.tui.answers import Answers
 from localllm.tui.commands import COMMANDS, Command, find, keys_of
+from localllm.tui.engine.client import EngineState
 from localllm.tui.keymap import Remapped
 from localllm.tui.opening import Opening
 from localllm.tui.places import KEYS, SETTINGS, config_folder
@@ -26,8 +28,7 @@ from localllm.tui.themes import ANSI, theme_for
 if TYPE_CHECKING:
     from textual.command import Provider
 
-    from localllm.tui.answers import Answers
-    from localllm.tui.engine.client import Engine, EngineEvents, EngineState
+    from localllm.tui.engine.client import Engine, News
     from localllm.tui.screens.chat import ChatScreen
     from localllm.tui.store import Chat, Store
 
@@ -54,7 +55,7 @@ class ChatApp(App[None], inherit_bindings=False):
     COMMANDS: ClassVar[set[Any]] = {_palette}
     BINDINGS: ClassVar[list[BindingType]] = []
     TITLE = "localllm"
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-narrow"), (90, "-wide")]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (90, "-wide")]  # noqa: RUF012
 
     def __init__(
         self,
@@ -78,9 +79,7 @@ class ChatApp(App[None], inherit_bindings=False):
         self._chat_screen: ChatScreen | None = None
         self._unsubscribe: Any = None
         self.ready = False  # whether all commands are known and the keys bound
-        from localllm.tui.answers import Answers
-
-        self.answers: Answers = Answers(self)
+        self.answers = Answers(self)
 
     # ---- start and end
 
@@ -251,8 +250,8 @@ class ChatApp(App[None], inherit_bindings=False):
 
     # ---- the engine
 
-    def _heard(self, news: EngineState | EngineEvents) -> None:
-        if hasattr(news, "phase"):
+    def _heard(self, news: News) -> None:
+        if isinstance(news, EngineState):
             for screen in self.screen_stack:
                 screen.post_message(EngineChanged(news))
 

@@ -147,14 +147,11 @@ async def teach(app: ChatApp, argument: str) -> None:
 
 def answer(app: ChatApp) -> Message:
     """The answer that is chosen in the transcript, else the last one. Raises InvalidRequest."""
-    from localllm.tui.conversation import last_answer
+    from localllm.tui.actions.tree import chosen
 
-    number = app.chat_id
-    if number is None:
-        raise InvalidRequest("no chat is open")
-    found = last_answer(app.store, app.store.chat(number))
-    if found is None:
-        raise InvalidRequest("there is no answer in this chat yet")
+    found = chosen(app, "assistant")
+    if found.role != "assistant":
+        raise InvalidRequest("this is no answer of the model", hint="choose one, or leave it")
     return found
 
 
@@ -165,7 +162,7 @@ register(
         "Choose, pull, inspect and remove models",
         "Model",
         models,
-        keys=("f2",),
+        keys=("f3",),
         slash="models",
         shown_in_footer=True,
     ),
@@ -183,7 +180,7 @@ register(
         "Every sampling parameter, and presets of them",
         "Model",
         parameters,
-        keys=("f3",),
+        keys=("f4",),
         slash="parameters",
         shown_in_footer=True,
     ),
@@ -193,7 +190,7 @@ register(
         "The system prompt, and a library of prompts with {{variables}}",
         "Chat",
         prompts,
-        keys=("f4",),
+        keys=("alt+p",),
         slash="prompts",
     ),
     Command(
@@ -236,7 +233,9 @@ register(
         "Rate the answer as good; again takes it back",
         "Learning",
         good,
+        keys=("plus",),
         slash="good",
+        where="message",
     ),
     Command(
         "rate-bad",
@@ -244,7 +243,9 @@ register(
         "Rate the answer as bad; again takes it back",
         "Learning",
         bad,
+        keys=("minus",),
         slash="bad",
+        where="message",
     ),
     Command(
         "replay",
@@ -260,7 +261,9 @@ register(
         "Write the answer as it should have been: an example to learn from",
         "Learning",
         teach,
+        keys=("w",),
         slash="teach",
+        where="message",
     ),
     Command(
         "dataset",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
@@ -24,6 +24,10 @@ from localllm.tui.widgets.kv_map import FREE, IDLE, SHARED, Block, KvMap
 from localllm.tui.widgets.lanes import Lanes
 from localllm.tui.widgets.speculation import Mark, acceptance_line, legend, shaded
 from localllm.tui.widgets.speed import Speed, receipt_rows
+
+if TYPE_CHECKING:
+    from localllm.tui.engine.client import Count
+    from localllm.tui.engine.client import KvMap as Snapshot
 
 _EVERY = 0.25  # seconds between two looks at what is live
 TABS = ("speed", "blocks", "guesses", "lanes")
@@ -52,7 +56,6 @@ class EngineScreen(View):
         ),
         Binding("space", "pause", "Hold still"),
     ]
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]]] = [(0, "-narrow"), (90, "-wide")]
 
     def __init__(self, tab: str = "speed") -> None:
         super().__init__()
@@ -155,7 +158,9 @@ class EngineScreen(View):
         except LocalLLMError as error:
             self.query_one("#cache", Static).update(plain(str(error)))
             return
-        self.query_one(ContextBar).show(context_use(count, chat.params.get("max_tokens", 256)))
+        self.query_one(ContextBar).show(
+            context_use(count, self.host.answers.params(chat).get("max_tokens", 256))
+        )
 
     # ---- KV blocks
 
@@ -234,9 +239,17 @@ class EngineScreen(View):
         self.query_one("#shaded", Static).update(shaded(marks))
 
 
-def kv_blocks(found: KvMap) -> list[Block]:
-    return list(found)
+def kv_blocks(found: Snapshot) -> list[Block]:
+    """The engine's snapshot as the map draws it."""
+    return [
+        Block(block.number, tuple(block.owners), block.refcount, block.name, block.group)
+        for block in found.blocks
+    ]
 
 
-def context_use(count, reserve):
-    return ContextUse(count.total, count.context, count.cached, reserve)
+def context_use(count: Count, reserve: int | None) -> ContextUse:
+    """reserve: max_tokens; None: as much as there is room for."""
+    free = max(0, count.context - count.total)
+    return ContextUse(
+        count.total, count.context, count.cached, free if reserve is None else reserve
+    )

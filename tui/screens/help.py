@@ -11,7 +11,7 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import Footer, Input, Static
 
-from localllm.tui.commands import Command, grouped, keys_of, register
+from localllm.tui.commands import Command, grouped, keys_of
 
 if TYPE_CHECKING:
     from localllm.tui.app import ChatApp
@@ -99,17 +99,3 @@ def _line(command: Command, keys: tuple[str, ...]) -> Content:
 
 def show(app: ChatApp, argument: str) -> None:
     app.push_screen(HelpScreen())
-
-
-register(
-    Command(
-        "help",
-        "Help",
-        "All commands and their keys",
-        "App",
-        show,
-        keys=("f1",),
-        slash="help",
-        shown_in_footer=True,
-    ),
-)

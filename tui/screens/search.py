@@ -13,7 +13,6 @@ from textual.screen import Screen
 from textual.widgets import Footer, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from localllm.tui.commands import Command, register
 from localllm.tui.store import Hit
 from localllm.tui.text import one_line, plain
 from localllm.tui.widgets.chat_list import ago
@@ -127,18 +126,3 @@ def search(app: ChatApp, argument: str) -> None:
             await app.open_chat(hit.chat, hit.message)
 
     app.run_worker(go(), group="search")
-
-
-register(
-    Command(
-        "search",
-        "Search",
-        "Search all that was said in every chat and branch, and go there",
-        "Chats",
-        search,
-        keys=("ctrl+f",),
-        slash="search",
-        shown_in_footer=True,
-        argument="[WORDS]",
-    ),
-)

@@ -13,7 +13,6 @@ from textual.widgets import Footer, Static
 
 from localllm.errors import InvalidRequest
 from localllm.tui.actions.tree import chosen
-from localllm.tui.commands import Command, register
 from localllm.tui.store import Message
 from localllm.tui.text import one_line, plain
 from localllm.tui.widgets.markdown import MOST_CHARACTERS, AnswerMarkdown
@@ -128,17 +127,3 @@ def compare_siblings(app: ChatApp, message: Message) -> None:
 
 def show(app: ChatApp, argument: str) -> None:
     compare_siblings(app, chosen(app, "assistant"))
-
-
-register(
-    Command(
-        "compare-siblings",
-        "Side by side",
-        "The chosen message (else the last answer) beside its siblings",
-        "Tree",
-        show,
-        keys=("v",),
-        slash="siblings",
-        where="message",
-    ),
-)

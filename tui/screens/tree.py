@@ -14,7 +14,6 @@ from textual.widgets import Footer, Static, Tree
 from textual.widgets.tree import TreeNode
 
 from localllm.errors import InvalidRequest, LocalLLMError
-from localllm.tui.commands import Command, register
 from localllm.tui.conversation import asked
 from localllm.tui.store import Message
 from localllm.tui.text import one_line
@@ -223,18 +222,3 @@ def show(app: ChatApp, argument: str) -> None:
             await app.open_chat(number, message)
 
     app.run_worker(go(), group="tree")
-
-
-register(
-    Command(
-        "tree",
-        "Tree",
-        "All branches of this chat, with the tokens they share",
-        "Tree",
-        show,
-        keys=("ctrl+t",),
-        slash="tree",
-        where="chat",
-        shown_in_footer=True,
-    ),
-)
