@@ -127,7 +127,6 @@ class CompareScreen(View):
             for number in range(MOST)
         ),
     ]
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]]] = [(0, "-narrow"), (80, "-wide")]
 
     def __init__(self, variants: Sequence[Variant] | None = None, *, run: bool = False) -> None:
         """variants: what to compare; None leaves it to the form. run: begins at once."""

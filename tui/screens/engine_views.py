@@ -26,7 +26,8 @@ from localllm.tui.widgets.speculation import Mark, acceptance_line, legend, shad
 from localllm.tui.widgets.speed import Speed, receipt_rows
 
 if TYPE_CHECKING:
-    from localllm.tui.engine.client import Count, KvMap
+    from localllm.tui.engine.client import Count
+    from localllm.tui.engine.client import KvMap as Snapshot
 
 _EVERY = 0.25  # seconds between two looks at what is live
 TABS = ("speed", "blocks", "guesses", "lanes")
@@ -55,7 +56,6 @@ class EngineScreen(View):
         ),
         Binding("space", "pause", "Hold still"),
     ]
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]]] = [(0, "-narrow"), (90, "-wide")]
 
     def __init__(self, tab: str = "speed") -> None:
         super().__init__()
@@ -239,7 +239,7 @@ class EngineScreen(View):
         self.query_one("#shaded", Static).update(shaded(marks))
 
 
-def kv_blocks(found: KvMap) -> list[Block]:
+def kv_blocks(found: Snapshot) -> list[Block]:
     """The engine's snapshot as the map draws it."""
     return [
         Block(block.number, tuple(block.owners), block.refcount, block.name, block.group)

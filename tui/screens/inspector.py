@@ -156,7 +156,6 @@ class InspectorScreen(View):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "alternatives", "Other tokens"),
     ]
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]]] = [(0, "-narrow"), (90, "-wide")]
 
     def __init__(self, message: int) -> None:
         super().__init__()

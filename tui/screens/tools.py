@@ -91,7 +91,6 @@ class ToolsScreen(View):
         Binding("r", "rounds", "Rounds"),
         Binding("a", "ask_again", "Ask again for all"),
     ]
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]]] = [(0, "-narrow"), (90, "-wide")]
 
     def __init__(self, box: ToolBox | None = None) -> None:
         super().__init__()

@@ -72,6 +72,7 @@ class View(Screen[None]):
     """
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", "Back")]
     TITLE_TEXT: ClassVar[str] = ""
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (90, "-wide")]  # noqa: RUF012  as Screen declares it
 
     def compose(self) -> ComposeResult:
         yield Static(self.TITLE_TEXT, classes="view-title", markup=False)
