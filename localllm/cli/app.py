@@ -12,6 +12,8 @@ from localllm.cli.bench import bench
 from localllm.cli.chat import chat
 from localllm.cli.doctor import doctor
 from localllm.cli.evaluate import evaluate
+from localllm.cli.export import export
+from localllm.cli.fuse import fuse
 from localllm.cli.list_models import list_models
 from localllm.cli.plan import plan
 from localllm.cli.pull import pull
@@ -37,6 +39,8 @@ app.command(name="list")(list_models)
 app.command()(show)
 app.command()(plan)
 app.command()(evaluate)
+app.command()(fuse)
+app.command()(export)
 app.command()(rm)
 app.command()(doctor)
 app.command()(bench)
