@@ -66,6 +66,7 @@ class _Answer:
     receipt: dict[str, Any] = field(default_factory=dict)
     tokens: list[TokenInfo] = field(default_factory=list)
     model: str | None = None
+    adapter: str | None = None
 
 
 class Column(Vertical):
@@ -294,14 +295,12 @@ class CompareScreen(View):
         adapter = chat.adapter if variant.adapter is None else variant.adapter
         weight = chat.adapter_weight if variant.adapter is None else variant.weight
         try:
-            if adapter in ("-", None) or variant.model:
-                adapter = None
-            else:
-                adapter = await self.engine.load_adapter(adapter)
+            # An adapter belongs to the model it was made for.
+            answer.adapter = None if adapter == "-" or variant.model else adapter
             asked = self.engine.ask(
                 self._question.messages,
                 variant.params({k: v for k, v in base.items() if k != "n"}),
-                adapter=adapter,
+                adapter=answer.adapter,
                 adapter_weight=weight,
             )
             self._asked.append(asked)
@@ -386,7 +385,6 @@ class CompareScreen(View):
     def _keep(self, question: Question, answer: _Answer, *, open_branch: bool) -> int:
         params = answer.variant.params(self.host.answers.params(question.chat))
         seed = answer.receipt.get("seed")
-        adapter = answer.receipt.get("adapter")
         message = self.store.add_message(
             question.chat.id,
             question.parent.id,
@@ -395,7 +393,7 @@ class CompareScreen(View):
             reasoning=answer.reasoning,
             status="stopped" if answer.state in ("cancelled", "stopped") else "complete",
             model=answer.model,
-            adapter=adapter,
+            adapter=answer.adapter,
             params=params if seed is None else {**params, "seed": seed},
             receipt=answer.receipt,
             open_branch=open_branch,
