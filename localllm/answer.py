@@ -101,8 +101,11 @@ class Answer:
     def news(self) -> bool:
         return bool(self.deltas) or self.done
 
-    def push(self, draw: Draw) -> bool:
-        """Takes a token; True if a stop string is now complete. What comes after it is ignored."""
+    def push(self, draw: Draw, guess: int | None = None) -> bool:
+        """Takes a token; True if a stop string is now complete. What comes after it is ignored.
+
+        guess: what speculation had guessed for its place.
+        """
         if self._stops.found is not None:
             return False
         text = ""
@@ -118,7 +121,9 @@ class Answer:
             self._logprobs.append(TokenLogprob(draw.token_id, draw.logprob, draw.top))
             logprobs = (self._logprobs[-1],)
         self.deltas.append(
-            GenerationDelta(self.index, text, (draw.token_id,), logprobs, sample=self.sample)
+            GenerationDelta(
+                self.index, text, (draw.token_id,), logprobs, sample=self.sample, guesses=(guess,)
+            )
         )
         self._tell()
         return self._stops.found is not None
@@ -172,6 +177,7 @@ class Answer:
             logprobs,
             parts[-1].result,
             self.sample,
+            tuple(guess for part in parts for guess in part.guesses),
         )
 
     def _tell(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -12,10 +12,11 @@ from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 
-from localllm.adapters import load_adapter, weights_in
-from localllm.answer import Answer, best
+from localllm.adapters import load_adapter, weighted, weights_in
+from localllm.answer import Answer, Detokenizer, best
 from localllm.backend.protocol import Activations
 from localllm.engine import Engine, Request, Watch
+from localllm.engine.kv_map import KvMap, block_tokens, kv_map
 from localllm.errors import InvalidRequest
 from localllm.hub.progress import Progress
 from localllm.loading import LoadedModel, load
@@ -256,17 +257,27 @@ class LLM:
             list(messages), tools=tools, add_generation_prompt=True, **dict(template_vars or {})
         )
 
-    def load_adapter(self, path: str | Path, name: str | None = None, *, pin: bool = False) -> str:
+    def load_adapter(
+        self,
+        path: str | Path,
+        name: str | None = None,
+        *,
+        pin: bool = False,
+        weight: float = 1.0,
+    ) -> str:
         """Makes a LoRA adapter (a PEFT or MLX-LM folder) known by a name, which it returns.
 
         name: None for the folder's. Requests ask for it with `adapter=name`. It takes memory while
-        requests use it, and after that until another needs the room; pin keeps it loaded.
+        requests use it, and after that until another needs the room; pin keeps it loaded. weight:
+        how much of it is added; other weights of one adapter need names of their own.
         Raises CheckpointError or UnsupportedModel for what cannot be read or does not fit the
         model, OutOfMemoryPlan for one that is too large, InvalidRequest for a name that is taken.
         """
         base = weights_in(self._model.path, self.spec)
         adapter = load_adapter(path, self.spec, name=name, base=base)
-        folder = Path(path).resolve()
+        folder: Path | None = Path(path).resolve()
+        if weight != 1.0:
+            adapter, folder = weighted(adapter, weight), None
 
         def register(engine: Engine) -> None:
             engine.adapters.register(adapter, folder)
@@ -284,10 +295,27 @@ class LLM:
         """Of a known adapter's content, in hexadecimal."""
         return self._pump.alone(lambda engine: engine.adapters.digest(name)).hex()
 
+    def adapter_folder(self, name: str) -> Path | None:
+        """Where a known adapter was loaded from; None for one with another weight than 1."""
+        return self._pump.alone(lambda engine: engine.adapters.path(name))
+
     @property
     def adapters(self) -> tuple[str, ...]:
         """The names of known adapters."""
         return self._pump.alone(lambda engine: engine.adapters.names)
+
+    def kv_map(self) -> KvMap:
+        """The KV blocks at this moment: who holds which."""
+        return self._pump.alone(kv_map)
+
+    def block_tokens(self, number: int) -> tuple[int, ...]:
+        """The token ids in a block of the map, as far as they are known."""
+        return self._pump.alone(lambda engine: block_tokens(engine, number))
+
+    def cached_tokens(self, token_ids: Sequence[int], adapter: str | None = None) -> int:
+        """How many of a prompt's first tokens a request would find in the KV cache now."""
+        ids = _token_ids(token_ids)
+        return self._pump.alone(lambda engine: engine.cached_tokens(ids, adapter))
 
     def watch(self, capacity: int = 1024) -> Watch:
         """What goes on in the engine from now on, the last `capacity` events of it."""
@@ -344,7 +372,13 @@ class LLM:
         return answers[0]
 
     def prepare(
-        self, prompt: Prompt, params: SamplingParams | None, options: Options, *, index: int = 0
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        options: Options,
+        *,
+        index: int = 0,
+        detokenizer: Callable[[], Detokenizer] | None = None,
     ) -> Work:
         """What `generate` submits for one prompt. For `AsyncEngine`."""
         (params,) = self._params(params, 1)
@@ -356,11 +390,13 @@ class LLM:
             params = replace(params, logprobs=0)  # what the samples are compared by
         params, constraint = self._prepared(params)
         request = Request(ids, params, self._model.eos_ids, constraint, **options)
+        if detokenizer is None and self.tokenizer is not None:
+            detokenizer = self.tokenizer.stream
         answers = [
             Answer(
                 index,
                 ids,
-                None if self.tokenizer is None else self.tokenizer.stream(),
+                None if detokenizer is None else detokenizer(),
                 params.stop_strings,
                 keep_logprobs=keep_logprobs,
                 sample=sample,

@@ -240,7 +240,7 @@ class Pump:
             answer.finish(event)
             return
         try:
-            found = answer.push(event.draw)
+            found = answer.push(event.draw, event.guess)
         except Exception as error:  # no text can be made of it; that is nobody else's trouble
             self._engine.end(event.request_id)
             del self._answers[event.request_id]

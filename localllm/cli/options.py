@@ -94,6 +94,15 @@ def sampling_params(
     return replace(defaults, **changes)
 
 
+def assigned(more: list[str] | None) -> dict[str, Any]:
+    """What --set was given, by name."""
+    if not more:
+        return {}
+    from localllm import SamplingParams
+
+    return dict(_assigned(text, SamplingParams()) for text in more)
+
+
 def disk_bytes(size: str | None) -> int | None:
     return None if size is None else parse_bytes(size)
 

@@ -121,6 +121,10 @@ class AdapterSlots:
         self._evict(entry)
         del self._entries[name]
 
+    def path(self, name: str) -> Path | None:
+        """The folder it is read from, None for one that is kept in memory."""
+        return self._entry(name).path
+
     def digest(self, name: str) -> bytes:
         """Of the adapter's content: part of the key of every KV block computed with it."""
         return self._entry(name).digest

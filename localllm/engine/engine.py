@@ -32,16 +32,27 @@ from localllm.engine.sequence import FinishReason, Request, Sequence
 from localllm.engine.speculative import Drafter, Speculator
 from localllm.errors import InvalidRequest, LocalLLMError, OutOfMemoryPlan, PromptTooLong
 from localllm.machine import memory
-from localllm.sampling import Draw, Sampler, check_token_ids, draw_batch, logprobs_of
+from localllm.sampling import (
+    Draw,
+    Sampler,
+    SamplingParams,
+    check_token_ids,
+    draw_batch,
+    logprobs_of,
+)
 from localllm.spec.rope import length_class
 
 
 @dataclass(frozen=True)
 class Token:
-    """A drawn token. Stop ids are drawn too, but not emitted."""
+    """A drawn token. Stop ids are drawn too, but not emitted.
+
+    guess: what speculation had guessed for its place, None where it had not.
+    """
 
     request_id: int
     draw: Draw
+    guess: int | None = None
 
 
 @dataclass(frozen=True)
@@ -263,6 +274,11 @@ class Engine:
             self.events.emit(self._step_done(scheduled, kinds, accepted, model_seconds, total))
         return events
 
+    def cached_tokens(self, token_ids: Seq[int], adapter: str | None = None) -> int:
+        """How many of a prompt's first tokens need not be computed now."""
+        request = Request(tuple(token_ids), SamplingParams(), frozenset(), adapter=adapter)
+        return min(self.cache.known(self._root(request), token_ids), max(0, len(token_ids) - 1))
+
     def logits(self, token_ids: Seq[int], adapter: str | None = None) -> np.ndarray:
         """float32 [T, V]: the logits after every token of one sequence, outside any batch.
 
@@ -430,10 +446,11 @@ class Engine:
                     events += self._fail(sequence, draw)
                     continue
                 sequence.ended = sequence.append(draw)
-                if not sequence.ended_by_id:
-                    events.append(Token(sequence.id, draw))
                 drafts = sequence.speculation.drafts
-                right = row.accepted < len(drafts) and drafts[row.accepted] == draw.token_id
+                guess = drafts[row.accepted] if row.accepted < len(drafts) else None
+                if not sequence.ended_by_id:
+                    events.append(Token(sequence.id, draw, guess))
+                right = guess == draw.token_id
                 if right and sequence.ended is None:
                     row.accepted += 1
                     row.row += 1

@@ -79,6 +79,7 @@ class KvCache:
             BlockPool(blocks, self._evicting(group))
             for group, blocks in enumerate(backend.group_blocks)
         ]
+        self._spelled: dict[tuple[int, int], tuple[int, ...]] = {}
 
     # ---- sizes
 
@@ -151,6 +152,13 @@ class KvCache:
             why = next(iter(lost.values()), "the next block is not cached")
         return PrefixHit(length * self.block_size, loaded * self.block_size, why)
 
+    def known(self, root: bytes, tokens: Sequence[int]) -> int:
+        """How many of the first tokens stand in the cache, or on disk, now."""
+        table = self.open(root)
+        most = len(tokens) // self.block_size
+        self._extend_names(table, tokens, most)
+        return self._known_prefix(table, most, {}) * self.block_size
+
     def hold(self, table: BlockTable, start: int, stop: int) -> bool:
         """Makes positions start … stop - 1 writable: blocks for them, no one else's.
 
@@ -185,7 +193,10 @@ class KvCache:
                     block = table.tables[group][index]
                     if block >= 0:
                         name = self._name(table.names[index], group)
-                        table.tables[group][index] = self._one_of_a_name(pool, block, name)
+                        block = self._one_of_a_name(pool, block, name)
+                        table.tables[group][index] = block
+                        start = index * self.block_size
+                        self._spelled[group, block] = tuple(tokens[start : start + self.block_size])
             table.published = full
         self.leave_windows(table, computed)
 
@@ -225,6 +236,12 @@ class KvCache:
         """int32 [groups, m], as `Chunk.block_table`."""
         return np.array(table.tables, dtype=np.int32)
 
+    def tokens_of(self, group: int, block: int) -> tuple[int, ...] | None:
+        """What a full block holds; None for one that is not full, or came from disk."""
+        if self.pools[group].name_of(block) is None:
+            return None
+        return self._spelled.get((group, block))
+
     # ---- the disk
 
     def collect(self) -> None:
@@ -253,6 +270,7 @@ class KvCache:
 
     def _evicting(self, group: int) -> Callable[[int, bytes], None]:
         def evicted(block: int, name: bytes) -> None:
+            self._spelled.pop((group, block), None)
             if self._disk is not None and not self._disk.has(group, name):
                 self._disk.save(group, name, self.backend.read_block(group, block))
 

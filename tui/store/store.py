@@ -130,27 +130,21 @@ class Store:
         title: str = "",
     ) -> list[Chat]:
         """Pinned ones first, then by their last change; tags left out. title: a part of it."""
-        where, values = ["1"], []
-        if folder is not None:
-            where.append("folder = ?")
-            values.append(folder)
-        if tag is not None:
-            where.append("id IN (SELECT chat FROM tags WHERE tag = ?)")
-            values.append(tag)
-        if title:
-            where.append("title LIKE ? ESCAPE '\\'")
-            escaped = re.sub(r"([%_\\])", r"\\\1", title)
-            values.append(f"%{escaped}%")
+        where, values = _chats_where(folder, tag, title)
         rows = self._db.execute(
-            f"SELECT {_CHAT_FIELDS} FROM chats WHERE {' AND '.join(where)} "
+            f"SELECT {_CHAT_FIELDS} FROM chats WHERE {where} "
             "ORDER BY pinned DESC, updated DESC, id DESC LIMIT ? OFFSET ?",
             (*values, limit, offset),
         )
         return [_chat(row) for row in rows]
 
-    def count_chats(self) -> int:
-        (count,) = self._db.execute("SELECT count(*) FROM chats").fetchone()
-        return int(count)
+    def count_chats(
+        self, *, folder: str | None = None, tag: str | None = None, title: str = ""
+    ) -> int:
+        """How many `chats` would give without a limit."""
+        where, values = _chats_where(folder, tag, title)
+        row = self._db.execute(f"SELECT count(*) FROM chats WHERE {where}", values).fetchone()
+        return int(row[0])
 
     def edit_chat(self, chat: int, **fields: Any) -> None:
         """Sets columns of a chat; what the user did not do to it does not make it recent."""
@@ -269,6 +263,15 @@ class Store:
             (chat, parent),
         )
         return [_message(row) for row in rows]
+
+    def siblings(self, message: int) -> list[int]:
+        """Ids of the messages that follow the same one, itself among them, the oldest first."""
+        rows = self._db.execute(
+            "SELECT o.id FROM messages m JOIN messages o "
+            "ON o.chat = m.chat AND o.parent IS m.parent WHERE m.id = ? ORDER BY o.id",
+            (message,),
+        )
+        return [int(row[0]) for row in rows]
 
     def newest_leaf(self, message: int) -> int:
         """The end of the branch through this message that was last written to."""
@@ -400,6 +403,21 @@ class Store:
         ]
         columns = ", ".join(f"{name} = ?" for name in fields)
         self._db.execute(f"UPDATE {table} SET {columns} WHERE id = ?", (*values, row))
+
+
+def _chats_where(folder: str | None, tag: str | None, title: str) -> tuple[str, list[str]]:
+    where, values = ["1"], []
+    if folder is not None:
+        where.append("folder = ?")
+        values.append(folder)
+    if tag is not None:
+        where.append("id IN (SELECT chat FROM tags WHERE tag = ?)")
+        values.append(tag)
+    if title:
+        where.append("title LIKE ? ESCAPE '\\'")
+        escaped = re.sub(r"([%_\\])", r"\\\1", title)
+        values.append(f"%{escaped}%")
+    return " AND ".join(where), values
 
 
 def _lives(process: int | None) -> bool:

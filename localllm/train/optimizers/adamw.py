@@ -1,0 +1,111 @@
+"""AdamW (https://arxiv.org/abs/1711.05101), in the native module where it is there: same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+
+import numpy as np
+
+from localllm.train.optimizers.protocol import Piece, checked_state, merged
+
+_CHUNK = 1 << 15  # entries taken at a time: temporaries stay in the cache
+
+
+class AdamW:
+    """m, v: running means of the gradient and of its square, float32 [size]."""
+
+    name = "adamw"
+
+    def __init__(
+        self,
+        pieces: Sequence[Piece],
+        *,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self._pieces = merged(pieces)
+        self._beta1, self._beta2, self._eps, self._decay = beta1, beta2, eps, weight_decay
+        size = self._pieces[-1].at.stop if self._pieces else 0
+        self._m = np.zeros(size, np.float32)
+        self._v = np.zeros(size, np.float32)
+        self._fused = _find_fused()
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {"m": self._m, "v": self._v}
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        for name, array in checked_state(self.state(), state):
+            array[...] = state[name]
+
+    def update(
+        self, parameters: np.ndarray, gradient: np.ndarray, learning_rate: float, step: int
+    ) -> None:
+        assert step >= 1, "steps count from 1"
+        update = adamw if self._fused is None else self._fused
+        for piece in self._pieces:
+            update(
+                parameters[piece.at],
+                gradient[piece.at],
+                self._m[piece.at],
+                self._v[piece.at],
+                lr=learning_rate * piece.rate,
+                beta1=self._beta1,
+                beta2=self._beta2,
+                eps=self._eps,
+                weight_decay=self._decay if piece.decay else 0.0,
+                step=step,
+            )
+
+
+def adamw(
+    parameters: np.ndarray,
+    gradient: np.ndarray,
+    m: np.ndarray,
+    v: np.ndarray,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+) -> None:
+    """In place, all float32 [n], every scalar rounded to float32 once, nothing fused:
+
+    m = b1 m + (1 - b1) g            v = b2 v + (1 - b2) (g g)
+    p = p (1 - lr wd)                only with weight decay
+    p = p - (lr c1) (m / (sqrt(v c2) + eps)),   c1 = 1 / (1 - b1^t),  c2 = 1 / (1 - b2^t)
+    """
+    f = np.float32
+    rate, c2 = f(lr * (1 / (1 - beta1**step))), f(1 / (1 - beta2**step))
+    b1, rest1, b2, rest2 = f(beta1), f(1 - beta1), f(beta2), f(1 - beta2)
+    keep = f(1 - lr * weight_decay)
+    for start in range(0, len(parameters), _CHUNK):
+        at = slice(start, start + _CHUNK)
+        p, g, first, second = parameters[at], gradient[at], m[at], v[at]
+        np.multiply(first, b1, out=first)
+        work = g * rest1
+        np.add(first, work, out=first)
+        np.multiply(second, b2, out=second)
+        np.multiply(g, g, out=work)
+        np.multiply(work, rest2, out=work)
+        np.add(second, work, out=second)
+        if weight_decay:
+            np.multiply(p, keep, out=p)
+        np.multiply(second, c2, out=work)
+        np.sqrt(work, out=work)
+        np.add(work, f(eps), out=work)
+        np.divide(first, work, out=work)
+        np.multiply(work, rate, out=work)
+        np.subtract(p, work, out=p)
+
+
+def _find_fused() -> Callable[..., None] | None:
+    try:
+        found: Callable[..., None] = import_module("localllm.train.native").fused_adamw
+    except (ImportError, AttributeError):
+        return None  # built without the native module
+    return found

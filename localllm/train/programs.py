@@ -1,0 +1,83 @@
+"""Which program computes a run's gradients: the native one where it can, else the reference."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+from localllm.errors import BackendUnavailable, InvalidRequest
+from localllm.train.base import BaseWeights, base_weights
+from localllm.train.lora import FullConfig, TuneConfig
+from localllm.train.program import Layout, Program
+
+ProgramName = Literal["auto", "native", "reference"]
+
+
+def open_program(
+    model: BaseWeights | str | Path,
+    layout: Layout,
+    config: TuneConfig,
+    *,
+    threads: int | None = None,
+    program: ProgramName = "auto",
+) -> tuple[Program, str | None]:
+    """The program, and what the user should know of the choice.
+
+    layout: of `layout_for` for the same model and config. program: "auto" takes the native one
+    where it covers the run and says why where it does not. Raises BackendUnavailable where "native"
+    was asked for and cannot be, InvalidRequest for full fine-tuning of a quantized model,
+    CheckpointError for weights that are not as the headers promise.
+    """
+    weights = model if isinstance(model, BaseWeights) else base_weights(model)
+    check_trainable(weights, config)
+    if program == "reference":
+        return _reference(weights, layout, threads), _threads_note(threads)
+    native, reason = _native()
+    if native is not None:
+        reason = native.why_not(weights.spec, weights, layout, config)
+        if reason is None:
+            made: Program = native.NativeProgram(
+                weights.spec, weights, layout, config, threads=threads
+            )
+            return made, None
+    if program == "native":
+        raise BackendUnavailable(
+            f"the native program cannot train this: {reason}",
+            hint="leave --program out, or give --program reference",
+        )
+    notes = [f"trained by the reference program, not the native one: {reason}"]
+    return _reference(weights, layout, threads), "; ".join(
+        [*notes, *filter(None, [_threads_note(threads)])]
+    )
+
+
+def check_trainable(weights: BaseWeights, config: TuneConfig) -> None:
+    """Raises InvalidRequest for weights that the config cannot train."""
+    if isinstance(config, FullConfig) and weights.quantized and not config.dequantize:
+        raise InvalidRequest(
+            f"{weights.name} keeps {len(weights.quantized)} weights in few bits, which cannot be "
+            "trained as they are",
+            hint="train an adapter on it, take the unquantized model, or give --dequantize to "
+            "train its weights in float32",
+        )
+
+
+def _reference(weights: BaseWeights, layout: Layout, threads: int | None) -> Program:
+    from localllm.train.reference import ReferenceProgram
+
+    return ReferenceProgram(weights, layout)
+
+
+def _threads_note(threads: int | None) -> str | None:
+    if threads is None:
+        return None
+    return f"the reference program runs on as many threads as MLX takes, not {threads}"
+
+
+def _native() -> tuple[ModuleType | None, str | None]:
+    try:
+        return import_module("localllm.train.native"), None
+    except ImportError as error:
+        return None, f"it is not built here ({error})"

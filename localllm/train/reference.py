@@ -1,0 +1,308 @@
+"""The reference program: any `DecoderSpec`, in float32, by MLX's autodiff, a layer at a time.
+
+Forward keeps nothing but the input of every layer. On the way back a layer is computed once more
+from its input and differentiated (gradient checkpointing, https://arxiv.org/abs/1604.06174), so
+memory holds the insides of one layer. On a Mac the same steps run on the GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from localllm.backend.reference_attention import attention
+from localllm.backend.reference_decoder import Angles, Decoder, Layer, Weight, Weights
+from localllm.backend.reference_linear import Linear
+from localllm.backend.weights import checked_weights
+from localllm.errors import InvalidRequest
+from localllm.spec import DecoderSpec, MoESpec, RopeSpec
+from localllm.spec.rope import tables
+from localllm.train.base import BaseWeights
+from localllm.train.layout import squared_norms
+from localllm.train.noise import embedding_noise
+from localllm.train.program import Layout, Noise, Rows
+from localllm.train.reference_adapters import Adapters
+from localllm.train.reference_head import Head, chunk_rows
+from localllm.train.reference_matrices import frozen, trained
+
+_QUERY_ROWS = 256  # attention takes so many rows at a time, which bounds its scores
+
+
+class ReferenceProgram:
+    """See `Program`. weights are read once and keep the size they have in the file.
+
+    Raises CheckpointError for weights that are not as the spec wants them.
+    """
+
+    name = "reference"
+
+    def __init__(self, weights: BaseWeights, layout: Layout) -> None:
+        self.layout = layout
+        self.spec = weights.spec
+        self._device = mx.default_device()
+        parts: dict[str, Weight] = {}
+        norms: dict[str, mx.array] = {}
+        with mx.stream(self._device):
+            for name, tensor in checked_weights(self.spec, weights.tensors()):
+                parts[name] = frozen(tensor)
+                if f"{name.removesuffix('.weight')}.magnitude" in layout.shapes:
+                    squares = squared_norms(tensor.to_float32())
+                    norms[name.removesuffix(".weight")] = mx.array(squares)
+                del tensor  # else it would live on while the next one is read
+            self._decoder: Decoder | None = Decoder(self.spec, parts)
+            self._head = Head(self._decoder, [] if layout.scales else list(layout.shapes))
+        self._adapters = Adapters(layout, norms)
+        self._names = [
+            [name for name in layout.shapes if name.startswith(f"layers.{index}.")]
+            for index in range(len(self.spec.layers))
+        ]
+
+    def log_probs(
+        self, rows: Rows, parameters: np.ndarray | None, noise: Noise | None = None
+    ) -> np.ndarray:
+        """See `Program.log_probs`."""
+        with mx.stream(self._device):
+            step = self._step(rows, parameters, noise)
+            if not len(rows.tokens):
+                return np.zeros(0, np.float32)
+            x = step.embedded()
+            for index in range(len(self.spec.layers)):
+                x = step.layer(index, x, step.arrays(index))
+                mx.eval(x)
+            return self._head.log_probs(x, rows.targets, step.whole(self._head.names))
+
+    def gradients(
+        self,
+        rows: Rows,
+        weights: np.ndarray,
+        parameters: np.ndarray,
+        gradient: np.ndarray,
+        noise: Noise | None = None,
+    ) -> float:
+        """See `Program.gradients`."""
+        counted = np.flatnonzero(weights)
+        if not len(counted):
+            return 0.0
+        into = self.layout.views(gradient)
+        with mx.stream(self._device):
+            step = self._step(rows, parameters, noise)
+            x, inputs = step.embedded(), []
+            for index in range(len(self.spec.layers)):
+                inputs.append(x)
+                x = step.layer(index, x, step.arrays(index))
+                mx.eval(x)
+            loss, part, sums = self._head.gradients(
+                x[mx.array(counted)],
+                rows.targets[counted],
+                weights[counted].astype(np.float32),
+                step.whole(self._head.names),
+            )
+            for name, found in sums.items():
+                into[name] += found
+            back = mx.zeros_like(x)
+            back[mx.array(counted)] = part
+            del x, part
+            self._backward(step, inputs, back, into)
+        return loss
+
+    def _backward(
+        self,
+        step: _Step,
+        inputs: list[mx.array],
+        back: mx.array,
+        into: Mapping[str, np.ndarray],
+    ) -> None:
+        """From the gradient by the last layer's output to those of everything below it."""
+        lowest = next((n for n, names in enumerate(self._names) if names), len(self._names))
+        through = not self.layout.scales  # down to the embedding
+        for index in range(len(self._names) - 1, (-1 if through else lowest - 1), -1):
+            names = self._names[index]
+            arrays = step.arrays(index)
+
+            def forward(
+                x: mx.array, *values: mx.array, at: int = index, names: list[str] = names
+            ) -> mx.array:
+                return step.layer(at, x, dict(zip(names, values, strict=True)))
+
+            _, found = mx.vjp(forward, [inputs.pop(), *arrays.values()], [back])
+            if index > lowest or through:
+                mx.eval(*found)
+            else:
+                mx.eval(*found[1:])  # nothing below is trained
+            back = found[0]
+            for name, array in zip(names, found[1:], strict=True):
+                into[name] += np.array(array)
+        if through:
+            step.embedding_gradient(np.array(back), into)
+
+    def working_bytes(self, rows: Sequence[int]) -> int:
+        """See `Program.working_bytes`: inputs of all layers, one layer's insides, one chunk of
+        logits, one matrix in float32."""
+        total, longest = sum(rows), max(rows, default=0)
+        inside = matrix = scores = 0
+        for layer, names in zip(self.spec.layers, self._names, strict=True):
+            attn, ffn = layer.mixer, layer.ffn
+            q, kv = attn.heads * attn.head_dim, attn.kv_heads * attn.head_dim
+            times = ffn.top_k if isinstance(ffn, MoESpec) else 1
+            values = 10 * self.spec.hidden + 6 * q + 8 * kv + 7 * times * ffn.hidden
+            own = sum(int(np.prod(self.layout.shapes[name])) for name in names)
+            inside = max(inside, total * values + 3 * own)
+            matrix = max(matrix, self.spec.hidden * max(q, ffn.hidden))
+            scores = max(scores, 6 * attn.heads * min(longest, _QUERY_ROWS) * longest)
+        kept = total * self.spec.hidden * (len(self.spec.layers) + 3)
+        logits = 4 * min(total, chunk_rows(self.spec)) * self.spec.vocab_size
+        whole = sum(int(np.prod(self.layout.shapes[name])) for name in self._head.names)
+        return 4 * (kept + max(inside + scores + 2 * matrix, logits + 3 * whole))
+
+    def close(self) -> None:
+        """Frees the weights; the program answers no more."""
+        self._decoder = None
+        del self._head
+
+    def _step(self, rows: Rows, parameters: np.ndarray | None, noise: Noise | None) -> _Step:
+        assert self._decoder is not None, "the program is closed"
+        _check(rows, self.spec)
+        views = {} if parameters is None else self.layout.views(parameters)
+        return _Step(self._decoder, self._adapters, self._names, rows, views, noise)
+
+
+class _Step:
+    """Rows on their way through the model with one set of parameters, or none."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        adapters: Adapters,
+        names: Sequence[Sequence[str]],
+        rows: Rows,
+        views: Mapping[str, np.ndarray],
+        noise: Noise | None,
+    ) -> None:
+        self.spec = decoder.spec
+        self._decoder, self._adapters, self._names = decoder, adapters, names
+        self._rows, self._views, self._noise = rows, views, noise
+        sizes = np.diff(rows.offsets)
+        self._lengths = np.repeat(sizes, sizes)
+        self._positions = np.concatenate([np.arange(size) for size in sizes] or [np.zeros(0, int)])
+        self._numbers = (rows.first_row + np.arange(len(rows.tokens))).astype(np.uint32)
+        self._angles: dict[RopeSpec, Angles] = {}
+        self._whole = "embed.weight" in views  # all weights are trained
+
+    def arrays(self, index: int) -> dict[str, mx.array]:
+        """The parameters of a layer."""
+        return self.whole(self._names[index])
+
+    def whole(self, names: Sequence[str]) -> dict[str, mx.array]:
+        return {name: mx.array(self._views[name]) for name in names} if self._views else {}
+
+    def embedded(self) -> mx.array:
+        """float32 [n, hidden]: what enters the first layer."""
+        x = self._looked_up("embed.weight", self._rows.tokens) * self.spec.embed_scale
+        if self._noise is not None and self._noise.neftune:
+            x = x + embedding_noise(self._noise, self._numbers, self._lengths, self.spec.hidden)
+        if self.spec.learned_positions is not None:
+            x = x + self._looked_up("pos_embed.weight", self._positions)
+        return x
+
+    def embedding_gradient(self, back: np.ndarray, into: Mapping[str, np.ndarray]) -> None:
+        """Adds to the embeddings' gradients in the order of rows; back: float32 [n, hidden]."""
+        scaled = back * np.float32(self.spec.embed_scale)
+        np.add.at(into["embed.weight"], self._rows.tokens, scaled)
+        if self.spec.learned_positions is not None:
+            np.add.at(into["pos_embed.weight"], self._positions, back)
+
+    def layer(self, index: int, x: mx.array, arrays: Mapping[str, mx.array]) -> mx.array:
+        """float32 [n, hidden] -> [n, hidden]."""
+        at = f"layers.{index}."
+        layer = self._decoder.layers[index]
+        if self._whole:
+            layer = Layer(self.spec.layers[index], Weights(trained(arrays), at))
+        linears = {} if self._whole or not arrays else _linears(layer)
+
+        def adapt(stem: str, x: mx.array, y: mx.array) -> mx.array:
+            if not linears:
+                return y
+            return self._adapters.apply(
+                f"{at}{stem}", linears[stem], x, y, arrays, self._numbers, self._noise
+            )
+
+        def attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+            return self._attend(index, q, k, v, layer.attn.sinks)
+
+        return layer(x, self._angles_of(self.spec.layers[index].mixer.rope), attend, adapt)
+
+    def _attend(
+        self, index: int, q: mx.array, k: mx.array, v: mx.array, sinks: mx.array | None
+    ) -> mx.array:
+        """Each sequence by itself, some rows of it at a time, over the keys that they see."""
+        spec = self.spec.layers[index].mixer
+        extra = [] if sinks is None else [sinks]
+        parts = []
+        for begin, end in zip(self._rows.offsets[:-1], self._rows.offsets[1:], strict=True):
+            for start in range(int(begin), int(end), _QUERY_ROWS):
+                stop = min(start + _QUERY_ROWS, int(end))
+                first = int(begin)
+                if spec.window is not None:
+                    first = max(first, start - spec.window + 1)
+
+                def some(
+                    q: mx.array,
+                    k: mx.array,
+                    v: mx.array,
+                    *sinks: mx.array,
+                    queries: np.ndarray = np.arange(start, stop),  # noqa: B008
+                    keys: np.ndarray = np.arange(first, stop),  # noqa: B008
+                ) -> mx.array:
+                    return attention(spec, q, k, v, queries, keys, *sinks)
+
+                here = slice(first, stop)
+                # Scores are computed anew on the way back: they are the largest of all.
+                parts.append(mx.checkpoint(some)(q[start:stop], k[here], v[here], *extra))
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+
+    def _angles_of(self, rope: RopeSpec | None) -> Angles | None:
+        if rope is None:
+            return None
+        if rope not in self._angles:
+            cos, sin = tables(rope, self._positions, self._lengths)
+            self._angles[rope] = mx.array(cos), mx.array(sin)
+        return self._angles[rope]
+
+    def _looked_up(self, name: str, index: np.ndarray) -> mx.array:
+        """float32 [n, hidden]: rows of an embedding."""
+        if self._whole:
+            return mx.array(self._views[name][index])
+        matrix = self._decoder.embed if name == "embed.weight" else self._decoder.pos_embed
+        assert matrix is not None
+        return matrix.rows(mx.array(index.astype(np.int32)))
+
+
+def _linears(layer: Layer) -> dict[str, Linear]:
+    """By the names that `adapt` is called with."""
+    found = {f"attn.{name}": getattr(layer.attn, name) for name in ("q", "k", "v", "o")}
+    found |= {f"ffn.{name}": getattr(layer.ffn, name) for name in ("gate", "up", "down")}
+    return found
+
+
+def _check(rows: Rows, spec: DecoderSpec) -> None:
+    """Raises InvalidRequest for sequences or tokens that the model cannot take."""
+    count, edges = len(rows.tokens), rows.offsets
+    assert edges[0] == 0 and edges[-1] == count and (np.diff(edges) >= 0).all()  # noqa: PT018
+    if not count:
+        return
+    limit = min(spec.context, spec.learned_positions or spec.context)
+    longest = int(np.diff(edges).max())
+    if longest > limit:
+        raise InvalidRequest(
+            f"a sequence of {longest} tokens; the model takes {limit}",
+            hint="shorten it: --seq-len",
+        )
+    for name, ids in (("token", rows.tokens), ("target", rows.targets)):
+        low, high = int(ids.min()), int(ids.max())
+        if not 0 <= low <= high < spec.vocab_size:
+            raise InvalidRequest(
+                f"{name} ids {low} to {high}; the model has {spec.vocab_size}",
+                hint="the tokenizer belongs to another model",
+            )

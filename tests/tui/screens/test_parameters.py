@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+from textual.widgets import Input, OptionList
+
+from localllm.tui.screens.parameters import DEFAULTS, ParametersScreen
+from localllm.tui.store import Preset
+from localllm.tui.widgets.fields import Field
+from tests.tui.view_engine import ViewEngine
+from tests.tui.view_host import HostApp, run
+
+
+@pytest.fixture
+def app():
+    host = HostApp(ViewEngine(), ParametersScreen())
+    host.with_chat("Hello", "Hi")
+    return host
+
+
+def field(app: HostApp, name: str) -> Field:
+    return app.screen.query_one(f"#param-{name}", Field)
+
+
+def params(app: HostApp) -> dict:
+    assert app.chat_id is not None
+    return dict(app.store.chat(app.chat_id).params)
+
+
+@run()
+async def test_a_sound_value_is_the_chats_at_once(app, pilot):
+    await pilot.press("home", "ctrl+k", *"0.25")
+    await pilot.pause()
+    assert params(app) == {"temperature": 0.25}
+    assert field(app, "temperature").has_class("-changed")
+
+
+@run()
+async def test_an_unsound_value_is_marked_and_changes_nothing(app, pilot):
+    await pilot.press("home", "ctrl+k", *"-1")
+    await pilot.pause()
+    assert params(app) == {}
+    assert field(app, "temperature").has_class("-wrong")
+    await pilot.press("home", "ctrl+k", *"0.5")
+    await pilot.pause()
+    assert not field(app, "temperature").has_class("-wrong")
+    assert params(app) == {"temperature": 0.5}
+
+
+@run()
+async def test_what_cannot_go_together_is_told_at_a_field(app, pilot):
+    field(app, "mirostat").query_one(Input).value = "2"
+    field(app, "top_k").query_one(Input).value = "40"
+    await pilot.pause()
+    wrong = app.screen.query(".-wrong")
+    assert [one.field_name for one in wrong] == ["mirostat"]
+    assert params(app) == {}
+    field(app, "top_k").query_one(Input).value = "0"
+    await pilot.pause()
+    assert params(app) == {"mirostat": 2}
+
+
+@run()
+async def test_a_preset_is_saved_and_used(app, pilot):
+    await pilot.press("home", "ctrl+k", *"0.1", "ctrl+s", *"careful", "enter")
+    await pilot.pause()
+    assert app.store.presets() == [Preset("careful", {"temperature": 0.1})]
+    await pilot.press("ctrl+r")
+    await pilot.pause()
+    await pilot.pause()
+    assert params(app) == {}
+    app.screen.query_one(OptionList).focus()
+    await pilot.press("home", "enter")
+    await pilot.pause()
+    await pilot.pause()
+    assert params(app) == {"temperature": 0.1}
+
+
+@run()
+async def test_a_preset_of_another_version_is_refused(app, pilot):
+    app.store.save_preset(Preset("odd", {"heat": 3}))
+    app.screen._show_presets()
+    app.screen.query_one(OptionList).focus()
+    await pilot.press("home", "enter")
+    await pilot.pause()
+    assert params(app) == {}
+
+
+@run()
+async def test_without_a_chat_new_ones_begin_with_them(app, pilot):
+    app.chat_id = None
+    await pilot.press("home", "ctrl+k", *"0.75")
+    await pilot.pause()
+    assert app.store.setting(DEFAULTS) == {"temperature": 0.75}

@@ -1,0 +1,34 @@
+"""Opening the app from the command line."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from localllm.tui.opening import Opening
+from localllm.tui.places import SETTINGS, config_folder, database
+from localllm.tui.settings import read_settings
+
+__all__ = ["Opening", "start"]
+
+
+def start(opening: Opening) -> None:
+    """Runs the app until the user leaves it. Raises StoreError where the chats cannot be opened."""
+    from localllm.tui.app import ChatApp
+    from localllm.tui.engine.remote import RemoteEngine
+    from localllm.tui.store import Store
+
+    config = config_folder()
+    settings, problems = read_settings(config / SETTINGS)
+    if opening.adapter is not None:
+        # The chat keeps it, and may be opened from another folder.
+        opening = replace(opening, adapter=str(Path(opening.adapter).expanduser().absolute()))
+    with Store(database()) as store:
+        app = ChatApp(store, RemoteEngine(), settings, opening, config=config, problems=problems)
+        app.run()
+        chat = app.chat_id
+    if app.return_code:
+        sys.exit(app.return_code)
+    if chat is not None:
+        print("localllm chat --resume opens this chat again.", file=sys.stderr)

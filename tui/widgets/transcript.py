@@ -1,0 +1,160 @@
+"""The open branch, the last messages mounted; older ones come when they are scrolled to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from textual.containers import VerticalScroll
+
+from localllm.tui.store import Message
+from localllm.tui.widgets.message import MessageView, view_of
+
+if TYPE_CHECKING:
+    from localllm.tui.app import ChatApp
+
+MOUNTED = 12  # messages, at first
+MORE = 4  # when the top is reached
+_NEAR_TOP = 4  # lines
+_KEPT = 40  # mounted messages that scrolling back to the end trims to MOUNTED
+
+
+class Transcript(VerticalScroll, can_focus=False):
+    """Messages of a branch as views. `show` makes it a branch; views that stay are kept."""
+
+    DEFAULT_CSS = """
+    Transcript { padding: 1 1 0 1; scrollbar-gutter: stable; scrollbar-size-vertical: 1; }
+    .-plain Transcript { padding: 0; }
+    """
+
+    def __init__(self, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._branch: list[Message] = []
+        self._first = 0  # of the branch, the first that is mounted
+        self._busy = False
+
+    @property
+    def chat_app(self) -> ChatApp:
+        return self.app  # type: ignore[return-value]
+
+    @property
+    def views(self) -> list[MessageView]:
+        return [child for child in self.children if isinstance(child, MessageView)]
+
+    @property
+    def chosen(self) -> MessageView | None:
+        """The view that has the focus, or holds it."""
+        found = view_of(self.screen.focused) if self.is_mounted else None
+        return found if found is not None and found.parent is self else None
+
+    async def show(self, branch: Sequence[Message], *, to: int | None = None) -> None:
+        """to: a message to scroll to and choose; else a new branch is shown from its end."""
+        self._busy = True
+        try:
+            await self._show(list(branch), to)
+        finally:
+            self._busy = False
+
+    async def _show(self, branch: list[Message], to: int | None) -> None:
+        ids = [message.id for message in branch]
+        kept = 0
+        views = self.views
+        if views and views[0].message.id in ids:
+            first = ids.index(views[0].message.id)
+            while (
+                kept < len(views)
+                and first + kept < len(ids)
+                and views[kept].message.id == ids[first + kept]
+            ):
+                kept += 1
+        else:
+            first = max(0, len(ids) - MOUNTED)
+        if to in ids and (not kept or ids.index(to) < first):
+            kept, first = 0, max(0, ids.index(to) - 2)
+        self._branch, self._first = branch, first
+        at_end = self.is_vertical_scroll_end or not kept
+        with self.app.batch_update():
+            gone = views[kept:]
+            if gone:
+                await self.remove_children(gone)
+            for view, message in zip(views[:kept], branch[first:], strict=False):
+                view.change(message, self._place(message))
+            new = [MessageView(m, self._place(m)) for m in branch[first + kept :]]
+            if new:
+                await self.mount_all(new)
+        if to in ids:
+            self.choose(to)
+        elif at_end or new:
+            self.anchor()
+            self.scroll_end(animate=False)
+
+    def refresh_messages(self, branch: Sequence[Message]) -> None:
+        """The same messages, their fields as they are now."""
+        found = {message.id: message for message in branch}
+        self._branch = list(branch)
+        for view in self.views:
+            if view.message.id in found:
+                view.change(found[view.message.id], self._place(found[view.message.id]))
+
+    def choose(self, message: int) -> None:
+        for view in self.views:
+            if view.message.id == message:
+                self.release_anchor()
+                view.focus(scroll_visible=False)
+                self.call_after_refresh(view.scroll_visible, animate=False, top=True)
+
+    def choose_last(self, role: str | None = None) -> None:
+        for view in reversed(self.views):
+            if role is None or view.message.role == role:
+                view.focus()
+                return
+
+    async def move(self, by: int) -> None:
+        """Chooses the next (1) or the previous (-1) message."""
+        views, chosen = self.views, self.chosen
+        if not views:
+            return
+        if chosen is None:
+            views[-1].focus()
+            return
+        place = views.index(chosen) + by
+        if place < 0 and self._first:
+            await self.more()
+            views = self.views
+            place = views.index(chosen) + by
+        if 0 <= place < len(views):
+            self.release_anchor()
+            views[place].focus()
+
+    async def more(self) -> None:
+        """Mounts some messages that come before; what is seen stays where it is."""
+        if not self._first or self._busy:
+            return
+        self._busy = True
+        try:
+            start = max(0, self._first - MORE)
+            older = self._branch[start : self._first]
+            views = [MessageView(m, self._place(m)) for m in older]
+            height, at = self.virtual_size.height, self.scroll_y
+            self._first = start
+            await self.mount_all(views, before=0)
+
+            def stay() -> None:
+                grown = self.virtual_size.height - height
+                if grown > 0:
+                    self.scroll_to(y=at + grown, animate=False, immediate=True)
+
+            self.call_after_refresh(stay)
+        finally:
+            self._busy = False
+
+    def watch_scroll_y(self, old: float, new: float) -> None:
+        super().watch_scroll_y(old, new)
+        if self._first and new < old and new <= _NEAR_TOP and not self._busy:
+            self.run_worker(self.more(), exclusive=True, group="more")
+
+    def _place(self, message: Message) -> tuple[int, int]:
+        siblings = self.chat_app.store.siblings(message.id)
+        if message.id not in siblings:
+            return 1, 1
+        return siblings.index(message.id) + 1, len(siblings)
