@@ -15,7 +15,9 @@ from textual.message import Message
 from textual.screen import ModalScreen
 
 from localllm.errors import LocalLLMError
+from localllm.tui.answers import Answers
 from localllm.tui.commands import COMMANDS, Command, find, keys_of
+from localllm.tui.engine.client import EngineState
 from localllm.tui.keymap import Remapped
 from localllm.tui.opening import Opening
 from localllm.tui.places import KEYS, SETTINGS, config_folder
@@ -26,8 +28,7 @@ from localllm.tui.themes import ANSI, theme_for
 if TYPE_CHECKING:
     from textual.command import Provider
 
-    from localllm.tui.answers import Answers
-    from localllm.tui.engine.client import Engine, EngineEvents, EngineState
+    from localllm.tui.engine.client import Engine, News
     from localllm.tui.screens.chat import ChatScreen
     from localllm.tui.store import Chat, Store
 
@@ -54,7 +55,7 @@ class ChatApp(App[None], inherit_bindings=False):
     COMMANDS: ClassVar[set[Any]] = {_palette}
     BINDINGS: ClassVar[list[BindingType]] = []
     TITLE = "localllm"
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-narrow"), (90, "-wide")]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (90, "-wide")]  # noqa: RUF012
 
     def __init__(
         self,
@@ -77,10 +78,8 @@ class ChatApp(App[None], inherit_bindings=False):
         self._bound: list[str] = []
         self._chat_screen: ChatScreen | None = None
         self._unsubscribe: Any = None
-        self.ready = False  # whether all commands are known and the keys bound
-        from localllm.tui.answers import Answers
-
-        self.answers: Answers = Answers(self)
+        self.ready = False  # whether the keys are bound and the first chat is open
+        self.answers = Answers(self)
 
     # ---- start and end
 
@@ -94,14 +93,17 @@ class ChatApp(App[None], inherit_bindings=False):
 
     async def _begin(self) -> None:
         """What can wait until something is on the screen."""
+        from localllm.tui.trace import trace_of
+
         self._unsubscribe = self.engine.subscribe(self._heard)
+        trace_of(self.engine)  # from the start, so that the views have what happened
         self.answers.open_engine(self.model_name, self.opening.options)
         self.bind_commands()
-        self.ready = True
         for problem in self._problems:
             self.warn(problem)
         if self._chat_screen is not None:
             await self._chat_screen.begin()
+        self.ready = True
 
     async def on_unmount(self) -> None:
         if self._unsubscribe is not None:
@@ -198,6 +200,10 @@ class ChatApp(App[None], inherit_bindings=False):
                 return False
         return super().check_action(action, parameters)
 
+    def action_pressed(self, key: str) -> None:
+        """A click on a key of the footer."""
+        self.simulate_key(key)
+
     async def action_command(self, name: str) -> None:
         await self.run_command(find(name))
 
@@ -251,8 +257,8 @@ class ChatApp(App[None], inherit_bindings=False):
 
     # ---- the engine
 
-    def _heard(self, news: EngineState | EngineEvents) -> None:
-        if hasattr(news, "phase"):
+    def _heard(self, news: News) -> None:
+        if isinstance(news, EngineState):
             for screen in self.screen_stack:
                 screen.post_message(EngineChanged(news))
 

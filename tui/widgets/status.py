@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from textual.app import ComposeResult
 from textual.containers import HorizontalGroup
@@ -12,7 +13,7 @@ from textual.widgets import Button, Static
 from localllm.tui.text import one_line, plain
 
 if TYPE_CHECKING:
-    from localllm.tui.answers import Live
+    from localllm.tui.answers import Live, Said
     from localllm.tui.app import ChatApp
     from localllm.tui.engine.client import EngineState
     from localllm.tui.store import Message
@@ -126,15 +127,11 @@ class Queue(Static):
     def __init__(self, id: str | None = None) -> None:
         super().__init__("", id=id, markup=False)
 
-    def show(self, texts: list[str]) -> None:
-        self.set_class(bool(texts), "-shown")
-        lines = [f"waits {n}: {one_line(text, 200)}" for n, text in enumerate(texts, 1)]
+    def show(self, waiting: Sequence[Said]) -> None:
+        self.set_class(bool(waiting), "-shown")
+        lines = [f"waits {n}: {one_line(said.typed, 200)}" for n, said in enumerate(waiting, 1)]
         if len(lines) > 3:
             lines[2:] = [f"… and {len(lines) - 2} more"]
         if lines:
             lines[-1] += "   (/unqueue takes the last back)"
         self.update("\n".join(lines))
-
-
-def engine_model(state: Any) -> str | None:
-    return getattr(getattr(state, "model", None), "name", None)
