@@ -14,7 +14,12 @@ from typing import Any
 import numpy as np
 
 from localllm.errors import InvalidRequest, OutOfMemoryPlan, StoreError, TrainingStopped
-from localllm.machine import resident_memory, return_freed_memory
+from localllm.machine import (
+    forget_peak_memory,
+    give_large_blocks_back,
+    resident_memory,
+    return_freed_memory,
+)
 from localllm.train.base import base_weights
 from localllm.train.batching import Batches
 from localllm.train.callbacks import Callback, Event
@@ -128,6 +133,7 @@ class Trainer:
         self._metrics: MetricsFile | None = None
         self._checkpoints: Checkpoints | None = None
         self._sampler: Sampler | None = None
+        self._copies: dict[str, np.ndarray] = {}
 
     @classmethod
     def resumed(
@@ -173,6 +179,7 @@ class Trainer:
         """
         if self.plan is not None:
             return self.plan
+        give_large_blocks_back()
         parts = self._parts = self._open_parts(self.config)
         self._tell(
             {"type": "data", **parts.data.report.as_dict(), "lines": parts.data.report.lines()}
@@ -427,9 +434,8 @@ class Trainer:
             return
         self._tell_problems()
         assert self._metrics is not None
-        arrays = {"parameters": self._parameters.copy()}
-        for name, array in self._stepper.optimizer.state().items():
-            arrays[f"optimizer.{name}"] = np.array(array)
+        self._checkpoints.wait()  # its copy is about to be written over
+        arrays = self._copied()
         facts = {
             "progress": self._progress.facts(),
             "metrics": self._metrics.position(),
@@ -441,6 +447,22 @@ class Trainer:
         self._checkpoints.save(Snapshot(step, arrays, facts), best=self._progress.best_step)
         self._note()
         self._tell({"type": "checkpoint", "step": step})
+
+    def _copied(self) -> dict[str, np.ndarray]:
+        """Parameters and optimizer as they are now, for the writing thread.
+
+        Always in the same memory: new copies amid the steps' own would break the heap into pieces.
+        """
+        state = self._stepper.optimizer.state()
+        now = {"parameters": self._parameters}
+        now |= {f"optimizer.{name}": array for name, array in state.items()}
+        for name, array in now.items():
+            kept = self._copies.get(name)
+            if kept is None or kept.shape != array.shape or kept.dtype != array.dtype:
+                self._copies[name] = np.array(array)
+            else:
+                np.copyto(kept, array)
+        return dict(self._copies)
 
     def _tell_problems(self) -> None:
         if self._checkpoints is not None:
@@ -542,6 +564,8 @@ class Trainer:
         wish = Wish(batch.size, batch.accumulate, self.config.data.seq_len or 0, parts.budget)
         plan = plan_memory(needs, available_memory())
         require_fit(plan, needs, wish)
+        if self._group.rank == 0:
+            self._copied()
         try:
             measured = self._dry_step()
         except (MemoryError, RuntimeError) as error:
@@ -567,8 +591,11 @@ class Trainer:
 
     def _dry_step(self) -> int | None:
         """Computes the largest micro-batch for nothing; the process's memory at its highest."""
+        loading = resident_memory()[1]
+        alone = forget_peak_memory()  # else the highest may have been while loading
         self._stepper.dry(self._batches.largest, self._parameters)
-        return resident_memory()[1]
+        self._loading_peak = loading or 0
+        return resident_memory()[1] if alone else None
 
     # ---- telling
 
