@@ -323,7 +323,7 @@ def _from_json(value: Any, raw: str) -> ToolCall | None:
     if isinstance(arguments, str):
         arguments = _loads(arguments)
     if arguments is None:
-        arguments = {}
+        arguments: dict[str, Any] = {}
     return ToolCall(name, arguments if isinstance(arguments, dict) else None, raw)
 
 
@@ -333,7 +333,7 @@ def _from_tags(match: re.Match[str]) -> ToolCall:
         parsed = _loads(body)
         arguments = parsed if isinstance(parsed, dict) else None
         return ToolCall(match[1].strip(), arguments, match[0])
-    arguments = {}
+    arguments: dict[str, Any] = {}
     for name, value in _PARAMETER.findall(match[2]):
         parsed = _loads(value)
         # Texts are not quoted in this form; what reads as JSON of another type is that.
