@@ -125,17 +125,22 @@ class Answers:
     # ---- asking
 
     def ask(
-        self, chat: int, parent: int | None, *, params: Mapping[str, Any] | None = None
+        self,
+        chat: int,
+        parent: int | None,
+        *,
+        params: Mapping[str, Any] | None = None,
+        only: bool = False,
     ) -> Message:
         """A new answer that follows `parent`; the open branch then ends with it.
 
-        params: beside the chat's own, for this answer. Raises InvalidRequest where one is under way
+        params: beside the chat's own, for this answer; only: in their place. Raises InvalidRequest where one is under way
         in this chat.
         """
         self._refuse_second(chat)
         store = self._app.store
         found = store.chat(chat)
-        settings = {**self.params(found), **(params or {})}
+        settings = {**({} if only else self.params(found)), **(params or {})}
         message = store.add_message(
             chat,
             parent,

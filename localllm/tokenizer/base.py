@@ -62,6 +62,16 @@ class Tokenizer:
 
     # Text and ids
 
+    @property
+    def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What `add_special` puts before and after a text."""
+        return tuple(self._prefix), tuple(self._suffix)
+
+    @property
+    def special_names(self) -> Mapping[str, Any]:
+        """Special tokens as templates see them: "bos_token" -> its text …"""
+        return dict(self._variables)
+
     def encode(
         self, text: str, *, add_special: bool = True, parse_special: bool = False
     ) -> list[int]:

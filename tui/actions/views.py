@@ -107,14 +107,9 @@ async def _rate(app: ChatApp, rating: int) -> None:
 
 async def replay(app: ChatApp, argument: str) -> None:
     """The answer once more, everything as it was: the same model gives the same text."""
-    from localllm.tui.sampling_fields import sampling_fields
-
     message = answer(app)
     seed = message.params.get("seed", message.receipt.get("seed"))
     chat = app.store.chat(message.chat)
-    # What was set in the chat since did not hold then.
-    defaults = {field.name: field.default for field in sampling_fields()}
-    since = {name: defaults[name] for name in app.answers.params(chat) if name in defaults}
     changed = [
         f"{what} {then or 'none'} then, {now or 'none'} now"
         for what, then, now in (
@@ -125,9 +120,9 @@ async def replay(app: ChatApp, argument: str) -> None:
     ]
     if changed:
         app.warn(f"The answer may differ: {'; '.join(changed)}")
-    again = app.answers.ask(
-        message.chat, message.parent, params={**since, **message.params, "seed": seed}
-    )
+    # What was set in the chat since did not hold then.
+    params = {**message.params, "seed": seed}
+    again = app.answers.ask(message.chat, message.parent, params=params, only=True)
     await app.open_chat(message.chat, again.id)
 
 

@@ -17,7 +17,7 @@ from localllm.tui.conversation import asked, last_answer
 from localllm.tui.screens.view import View
 from localllm.tui.store import Message
 from localllm.tui.text import plain
-from localllm.tui.tokens import kept_tokens
+from localllm.tui.tokens import TokenView, kept_tokens, token_views
 from localllm.tui.trace import EngineTrace, trace_of, why_no_guesses
 from localllm.tui.widgets.context_bar import ContextBar, ContextUse, cache_story
 from localllm.tui.widgets.kv_map import FREE, IDLE, SHARED, Block, KvMap
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from localllm.tui.engine.client import Count
     from localllm.tui.engine.client import KvMap as Snapshot
 
+_MARKS = 4000  # tokens of an answer that are shaded, the last ones
 _EVERY = 0.25  # seconds between two looks at what is live
 TABS = ("speed", "blocks", "guesses", "lanes")
 
@@ -224,6 +225,12 @@ class EngineScreen(View):
 
     # ---- guesses
 
+    def _live_tokens(self) -> list[TokenView] | None:
+        """Of the answer under way, None without one."""
+        number = self.host.chat_id
+        live = None if number is None else self.host.answers.live.get(number)
+        return None if live is None else token_views(live.seen)
+
     def _show_guesses(self) -> None:
         answer, chat = self._answer(), self.chat
         wish = str(chat.params.get("speculation", "auto")) if chat else "auto"
@@ -233,8 +240,10 @@ class EngineScreen(View):
         self.query_one("#acceptance", Static).update(
             acceptance_line(self._trace.acceptance(), self.size.width - 4)
         )
-        tokens = kept_tokens(self.app, answer) if answer else None
-        marks = [Mark(token.text, token.fate) for token in tokens or ()]
+        tokens = self._live_tokens()
+        if tokens is None and answer:
+            tokens = kept_tokens(self.app, answer)
+        marks = [Mark(token.text, token.fate) for token in (tokens or ())[-_MARKS:]]
         self.query_one("#legend", Static).update(legend(marks) if marks else "")
         self.query_one("#shaded", Static).update(shaded(marks))
 

@@ -222,9 +222,6 @@ class InspectorScreen(View):
             params["max_tokens"] = generated
         for name in ("n", "best_of"):
             params.pop(name, None)
-        adapter = message.adapter
-        if adapter:
-            adapter = await self.engine.load_adapter(adapter)
         messages = messages_of(chat, branch)
         # What a fork began with was given, not drawn.
         prefix = str(message.extra.get("prefix", ""))
@@ -233,7 +230,7 @@ class InspectorScreen(View):
         asked = self.engine.ask(
             messages,
             params,
-            adapter=adapter,
+            adapter=message.adapter,
             adapter_weight=chat.adapter_weight,
             continue_last=bool(prefix),
             logprobs=TOP,

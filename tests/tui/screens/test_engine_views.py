@@ -199,3 +199,10 @@ def test_the_map_wraps_at_any_width(width):
         assert "".join(s.text for s in view.render_line(line)).strip() != ""
 
     drive(app)
+
+
+@run(lambda: make("guesses"))
+async def test_guesses_are_shaded_while_the_answer_comes(app, pilot):
+    told = SimpleNamespace(id=1, text="Once", logprob=None, top=(), drafted="accepted")
+    app.answers.live[app.chat_id] = SimpleNamespace(seen=[told])
+    await until(pilot, lambda: text(app, "#shaded") == "Once")
