@@ -134,8 +134,8 @@ class Answers:
     ) -> Message:
         """A new answer that follows `parent`; the open branch then ends with it.
 
-        params: beside the chat's own, for this answer; only: in their place. Raises InvalidRequest where one is under way
-        in this chat.
+        params: beside the chat's own, for this answer; only: in their place. Raises InvalidRequest
+        where one is under way in this chat.
         """
         self._refuse_second(chat)
         store = self._app.store
