@@ -84,11 +84,11 @@ def call_constraint(tools: Sequence[Json], choice: str, style: Style) -> dict[st
 
 
 def function_of(tool: Json) -> Json:
-    """The function of a tool, whether it is wrapped as {"type": "function"} or not.
+    """The function of a tool, whether it is wrapped as {"function": …} or not.
 
     Raises InvalidRequest for one without a name.
     """
-    function = tool.get("function") if tool.get("type") == "function" else tool
+    function = tool.get("function", tool)
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise InvalidRequest(
             "a tool must have a name",
