@@ -78,7 +78,7 @@ class ChatApp(App[None], inherit_bindings=False):
         self._bound: list[str] = []
         self._chat_screen: ChatScreen | None = None
         self._unsubscribe: Any = None
-        self.ready = False  # whether all commands are known and the keys bound
+        self.ready = False  # whether the keys are bound and the first chat is open
         self.answers = Answers(self)
 
     # ---- start and end
@@ -99,11 +99,11 @@ class ChatApp(App[None], inherit_bindings=False):
         trace_of(self.engine)  # from the start, so that the views have what happened
         self.answers.open_engine(self.model_name, self.opening.options)
         self.bind_commands()
-        self.ready = True
         for problem in self._problems:
             self.warn(problem)
         if self._chat_screen is not None:
             await self._chat_screen.begin()
+        self.ready = True
 
     async def on_unmount(self) -> None:
         if self._unsubscribe is not None:
@@ -199,6 +199,10 @@ class ChatApp(App[None], inherit_bindings=False):
             except KeyError:
                 return False
         return super().check_action(action, parameters)
+
+    def action_pressed(self, key: str) -> None:
+        """A click on a key of the footer."""
+        self.simulate_key(key)
 
     async def action_command(self, name: str) -> None:
         await self.run_command(find(name))

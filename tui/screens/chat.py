@@ -11,7 +11,7 @@ from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.screen import Screen
 from textual.timer import Timer
-from textual.widgets import Button, Footer, Input, Static
+from textual.widgets import Button, Input, Static
 
 from localllm.errors import InvalidRequest, LocalLLMError
 from localllm.tui.answers import Said, typed_of
@@ -22,6 +22,7 @@ from localllm.tui.text import one_line, plain
 from localllm.tui.widgets.chat_list import ChatList
 from localllm.tui.widgets.completions import Completions, offers
 from localllm.tui.widgets.composer import Composer
+from localllm.tui.widgets.footer import KeyLine
 from localllm.tui.widgets.message import MessageView
 from localllm.tui.widgets.status import Banner, Queue, Status
 from localllm.tui.widgets.transcript import Transcript
@@ -63,7 +64,7 @@ class ChatScreen(Screen[None]):
                 yield Completions(id="completions")
                 yield Composer(id="composer")
                 yield Status(id="status")
-        yield Footer(show_command_palette=False, compact=True)
+        yield KeyLine()
 
     # ---- parts
 

@@ -9,9 +9,10 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, Input, Static
+from textual.widgets import Input, Static
 
 from localllm.tui.commands import Command, grouped, keys_of
+from localllm.tui.widgets.footer import KeyLine
 
 if TYPE_CHECKING:
     from localllm.tui.app import ChatApp
@@ -42,7 +43,7 @@ class HelpScreen(Screen[None]):
         yield Input(placeholder="find a command", id="help-find", compact=True)
         with VerticalScroll():
             yield Static(id="help-text", markup=False)
-        yield Footer(show_command_palette=False, compact=True)
+        yield KeyLine()
 
     def on_mount(self) -> None:
         self._show("")

@@ -9,12 +9,13 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.screen import Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from localllm.errors import InvalidRequest
 from localllm.tui.actions.tree import chosen
 from localllm.tui.store import Message
 from localllm.tui.text import one_line, plain
+from localllm.tui.widgets.footer import KeyLine
 from localllm.tui.widgets.markdown import MOST_CHARACTERS, AnswerMarkdown
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class SiblingsScreen(Screen[int | None]):
                 if speed := sibling.params.get("temperature"):
                     title += f" · temperature {speed}"
                 yield Column(sibling, title, is_open=sibling.id == self._message.id)
-        yield Footer(show_command_palette=False, compact=True)
+        yield KeyLine()
 
     def on_mount(self) -> None:
         for column in self.query(Column):

@@ -82,6 +82,7 @@ class MessageView(VerticalGroup, can_focus=True):
         live = self.chat_app.answers.live.get(self.message.chat)
         if live is not None and live.message == self.message.id:
             self._follow(live)
+        self._show_thinking()
         self._show_end()
 
     def on_unmount(self) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from localllm.tui.app import ChatApp
 
 MOUNTED = 12  # messages, at first
-MORE = 8  # when the top is reached
+MORE = 4  # when the top is reached
 _NEAR_TOP = 4  # lines
 _KEPT = 40  # mounted messages that scrolling back to the end trims to MOUNTED
 
