@@ -9,7 +9,7 @@ import numpy as np
 
 from localllm.errors import UnsupportedModel
 from localllm.models.gguf import names_of
-from localllm.models.layout import Names
+from localllm.models.layout import Names, Part, Source
 from localllm.spec import AttentionSpec, DecoderSpec, FeedForwardSpec, MoESpec, RopeSpec
 from localllm.spec.rope import frequencies
 
@@ -33,6 +33,13 @@ _ARCHITECTURES = {
 }
 _PERIOD = {"gemma2": 2, "gemma3": 6}  # of the windows that llama.cpp assumes
 
+# Where llama.cpp reads biases of q, k, v, of the output and of the feed-forward; of Qwen 2,
+# OLMo 2 … it reads fewer, and does not load a file with more.
+_BIASES = ("llama", "mistral", "mixtral", "granite", "starcoder2", "gpt2")
+_QKV_BIASES = ("qwen2", "seed_oss")
+_OWN_HEAD = ("olmo2",)  # where llama.cpp asks for a head of its own, even one that is a copy
+_WINDOWED = ("gemma2", "gemma3")  # the others' windows are in the file, and llama.cpp ignores them
+
 Metadata = dict[str, Any]
 
 
@@ -48,7 +55,27 @@ def gguf_architecture(spec: DecoderSpec) -> str:
 
 def gguf_names(spec: DecoderSpec) -> Names:
     """How its tensors are called there."""
-    return names_of(gguf_architecture(spec))
+    names = names_of(gguf_architecture(spec))
+    if spec.architecture != "gpt2":
+        return names
+    parts: tuple[Part, ...] = ("q", "k", "v")
+    return {**names, **{f"attn.{p}": Source("blk.{n}.attn_qkv", part=p) for p in parts}}
+
+
+def needs_head(spec: DecoderSpec) -> bool:
+    """Whether a file must hold the head though it is the embedding."""
+    return spec.tied_head and spec.architecture in _OWN_HEAD
+
+
+def gguf_notes(spec: DecoderSpec) -> tuple[str, ...]:
+    """What a file holds and llama.cpp does not heed."""
+    windows = {layer.mixer.window for layer in spec.layers} - {None}
+    if not windows or spec.architecture in _WINDOWED:
+        return ()
+    return (
+        f"llama.cpp ignores the window of {max(w for w in windows if w)} positions that "
+        f"{spec.architecture} models have here; longer texts come out differently there",
+    )
 
 
 def gguf_metadata(spec: DecoderSpec) -> tuple[Metadata, dict[str, np.ndarray]]:
@@ -61,6 +88,7 @@ def gguf_metadata(spec: DecoderSpec) -> tuple[Metadata, dict[str, np.ndarray]]:
     layers = spec.layers
     mixers = [layer.mixer for layer in layers]
     first = mixers[0]
+    _refuse_biases(spec)
     own: Metadata = {
         "block_count": len(layers),
         "context_length": spec.context,
@@ -80,6 +108,18 @@ def gguf_metadata(spec: DecoderSpec) -> tuple[Metadata, dict[str, np.ndarray]]:
         own |= _windows(spec)
     own |= _scales(spec, first)
     return {"general.architecture": name, **{f"{name}.{k}": v for k, v in own.items()}}, tensors
+
+
+def _refuse_biases(spec: DecoderSpec) -> None:
+    if spec.architecture in _BIASES:
+        return
+    for layer in spec.layers:
+        qkv = layer.mixer.qkv_bias and spec.architecture not in _QKV_BIASES
+        ffn = isinstance(layer.ffn, FeedForwardSpec) and layer.ffn.bias
+        if qkv or layer.mixer.out_bias or ffn:
+            raise UnsupportedModel(
+                f"{spec.architecture} models with biases there have no place in llama.cpp"
+            )
 
 
 def _same(spec: DecoderSpec, values: list[int], what: str) -> int:
@@ -164,7 +204,7 @@ def _scaling(rope: RopeSpec) -> tuple[Metadata, dict[str, np.ndarray]]:
         return {"rope.scaling.type": "linear", "rope.scaling.factor": rope.factor}, {}
     if rope.kind == "llama3":
         return {}, {"rope_freqs.weight": _llama3_factors(rope)}
-    if rope.kind == "yarn":
+    if rope.kind == "yarn" and rope.truncate:
         found: Metadata = {
             "rope.scaling.type": "yarn",
             "rope.scaling.factor": rope.factor,

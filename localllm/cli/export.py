@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -72,6 +73,8 @@ def export(
             facts = {**asdict(file), "path": str(gguf)}
             kinds = ", ".join(f"{count} {name}" for name, count in file.kinds.items())
             line = f"{gguf}: {to_megabytes(file.nbytes)}, {kinds}"
+            for note in file.notes:
+                print(f"note: {note}", file=sys.stderr)
         else:
             assert safetensors is not None
             form = "keep" if chosen == "keep" else dtype_named(chosen)

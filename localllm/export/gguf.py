@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +22,13 @@ from localllm.models import load_kinds
 from localllm.models.gguf import names_of
 from localllm.models.gguf_check import require_told
 from localllm.models.gguf_config import architecture
-from localllm.models.gguf_metadata import gguf_architecture, gguf_metadata, gguf_names
+from localllm.models.gguf_metadata import (
+    gguf_architecture,
+    gguf_metadata,
+    gguf_names,
+    gguf_notes,
+    needs_head,
+)
 from localllm.models.layout import Names
 from localllm.models.writing import Stored, gather, stored_tensors, to_dense
 from localllm.tokenizer.gguf_vocabulary import gguf_vocabulary
@@ -42,12 +48,16 @@ _ROUTER = "ffn_gate_inp"  # kept in float32: a choice between experts hangs on i
 
 @dataclass(frozen=True)
 class WrittenGGUF:
-    """nbytes: of the file. kinds: how many tensors are of each type; changed: by the adapter."""
+    """nbytes: of the file. kinds: how many tensors are of each type; changed: by the adapter.
+
+    notes: what llama.cpp will not do as the model does.
+    """
 
     path: Path
     nbytes: int
     kinds: Mapping[str, int]
     changed: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,9 @@ def write_gguf(
         metadata = _Copied(checkpoint)
     else:
         made, extra = gguf_metadata(source.spec)
+        if needs_head(source.spec):
+            embed = next(one for one in stored if one.parts == ("embed.weight",))
+            stored.append(replace(embed, name="output.weight"))
         require_told(source.spec, made, {one.name: one.shape for one in stored}, extra)
         made["general.name"] = Path(source.name).name
         made |= gguf_vocabulary(source.path, source.spec.vocab_size)
@@ -106,6 +119,7 @@ def write_gguf(
         path.stat().st_size,
         dict(Counter(tensor.kind for tensor in tensors)),
         sum(t.stored is not None and _is_changed(source, t.stored) for t in tensors),
+        gguf_notes(source.spec),
     )
 
 

@@ -33,14 +33,14 @@ _MAX_BYTES = 256 << 20
 
 
 def gguf_vocabulary(folder: Path, size: int) -> dict[str, Any]:
-    """Metadata of tokens, merges or scores, special ids and chat templates; nothing for a folder
-    without a tokenizer. size: of the embedding, which tokens without a name fill up.
+    """Metadata of tokens, merges or scores, special ids and chat templates; of a folder without a
+    tokenizer, that there is none. size: of the embedding, which tokens without a name fill up.
 
     Raises UnsupportedModel for a tokenizer that llama.cpp has no kind for.
     """
     tokenizer = tokenizer_from_folder(folder)
     if tokenizer is None:
-        return {}
+        return {_KEY + "model": "no_vocab"}
     if (folder / "tokenizer.json").exists():
         found = _from_json(folder / "tokenizer.json", size)
     else:

@@ -64,6 +64,7 @@ def loss_function(
     step.vjp(step_vjp)
 
     def loss(parameters: Parameters) -> mx.array:
-        return step(*(parameters[name] for name in names))
+        value: mx.array = step(*(parameters[name] for name in names))  # type: ignore[assignment]
+        return value
 
     return loss
