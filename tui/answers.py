@@ -18,7 +18,7 @@ from localllm.tui.tokens import MOST_TOKENS, keep_tokens, token_views
 
 if TYPE_CHECKING:
     from localllm.tui.app import ChatApp
-    from localllm.tui.engine.client import Piece, TokenInfo
+    from localllm.tui.engine.client import Finished, Piece, TokenInfo
 
 KEEP_EVERY = 0.5  # seconds between two writes of an answer under way: all that a kill can cost
 _MOST_QUEUED = 50
@@ -201,7 +201,8 @@ class Answers:
 
     async def _run(self, live: Live, params: dict[str, Any], continued: bool) -> None:
         store = self._app.store
-        status, error, result = "complete", None, None
+        status, error = "complete", None
+        result: Mapping[int, Finished] | None = None
         keeper = asyncio.create_task(self._keep_writing(live))
         try:
             chat = store.chat(live.chat)
