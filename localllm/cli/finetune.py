@@ -282,7 +282,7 @@ def _show_preview(trainer: Trainer) -> None:
     """Examples with what is learned marked: in colour on a terminal, in brackets elsewhere."""
     from rich.console import Console
 
-    from localllm.train.data import preview
+    from localllm.train.data import plain_preview, preview
 
     opened = trainer.open_data()
     data, tokenizer = opened.data, opened.tokenizer
@@ -295,7 +295,10 @@ def _show_preview(trainer: Trainer) -> None:
             sides = [("chosen ", example.chosen), ("rejected ", example.rejected)]
         for side, one in sides:
             console.print(f"\n{side}{one.origin}", style="dim", markup=False, highlight=False)
-            console.print(preview(one, tokenizer))
+            if console.is_terminal:
+                console.print(preview(one, tokenizer))
+            else:
+                print(plain_preview(one, tokenizer))
 
 
 def _tensorboard(folder: Path) -> Callback:

@@ -53,6 +53,7 @@ from localllm.train.stepping import Stepper
 _OFTEN = 10  # evaluations and checkpoints a run, unless told otherwise
 _KEPT = ("step", "eval", "samples", "warning")  # in metrics.jsonl
 _ENGINE = 128 << 20  # bytes of an engine beside its weights
+_ASKED = 2000  # steps that are asked for the memory they take
 _APART = 200  # but no more steps between two
 
 
@@ -551,10 +552,11 @@ class Trainer:
     def _make_plan(self, parts: Parts) -> MemoryPlan:
         """Computes what the run will hold, refuses what cannot fit, and tries the largest piece."""
         batch = self.config.batch
+        largest = self._largest(parts)
         return_freed_memory()
         needs = Needs(
             resident=resident_memory()[0] or 0,
-            examples=tuple(lengths_of(parts.data.train[place]) for place in self._batches.largest),
+            examples=tuple(lengths_of(parts.data.train[place]) for place in largest),
             working=parts.program.working_bytes,
             vector=4 * parts.layout.size,
             accumulated=batch.accumulate > 1,
@@ -567,7 +569,7 @@ class Trainer:
         if self._group.rank == 0:
             self._copied()
         try:
-            measured = self._dry_step()
+            measured = self._dry_step(largest)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -589,11 +591,27 @@ class Trainer:
         )
         return plan
 
-    def _dry_step(self) -> int | None:
+    def _largest(self, parts: Parts) -> tuple[int, ...]:
+        """The micro-batch that takes most memory, longest example first.
+
+        That need not be the one of most tokens, so those of the first epoch are asked for as well.
+        """
+        asked = [self._batches.largest]
+        for step in range(min(self._batches.steps_in(1), self.config.run.steps or 1, _ASKED)):
+            asked += self._batches.at(step).micro_batches
+
+        def taken(places: tuple[int, ...]) -> int:
+            rows = [length for place in places for length in lengths_of(parts.data.train[place])]
+            return parts.program.working_bytes(rows)
+
+        most = max(asked, key=taken)
+        return tuple(sorted(most, key=lambda place: -tokens_of(parts.data.train[place])))
+
+    def _dry_step(self, places: tuple[int, ...]) -> int | None:
         """Computes the largest micro-batch for nothing; the process's memory at its highest."""
         loading = resident_memory()[1]
         alone = forget_peak_memory()  # else the highest may have been while loading
-        self._stepper.dry(self._batches.largest, self._parameters)
+        self._stepper.dry(places, self._parameters)
         self._loading_peak = loading or 0
         return resident_memory()[1] if alone else None
 
