@@ -15,7 +15,12 @@ from localllm import LLM, SamplingParams
 from localllm.engine.draft_head import DraftHead
 from localllm.errors import CheckpointError, InvalidRequest
 from localllm.train.draft_data import Answer, Answers, States
-from localllm.train.draft_head import DraftHeadConfig, DraftProgress, train_draft_head
+from localllm.train.draft_head import (
+    DraftHeadConfig,
+    DraftProgress,
+    resumed_config,
+    train_draft_head,
+)
 from localllm.train.draft_network import Network, Target, initial, run
 from localllm.train.draft_prompts import built_in, read_prompts
 from tests.tiny_model import write_tiny_model
@@ -249,3 +254,12 @@ def test_too_few_prompts_are_told(config: DraftHeadConfig) -> None:
         train_draft_head(replace(config, held_out=24))
     with pytest.raises(InvalidRequest, match="too few tokens"):
         train_draft_head(replace(config, temperature=0.0, tokens=100_000), measure=False)
+
+
+def test_a_run_is_resumed_from_its_folder_alone(config: DraftHeadConfig) -> None:
+    assert train_draft_head(config, measure=False, should_stop=lambda: True) is None
+    found = resumed_config(config.out, threads=1)
+    assert found == replace(config, resume=True, save_every=found.save_every)
+    assert train_draft_head(found, measure=False) is not None
+    with pytest.raises(InvalidRequest, match="no run to resume"):
+        resumed_config(config.out / "elsewhere")
