@@ -11,6 +11,7 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Collapsible, Static
 
+from localllm.tui.answers import typed_of
 from localllm.tui.store import Message
 from localllm.tui.text import one_line, plain
 from localllm.tui.widgets.markdown import MOST_CHARACTERS, AnswerMarkdown
@@ -145,12 +146,18 @@ class MessageView(VerticalGroup, can_focus=True):
         shown.set_class(bool(end), "-shown")
 
     def _folded(self) -> str:
-        text = plain(self.message.content)
-        if self.unfolded or (len(text) <= _FOLDED_CHARACTERS and text.count("\n") < _FOLDED_LINES):
-            return text
+        """The text; of a long one its beginning, of one with files the person's own words."""
+        message = self.message
+        if self.unfolded:
+            return plain(message.content)
+        text = plain(typed_of(message.content, message.extra))
         lines = text[:_FOLDED_CHARACTERS].split("\n")[:_FOLDED_LINES]
         head = "\n".join(lines)
-        return f"{head}\n… {len(text) - len(head):,} more characters (o shows them)"
+        if len(head) < len(text):
+            head = f"{head}\n… {len(text) - len(head):,} more characters (o shows them)"
+        for file in message.extra.get("attachments", ()):
+            head += f"\nwith {one_line(str(file['name']), 60)}, {int(file['bytes']):,} bytes"
+        return head
 
     def _thinking(self) -> Collapsible:
         opened = self.chat_app.settings.thinking_open

@@ -101,7 +101,13 @@ class Transcript(VerticalScroll, can_focus=False):
             if view.message.id == message:
                 self.release_anchor()
                 view.focus(scroll_visible=False)
-                self.call_after_refresh(view.scroll_visible, animate=False, top=True)
+                self.call_after_refresh(self._to_top, view)
+
+    def _to_top(self, view: MessageView) -> None:
+        if view.is_mounted:
+            # While nothing was mounted, the anchor may have scrolled beyond the top.
+            y = max(0, min(view.virtual_region.y, self.max_scroll_y))
+            self.scroll_to(y=y, animate=False, force=True, immediate=True)
 
     def choose_last(self, role: str | None = None) -> None:
         for view in reversed(self.views):
