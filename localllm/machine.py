@@ -80,7 +80,7 @@ def resident_memory(root: Path = _ROOT) -> tuple[int | None, int | None]:
 
 
 def forget_peak_memory() -> bool:
-    """Makes the highest memory so far the present one; False where the system cannot (only Linux)."""
+    """Makes the highest memory so far the present one; False where the system cannot (not Linux)"""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

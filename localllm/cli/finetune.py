@@ -322,7 +322,7 @@ def _show_preview(trainer: Trainer) -> None:
     """Examples with what is learned marked: in colour on a terminal, in brackets elsewhere."""
     from rich.console import Console
 
-    from localllm.train.data import plain_preview, preview
+    from localllm.train.data import Preference, plain_preview, preview
 
     opened = trainer.open_data()
     data, tokenizer = opened.data, opened.tokenizer
@@ -330,9 +330,10 @@ def _show_preview(trainer: Trainer) -> None:
     for line in data.report.lines():
         console.print(line, markup=False, highlight=False)
     for example in data.train[:_PREVIEWED]:
-        sides = [("", example)]
-        if hasattr(example, "chosen"):
+        if isinstance(example, Preference):
             sides = [("chosen ", example.chosen), ("rejected ", example.rejected)]
+        else:
+            sides = [("", example)]
         for side, one in sides:
             console.print(f"\n{side}{one.origin}", style="dim", markup=False, highlight=False)
             if console.is_terminal:
