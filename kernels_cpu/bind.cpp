@@ -453,4 +453,6 @@ NB_MODULE(_native, m) {
       .def_prop_ro("threads", &Decoder::threads)
       .def_prop_ro("kernels", &Decoder::kernels)
       .def_prop_ro("kv_bytes", [](const Decoder& d) { return d.kv().bytes(); });
+
+  bind_train(m);  // its types use those above
 }

@@ -7,5 +7,6 @@ namespace localllm {
 void bind_kernels(nanobind::module_& m);
 void bind_attention(nanobind::module_& m);
 void bind_sampling(nanobind::module_& m);
+void bind_train(nanobind::module_& m);
 
 }  // namespace localllm

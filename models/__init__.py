@@ -3,6 +3,12 @@
 `load_spec` turns a checkpoint's config into a `DecoderSpec`, `load_weights` its tensors into ours.
 """
 
-from localllm.models.registry import known_architectures, load_forms, load_spec, load_weights
+from localllm.models.registry import (
+    known_architectures,
+    load_forms,
+    load_kinds,
+    load_spec,
+    load_weights,
+)
 
-__all__ = ["known_architectures", "load_forms", "load_spec", "load_weights"]
+__all__ = ["known_architectures", "load_forms", "load_kinds", "load_spec", "load_weights"]

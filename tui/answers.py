@@ -14,10 +14,11 @@ from localllm.tui.conversation import asked
 from localllm.tui.engine.client import EngineGone
 from localllm.tui.store import Chat, Message
 from localllm.tui.text import one_line
+from localllm.tui.tokens import MOST_TOKENS, keep_tokens, token_views
 
 if TYPE_CHECKING:
     from localllm.tui.app import ChatApp
-    from localllm.tui.engine.client import Asked, Piece
+    from localllm.tui.engine.client import Asked, Piece, TokenInfo
 
 KEEP_EVERY = 0.5  # seconds between two writes of an answer under way: all that a kill can cost
 _MOST_QUEUED = 50
@@ -58,6 +59,7 @@ class Live:
     tokens: int = 0
     stopped: bool = False
     asked: Asked | None = None
+    seen: list[TokenInfo] = field(default_factory=list)
     listeners: list[Callable[[str, str], None]] = field(default_factory=list)
     ended: list[Callable[[], None]] = field(default_factory=list)
 
@@ -123,17 +125,22 @@ class Answers:
     # ---- asking
 
     def ask(
-        self, chat: int, parent: int | None, *, params: Mapping[str, Any] | None = None
+        self,
+        chat: int,
+        parent: int | None,
+        *,
+        params: Mapping[str, Any] | None = None,
+        only: bool = False,
     ) -> Message:
         """A new answer that follows `parent`; the open branch then ends with it.
 
-        params: beside the chat's own, for this answer. Raises InvalidRequest where one is under way
+        params: beside the chat's own, for this answer; only: in their place. Raises InvalidRequest where one is under way
         in this chat.
         """
         self._refuse_second(chat)
         store = self._app.store
         found = store.chat(chat)
-        settings = {**self.params(found), **(params or {})}
+        settings = {**({} if only else self.params(found)), **(params or {})}
         message = store.add_message(
             chat,
             parent,
@@ -227,6 +234,7 @@ class Answers:
         if live.first is None:
             live.first = live.last
         live.tokens += len(piece.tokens)
+        live.seen += piece.tokens[: MOST_TOKENS - len(live.seen)]
         live.text += piece.text
         live.reasoning += piece.reasoning
         for listener in list(live.listeners):
@@ -268,6 +276,7 @@ class Answers:
                     store.prune(live.message)
                 else:
                     store.edit_message(live.message, **fields)
+        keep_tokens(self._app, live.message, token_views(live.seen))
         del self.live[live.chat]
         self._tasks.pop(live.chat, None)
         for listener in live.ended:

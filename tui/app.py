@@ -93,7 +93,10 @@ class ChatApp(App[None], inherit_bindings=False):
 
     async def _begin(self) -> None:
         """What can wait until something is on the screen."""
+        from localllm.tui.trace import trace_of
+
         self._unsubscribe = self.engine.subscribe(self._heard)
+        trace_of(self.engine)  # from the start, so that the views have what happened
         self.answers.open_engine(self.model_name, self.opening.options)
         self.bind_commands()
         for problem in self._problems:

@@ -108,6 +108,11 @@ class GGUFCheckpoint:
             return tensor
         return Dense(tensor.to_float32(), "float32")
 
+    def raw(self, name: str) -> np.ndarray:
+        """uint8 [nbytes]: a tensor as it lies in the file."""
+        file, info = self._find(name)
+        return np.frombuffer(file.read(info.offset, info.nbytes), np.uint8)
+
     def forget_vocabulary(self) -> None:
         self.config = {
             key: value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -62,6 +62,16 @@ class Tokenizer:
 
     # Text and ids
 
+    @property
+    def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What `add_special` puts before and after a text."""
+        return tuple(self._prefix), tuple(self._suffix)
+
+    @property
+    def special_names(self) -> Mapping[str, Any]:
+        """Special tokens as templates see them: "bos_token" -> its text …"""
+        return dict(self._variables)
+
     def encode(
         self, text: str, *, add_special: bool = True, parse_special: bool = False
     ) -> list[int]:
@@ -88,10 +98,10 @@ class Tokenizer:
             data = data.removeprefix(b" ")
         return data.decode("utf-8", "replace")
 
-    def stream(self, *, skip_special: bool = True) -> StreamDecoder:
-        """A decoder for ids that come one by one."""
+    def stream(self, *, skip_special: bool = True, keep: Collection[int] = ()) -> StreamDecoder:
+        """A decoder for ids that come one by one. keep: control tokens to spell all the same."""
         return StreamDecoder(
-            lambda token_id: self._piece(token_id, skip_special),
+            lambda token_id: self._piece(token_id, skip_special and token_id not in keep),
             strips_space=self._codec.strips_space,
         )
 

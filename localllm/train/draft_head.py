@@ -49,6 +49,7 @@ class DraftHeadConfig:
         the first round over the prompts, which is greedy.
     inner: width of the network, 0 for four times the model's. vocabulary: how many tokens, the most
         frequent ones, it may guess; 0 for all.
+    candidates: tokens that a step of training compares, those of the batch among them; 0 for all.
     unroll: how many guesses in a row it learns to make. closeness: weight of how far its states are
         from the model's. decay: of each guess's weight against the one before.
     batch: positions a step. epochs: over all positions.
@@ -63,6 +64,7 @@ class DraftHeadConfig:
     temperature: float = 0.8
     inner: int = 0
     vocabulary: int = 8192
+    candidates: int = 2048
     unroll: int = 3
     closeness: float = 0.1
     decay: float = 0.8
@@ -77,7 +79,7 @@ class DraftHeadConfig:
     def __post_init__(self) -> None:
         for name, low in (
             ("held_out", 1), ("tokens", 64), ("max_tokens", 8), ("inner", 0), ("vocabulary", 0),
-            ("unroll", 1), ("batch", 1), ("save_every", 1),
+            ("unroll", 1), ("candidates", 0), ("batch", 1), ("save_every", 1),
         ):  # fmt: skip
             if getattr(self, name) < low:
                 raise InvalidRequest(f"{name} must be at least {low}, not {getattr(self, name)}")
@@ -312,7 +314,7 @@ def _begin(config: DraftHeadConfig, prompts: Sequence[str]) -> None:
 @dataclass(frozen=True)
 class _Material:
     """embeddings: float32 [U, hidden], of the tokens in the answers; rows: of each position the one
-    that its token has there."""
+    that its token has there; places: its row of the target, -1 where it cannot be guessed."""
 
     states: States
     target: Target
@@ -320,6 +322,7 @@ class _Material:
     embeddings: np.ndarray
     rows: np.ndarray
     coverage: float
+    places: np.ndarray
 
 
 def _material(config: DraftHeadConfig, llm: LLM, states: States) -> _Material:
@@ -340,7 +343,10 @@ def _material(config: DraftHeadConfig, llm: LLM, states: States) -> _Material:
         checkpoint.close()
     embeddings = llm.pump.alone(lambda engine: engine.backend.embed(distinct.tolist()))
     target = Target(matrix, spec.logit_scale, spec.logit_softcap)
-    return _Material(states, target, tokens, embeddings, rows, float(covered))
+    known = np.full(spec.vocab_size, -1, np.int64)
+    known[np.arange(spec.vocab_size) if tokens is None else tokens] = np.arange(len(matrix))
+    places = known[states.drawn]
+    return _Material(states, target, tokens, embeddings, rows, float(covered), places)
 
 
 def _train(
@@ -381,7 +387,7 @@ def _train(
             gradients = Network(*(np.zeros_like(array) for array in network.arrays()))
             sums = run(
                 network,
-                material.target,
+                _candidates(config, material, batch, step),
                 *_gather(material, batch, config.unroll),
                 closeness=config.closeness,
                 decay=config.decay,
@@ -408,6 +414,21 @@ def _train(
         raise problems[0]
     head = DraftHead(*network.arrays(), material.tokens)
     return head, loss, agreed, total
+
+
+def _candidates(
+    config: DraftHeadConfig, material: _Material, batch: np.ndarray, step: int
+) -> Target:
+    """The target confined to what was drawn around the batch and to some others, by chance."""
+    size = len(material.target.matrix)
+    if not 0 < config.candidates < size:
+        return material.target
+    window = batch[:, None] + np.arange(config.unroll + 1)
+    drawn = np.unique(material.places[window])
+    drawn = drawn[drawn >= 0]
+    others = np.random.default_rng((config.seed, 1, step)).permutation(size)
+    some = others[: max(0, config.candidates - len(drawn))]
+    return material.target.rows(np.union1d(drawn, some))
 
 
 def _gather(material: _Material, places: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -459,7 +480,7 @@ class _Adam:
 
     def arrays(self, network: Network) -> dict[str, np.ndarray]:
         """Copies, for a checkpoint that is written while training goes on."""
-        found = {}
+        found: dict[str, np.ndarray] = {}
         for name, p, m, v in zip(_NAMES, network.arrays(), self._m, self._v, strict=True):
             found |= {name: p.copy(), f"{name}.m": m.copy(), f"{name}.v": v.copy()}
         return found

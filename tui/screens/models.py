@@ -50,7 +50,6 @@ class ModelsScreen(View):
         Binding("m", "plan", "Memory plan"),
         Binding("n", "other", "Other name"),
     ]
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]]] = [(0, "-narrow"), (90, "-wide")]
 
     def __init__(self, library: Library | None = None) -> None:
         super().__init__()

@@ -77,7 +77,8 @@ class DataReport:
         lines = [
             f"{_count(self.rows, 'row')} of {self.kind}{chat}: "
             f"{self.train:,} to train, {self.valid:,} to validate",
-            f"{_count(self.tokens, 'token')}, {self.trained_tokens:,} of them trained ({share:.0%}, "
+            f"{_count(self.tokens, 'token')}, {self.trained_tokens:,} of them trained "
+            f"({share:.0%}, "
             f"{_TRAINED_ON[self.trained_on]}); the longest example has {self.longest:,} "
             f"({self.longest_at}; the limit is {self.max_length:,})",
         ]

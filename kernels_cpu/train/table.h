@@ -1,0 +1,18 @@
+// Fills the table from the templates. Included last in each instruction set's file.
+#pragma once
+
+#include "train/attention.h"
+
+namespace localllm::LOCALLLM_ISA {
+namespace {
+
+constexpr train::Kernels make_train_table(const char* name) {
+  return {name,        sizeof(Elem), kRows,         kQueryRows,     pack_rows,
+          to_elements, to_floats,    drop,          norm,           norm_add,
+          norm_back,   heads,        heads_back,    activate,       activate_back,
+          weight_row,  factor_panel, low_rank,      product,        gradient,
+          attend_pack, attend,       attend_back_q, attend_back_kv, head_tile};
+}
+
+}  // namespace
+}  // namespace localllm::LOCALLLM_ISA

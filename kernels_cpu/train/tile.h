@@ -1,0 +1,187 @@
+// The one product everything is made of: kRows packed rows times a panel, and what packs for it.
+#pragma once
+
+#include <cstring>
+
+#include "simd/math.h"
+#include "train/kernels.h"
+
+namespace localllm::LOCALLLM_ISA {
+namespace {
+
+using train::kBlock;
+using train::kPanel;
+
+constexpr int kStep = kRows * kPair;  // elements of one step of packed rows
+
+inline Vec load_elem(const Elem* p, Full) { return load_elem(p); }
+inline Vec load_elem(const Elem* p, int n) {
+  float lanes16[16] = {};
+  for (int i = 0; i < n; ++i) lanes16[i] = to_float(p[i]);
+  return load(lanes16);
+}
+inline void store_elem(Elem* p, const Vec& a, Full) { store_elem(p, a); }
+inline void store_elem(Elem* p, const Vec& a, int n) {
+  float lanes16[16];
+  store(lanes16, a);
+  for (int i = 0; i < n; ++i) p[i] = to_elem(lanes16[i]);
+}
+inline int count_of(Full) { return 16; }
+inline int count_of(int n) { return n; }
+
+template <int NV>
+inline __attribute__((always_inline)) void run_steps(const Elem* a, const Elem* b, int steps,
+                                                     Vec (&sum)[kRows][NV]) {
+  for (int s = 0; s < steps; ++s) {
+    Operand right[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) right[v] = load_operand(b + v * 16 * kPair);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const Operand left = broadcast(a + r * kPair);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) sum[r][v] = multiply_add(left, right[v], sum[r][v]);
+    }
+    a += kStep;
+    b += NV * 16 * kPair;
+  }
+}
+
+// c [kRows, NV * 16] = a b + a2 b2, each of its own steps.
+template <int NV>
+inline void tile(const Elem* a, const Elem* b, int steps, const Elem* a2, const Elem* b2,
+                 int steps2, float* c, bool accumulate = false) {
+  Vec sum[kRows][NV];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) sum[r][v] = accumulate ? load(c + (r * NV + v) * 16) : zero();
+  run_steps<NV>(a, b, steps, sum);
+  run_steps<NV>(a2, b2, steps2, sum);
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) store(c + (r * NV + v) * 16, sum[r][v]);
+}
+
+inline void tile(int vecs, const Elem* a, const Elem* b, int steps, const Elem* a2, const Elem* b2,
+                 int steps2, float* c, bool accumulate = false) {
+  if constexpr (kVecs >= 3) {
+    if (vecs == 3) return tile<3>(a, b, steps, a2, b2, steps2, c, accumulate);
+    if (vecs == 2) return tile<2>(a, b, steps, a2, b2, steps2, c, accumulate);
+  }
+  tile<1>(a, b, steps, a2, b2, steps2, c, accumulate);
+}
+
+// A panel of `columns` (at most kPanel) is cut into parts of up to kVecs * 16 columns, each of
+// them [steps][width][kPair].
+struct Part {
+  int vecs, column;
+};
+constexpr int kPartWidth = kVecs * 16;
+inline int parts(int columns) { return (columns + kPartWidth - 1) / kPartWidth; }
+inline Part part(int columns, int index) {
+  const int column = index * kPartWidth, left = (columns - column + 15) / 16;
+  return {left < kVecs ? left : kVecs, column};
+}
+
+#if defined(__AVX2__)
+// dst[d * width + r] = rows[r][d] for 8 dwords d of 8 rows.
+inline void transpose8(const __m256i (&row)[8], uint32_t* dst, int width, __m256i mask,
+                       [[maybe_unused]] bool whole) {
+  __m256i a[8], b[8];
+  for (int i = 0; i < 4; ++i) {
+    a[2 * i] = _mm256_unpacklo_epi32(row[2 * i], row[2 * i + 1]);
+    a[2 * i + 1] = _mm256_unpackhi_epi32(row[2 * i], row[2 * i + 1]);
+  }
+  for (int i = 0; i < 2; ++i) {
+    b[4 * i] = _mm256_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
+    b[4 * i + 1] = _mm256_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
+    b[4 * i + 2] = _mm256_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
+    b[4 * i + 3] = _mm256_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
+  }
+  for (int i = 0; i < 8; ++i) {
+    const __m256i out = i < 4 ? _mm256_permute2x128_si256(b[i], b[i + 4], 0x20)
+                              : _mm256_permute2x128_si256(b[i - 4], b[i], 0x31);
+    auto* to = reinterpret_cast<int*>(dst + static_cast<ptrdiff_t>(i) * width);
+    if (whole)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), out);
+    else
+      _mm256_maskstore_epi32(to, mask, out);
+  }
+}
+#endif
+
+// dst[step][width] of pairs from row-major x: rows become lanes. Beyond `rows` and `cols`: zeros.
+inline void pack_lanes(const Elem* x, ptrdiff_t ld, int rows, int cols, int steps, int width,
+                       Elem* dst) {
+  [[maybe_unused]] const int whole = cols / kPair;  // pairs
+  const auto entry = [&](int r, int s) {
+    Elem pair[kPair];
+    for (int p = 0; p < kPair; ++p) {
+      const int c = s * kPair + p;
+      pair[p] = r < rows && c < cols ? x[r * ld + c] : Elem{};
+    }
+    std::memcpy(dst + (static_cast<ptrdiff_t>(s) * width + r) * kPair, pair, sizeof(pair));
+  };
+  for (int r0 = 0; r0 < width; r0 += 8) {
+    const int rn = width - r0 < 8 ? width - r0 : 8;
+    int s = 0;
+#if defined(__AVX2__)
+    alignas(32) int keep[8];
+    for (int i = 0; i < 8; ++i) keep[i] = i < rn ? -1 : 0;
+    const __m256i mask = _mm256_load_si256(reinterpret_cast<const __m256i*>(keep));
+    for (; s + 8 <= whole && s + 8 <= steps; s += 8) {
+      __m256i row[8];
+      for (int i = 0; i < 8; ++i)
+        row[i] = i < rn && r0 + i < rows ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(
+                                               x + (r0 + i) * ld + s * kPair))
+                                         : _mm256_setzero_si256();
+      transpose8(row, reinterpret_cast<uint32_t*>(dst) + static_cast<ptrdiff_t>(s) * width + r0,
+                 width, mask, rn == 8);
+    }
+#endif
+    for (; s < steps; ++s)
+      for (int i = 0; i < rn; ++i) entry(r0 + i, s);
+  }
+}
+
+// dst, the parts of a panel of `columns`: rows are summed over. Beyond `rows`: zeros.
+inline void pack_sums(const Elem* x, ptrdiff_t ld, int rows, int columns, int steps, Elem* dst,
+                      ptrdiff_t part_stride) {
+  for (int p = 0; p < parts(columns); ++p) {
+    const Part here = part(columns, p);
+    const int width = here.vecs * 16;
+    Elem* to = dst + p * part_stride;
+    for (int s = 0; s < steps; s += 1) {
+      for (int v = 0; v < here.vecs; ++v) {
+        const int c = here.column + v * 16, n = columns - c < 16 ? columns - c : 16;
+        Elem* at = to + (static_cast<ptrdiff_t>(s) * width + v * 16) * kPair;
+        Vec row[2];
+        for (int i = 0; i < kPair; ++i) {
+          const int r = s * kPair + i;
+          row[i] = r >= rows ? zero()
+                   : n == 16 ? load_elem(x + r * ld + c)
+                             : load_elem(x + r * ld + c, n);
+        }
+        if constexpr (kPair == 1)
+          store_elem(at, row[0]);
+        else
+          store_steps(at, 0, row[0], row[1]);
+      }
+    }
+  }
+}
+
+void pack_rows(const void* x, int ld, int m, int cols, int block0, int block1, void* out) {
+  const int steps = train::round_up(cols, kBlock) / kPair;
+  for (int b = block0; b < block1; ++b) {
+    const int row = b * kRows;
+    pack_lanes(static_cast<const Elem*>(x) + static_cast<ptrdiff_t>(row) * ld, ld,
+               m - row < kRows ? m - row : kRows, cols, steps, kRows,
+               static_cast<Elem*>(out) + static_cast<ptrdiff_t>(b) * steps * kStep);
+  }
+}
+
+}  // namespace
+}  // namespace localllm::LOCALLLM_ISA
