@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from localllm.tui.engine.client import Engine, News
     from localllm.tui.screens.chat import ChatScreen
     from localllm.tui.store import Chat, Store
+    from localllm.tui.tools import AppTools
 
 
 class EngineChanged(Message):
@@ -80,6 +81,7 @@ class ChatApp(App[None], inherit_bindings=False):
         self._unsubscribe: Any = None
         self.ready = False  # whether the keys are bound and the first chat is open
         self.answers = Answers(self)
+        self.tools: AppTools | None = None  # once the first screen is there
 
     # ---- start and end
 
@@ -93,11 +95,15 @@ class ChatApp(App[None], inherit_bindings=False):
 
     async def _begin(self) -> None:
         """What can wait until something is on the screen."""
+        from localllm.tui.tool_settings import read_tool_settings
+        from localllm.tui.tools import AppTools
         from localllm.tui.trace import trace_of
 
         self._unsubscribe = self.engine.subscribe(self._heard)
         trace_of(self.engine)  # from the start, so that the views have what happened
         self.answers.open_engine(self.model_name, self.opening.options)
+        self.tools = AppTools(self.config, read_tool_settings(self.store))
+        self.tools.start()
         self.bind_commands()
         for problem in self._problems:
             self.warn(problem)
@@ -110,6 +116,8 @@ class ChatApp(App[None], inherit_bindings=False):
             self._unsubscribe()
         with contextlib.suppress(LocalLLMError):
             await self.answers.close()
+        if self.tools is not None:
+            await self.tools.close()
         await self.engine.close()
 
     @property

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
@@ -147,6 +147,19 @@ def finetune(
         list[str] | None, typer.Option(help="A prompt for them; may be given again.")
     ] = None,
     sample_tokens: Annotated[int | None, typer.Option(help="Of an answer, 64.")] = None,
+    draft_tokens: Annotated[
+        int | None,
+        typer.Option(help="draft-head: tokens of the model's own answers to learn from; 150,000."),
+    ] = None,
+    draft_vocabulary: Annotated[
+        int | None, typer.Option(help="draft-head: how many tokens it may guess; 8192, 0 for all.")
+    ] = None,
+    draft_inner: Annotated[
+        int | None, typer.Option(help="draft-head: its width; four times the model's.")
+    ] = None,
+    draft_unroll: Annotated[
+        int | None, typer.Option(help="draft-head: guesses in a row that it learns; 3.")
+    ] = None,
     threads: options.Threads = None,
     program: Annotated[
         str | None, typer.Option(help="native or reference; auto takes the faster that can.")
@@ -221,6 +234,10 @@ def finetune(
         "run.sample_every": sample_every,
         "run.sample_prompts": tuple(sample_prompt) if sample_prompt else None,
         "run.sample_tokens": sample_tokens,
+        "draft.tokens": draft_tokens,
+        "draft.vocabulary": draft_vocabulary,
+        "draft.inner": draft_inner,
+        "draft.unroll": draft_unroll,
         "threads": threads,
         "program": program,
         "offline": offline or None,
@@ -228,6 +245,29 @@ def finetune(
     changes = {name: value for name, value in given.items() if value is not None}
     if run is not None and not resume:
         raise typer.BadParameter(f"{run} names a run, which only --resume takes")
+
+    if method == "draft-head":
+        from localllm.cli.draft_head import train_draft_head_command
+
+        unused = {
+            "config": config is not None,
+            "preview": preview,
+            "dry-run": dry_run,
+            "tensorboard": tensorboard is not None,
+            "wandb": wandb is not None,
+        }
+        train_draft_head_command(
+            changes,
+            run=run,
+            resume=resume,
+            unused=unused,
+            json_out=json_out,
+            interruptible=_interruptible,
+        )
+        return
+    if drafting := [name for name in changes if name.startswith("draft.")]:
+        flags = ", ".join(f"--{name.replace('.', '-')}" for name in drafting)
+        raise typer.BadParameter(f"{flags}: only with --method draft-head")
 
     with ExitStack() as stack:
         from localllm.cli.training_display import display
@@ -282,7 +322,7 @@ def _show_preview(trainer: Trainer) -> None:
     """Examples with what is learned marked: in colour on a terminal, in brackets elsewhere."""
     from rich.console import Console
 
-    from localllm.train.data import preview
+    from localllm.train.data import Preference, plain_preview, preview
 
     opened = trainer.open_data()
     data, tokenizer = opened.data, opened.tokenizer
@@ -290,12 +330,16 @@ def _show_preview(trainer: Trainer) -> None:
     for line in data.report.lines():
         console.print(line, markup=False, highlight=False)
     for example in data.train[:_PREVIEWED]:
-        sides = [("", example)]
-        if hasattr(example, "chosen"):
+        if isinstance(example, Preference):
             sides = [("chosen ", example.chosen), ("rejected ", example.rejected)]
+        else:
+            sides = [("", example)]
         for side, one in sides:
             console.print(f"\n{side}{one.origin}", style="dim", markup=False, highlight=False)
-            console.print(preview(one, tokenizer))
+            if console.is_terminal:
+                console.print(preview(one, tokenizer))
+            else:
+                print(plain_preview(one, tokenizer))
 
 
 def _tensorboard(folder: Path) -> Callback:
@@ -343,8 +387,12 @@ def _targets(text: str | None) -> str | tuple[str, ...] | None:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
+class _Stoppable(Protocol):
+    def stop(self) -> None: ...
+
+
 @contextmanager
-def _interruptible(trainer: Trainer) -> Iterator[None]:
+def _interruptible(trainer: _Stoppable) -> Iterator[None]:
     """The first Ctrl-C ends the run after its step; the second leaves at once."""
 
     def handle(signum: int, frame: FrameType | None) -> None:

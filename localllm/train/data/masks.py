@@ -170,8 +170,8 @@ class Masker:
         ]
 
     def _turn_end(self, ids: Sequence[int], start: int) -> int | None:
-        """Past the token that ends the last turn; None where none does."""
-        for at in range(len(ids) - 1, start - 1, -1):
+        """Past the token that ends the answer, where serving stops; None where none does."""
+        for at in range(start, len(ids)):
             if ids[at] in self._tokenizer.eos_ids:
                 return at + 1
         return None
