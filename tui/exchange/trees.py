@@ -29,6 +29,7 @@ _EXTRAS: Mapping[str, type] = {
     "attachments": list,
     "typed": int,
     "error": str,
+    "state": str,
 }
 
 
@@ -258,15 +259,33 @@ def _receipt_forms() -> Mapping[str, tuple[type, ...]]:
 
 
 def _extra(value: Any) -> Mapping[str, Any]:
-    return {
+    given = _plain(value)
+    found = {
         name: part
-        for name, part in _plain(value).items()
-        if name in _EXTRAS and isinstance(part, _EXTRAS[name]) and _dicts_alone(part)
+        for name, part in given.items()
+        if name in _EXTRAS and isinstance(part, _EXTRAS[name]) and not isinstance(part, bool)
     }
+    for name, good in (("attachments", _is_attachment), ("tool_calls", _is_call)):
+        if name in found and not all(map(good, found[name])):
+            del found[name]
+    return found
 
 
-def _dicts_alone(value: Any) -> bool:
-    return not isinstance(value, list) or all(isinstance(one, dict) for one in value)
+def _is_attachment(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("name"), str)
+        and type(value.get("bytes")) is int
+    )
+
+
+def _is_call(value: Any) -> bool:
+    function = value.get("function") if isinstance(value, dict) else None
+    return (
+        isinstance(function, dict)
+        and isinstance(function.get("name"), str)
+        and isinstance(function.get("arguments"), dict | str)
+    )
 
 
 def ordered(nodes: Iterable[Node], skipped: Mapping[str, str | None]) -> list[Node]:
