@@ -13,6 +13,7 @@ from textual.screen import Screen
 from textual.style import Style
 from textual.widget import Widget
 
+from localllm.tui.commands import COMMANDS
 from localllm.tui.text import one_line
 
 
@@ -36,8 +37,7 @@ class KeyLine(Widget):
             binding = active.binding
             if binding.show and active.enabled:
                 found.setdefault(binding.action, binding)
-        # A command's own screen or message before what can be done anywhere.
-        shown = sorted(found.values(), key=lambda b: b.action.startswith("command(") and _wide(b))
+        shown = sorted(found.values(), key=_place)
         if shown != self._bindings_shown:
             self._bindings_shown = shown
             self.refresh()
@@ -57,10 +57,9 @@ class KeyLine(Widget):
         return Content("").join(parts)
 
 
-def _wide(binding: Binding) -> bool:
-    from localllm.tui.commands import find
-
-    try:
-        return find(binding.id or "").where in ("everywhere", "chat")
-    except KeyError:
-        return False
+def _place(binding: Binding) -> tuple[int, int]:
+    """A screen's own keys and a message's come before what can be done anywhere."""
+    for number, command in enumerate(COMMANDS):
+        if command.name == binding.id:
+            return (2 if command.where in ("everywhere", "chat") else 1), number
+    return 0, 0

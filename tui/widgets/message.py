@@ -13,7 +13,7 @@ from textual.widgets import Collapsible, Static
 
 from localllm.tui.answers import typed_of
 from localllm.tui.store import Message
-from localllm.tui.text import one_line, plain
+from localllm.tui.text import model_name, one_line, plain
 from localllm.tui.widgets.markdown import MOST_CHARACTERS, AnswerMarkdown
 from localllm.tui.widgets.tool_result import ToolResult
 
@@ -129,7 +129,7 @@ class MessageView(VerticalGroup, can_focus=True):
         message = self.message
         who = _WHO.get(message.role, message.role)
         if message.role == "assistant" and message.model:
-            who = one_line(message.model, 40)
+            who = one_line(model_name(message.model), 40)
         parts: list[Any] = [(who, "bold")]
         if self.place[1] > 1:
             parts.append((f"  ◂ {self.place[0]}/{self.place[1]} ▸", "$text-accent"))
