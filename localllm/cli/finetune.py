@@ -59,6 +59,12 @@ def finetune(
     full: Annotated[
         bool, typer.Option("--full", help="Train all weights instead of an adapter.")
     ] = False,
+    scratch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Train a new model of this config.json, with --model's tokenizer."
+        ),
+    ] = None,
     dequantize: Annotated[
         bool, typer.Option("--dequantize", help="With --full: a quantized model too, in float32.")
     ] = False,
@@ -195,7 +201,8 @@ def finetune(
         "data.valid_fraction": valid_fraction,
         "out": out,
         "method.name": method,
-        "tune": "full" if full else None,
+        "tune": "full" if full or scratch is not None else None,
+        "scratch": scratch,
         "dequantize": dequantize or None,
         "run.steps": steps,
         "run.epochs": epochs,

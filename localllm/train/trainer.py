@@ -53,6 +53,7 @@ from localllm.train.stepping import Stepper
 _OFTEN = 10  # evaluations and checkpoints a run, unless told otherwise
 _KEPT = ("step", "eval", "samples", "warning")  # in metrics.jsonl
 _ENGINE = 128 << 20  # bytes of an engine beside its weights
+_LESS = 0.7  # of what a step should have taken, where that was not there after all
 _ASKED = 2000  # steps that are asked for the memory they take
 _APART = 200  # but no more steps between two
 
@@ -313,7 +314,11 @@ class Trainer:
     def _draw_samples(self) -> None:
         if self._sampler is None:
             return
-        texts = self._sampler.answers(lambda folder: self._delivery.write(folder, self._parameters))
+
+        def save(folder: Path) -> None:
+            self._delivery.write(folder, self._parameters)
+
+        texts = self._sampler.answers(save)
         answers = [
             {"prompt": prompt, "answer": text}
             for prompt, text in zip(self.config.run.sample_prompts, texts, strict=True)
@@ -433,6 +438,7 @@ class Trainer:
     def _save(self) -> None:
         if self._checkpoints is None:
             return
+        started = time.perf_counter()
         self._tell_problems()
         assert self._metrics is not None
         self._checkpoints.wait()  # its copy is about to be written over
@@ -447,7 +453,8 @@ class Trainer:
         step = self._progress.step
         self._checkpoints.save(Snapshot(step, arrays, facts), best=self._progress.best_step)
         self._note()
-        self._tell({"type": "checkpoint", "step": step})
+        took = round(time.perf_counter() - started, 4)  # that the run stood still
+        self._tell({"type": "checkpoint", "step": step, "seconds": took})
 
     def _copied(self) -> dict[str, np.ndarray]:
         """Parameters and optimizer as they are now, for the writing thread.
@@ -523,14 +530,13 @@ class Trainer:
 
     def _deliver(self, folder: Path, parameters: np.ndarray) -> Path:
         try:
-            self._delivery.write(folder, parameters)
+            return self._delivery.write(folder, parameters)
         except OSError as error:
             raise StoreError(
                 f"what was trained cannot be written to {folder}: {error.strerror or error}",
                 hint=f"its checkpoints are there: free some space, then `localllm finetune "
                 f"--resume {folder}`",
             ) from error
-        return folder
 
     def _chosen(self, status: str) -> np.ndarray | None:
         """The parameters that the run delivers; of a diverged one those of its last checkpoint."""
@@ -573,10 +579,11 @@ class Trainer:
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
+            new = plan.total - needs.resident
             raise OutOfMemoryPlan(
                 f"the largest micro-batch ({sum(needs.lengths):,} tokens) ran out of memory: "
                 f"{error}",
-                hint=advice(needs, wish, int(0.8 * plan.total)),
+                hint=advice(needs, wish, needs.resident + int(_LESS * new)),
             ) from error
         self._tell(
             {
