@@ -162,6 +162,11 @@ class Trainer:
         for callback in self._callbacks:
             callback.close()
 
+    @property
+    def leads(self) -> bool:
+        """Whether this process tells and writes; of several, the first."""
+        return self._group.rank == 0
+
     def add(self, callback: Callback) -> None:
         """One more to be told of events."""
         self._callbacks.append(callback)
@@ -203,6 +208,10 @@ class Trainer:
             )
         self._parameters = parts.initial.copy()
         self._stepper = Stepper(parts, self.config, self._group)
+        # Evaluating takes no more at once than training does.
+        self._stepper.eval_tokens = sum(
+            tokens_of(parts.data.train[place]) for place in self._batches.largest
+        )
         self._tell(
             {
                 "type": "program",
