@@ -53,7 +53,6 @@ from localllm.train.stepping import Stepper
 _OFTEN = 10  # evaluations and checkpoints a run, unless told otherwise
 _KEPT = ("step", "eval", "samples", "warning")  # in metrics.jsonl
 _ENGINE = 128 << 20  # bytes of an engine beside its weights
-_LESS = 0.7  # of what a step should have taken, where that was not there after all
 _ASKED = 2000  # steps that are asked for the memory they take
 _APART = 200  # but no more steps between two
 
@@ -588,11 +587,11 @@ class Trainer:
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
-            new = plan.total - needs.resident
             raise OutOfMemoryPlan(
                 f"the largest micro-batch ({sum(needs.lengths):,} tokens) ran out of memory: "
                 f"{error}",
-                hint=advice(needs, wish, needs.resident + int(_LESS * new)),
+                # It was a fifth of the micro-batch too much, at least.
+                hint=advice(needs, wish, plan.total - needs.working(needs.lengths) // 5),
             ) from error
         self._tell(
             {

@@ -20,6 +20,7 @@ _MOST_JSON = 1 << 18  # characters of a message's params or extra
 _MOST_LINE = 500  # characters of a title, a name …
 _MOST_TAGS = 50
 _LATEST = 4_102_444_800.0  # 2100: what is later was no time in seconds
+OF_OTHERS = ("edited_from", "forked_from")  # in a message's extra: another one's key, as a number
 ROLES = frozenset(get_args(Role))
 _STATUSES = frozenset(get_args(Status)) - {"writing"}
 _EXTRAS: Mapping[str, type] = {
@@ -30,6 +31,10 @@ _EXTRAS: Mapping[str, type] = {
     "typed": int,
     "error": str,
     "state": str,
+    "arguments": dict,
+    "prefix": str,
+    "edited_from": int,
+    "forked_from": int,
 }
 
 
