@@ -124,7 +124,6 @@ class Voice:
         self._calls = ToolCallParser(tools) if tools else None
         self._text = self._reasoning = ""
         self._tokens: list[dict[str, Any]] = []
-        self.sent = 0.0  # when its last piece was, by time.monotonic()
         self.finished: dict[str, Any] | None = None
 
     def take(self, delta: GenerationDelta) -> None:

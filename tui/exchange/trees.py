@@ -270,9 +270,10 @@ def _extra(value: Any) -> Mapping[str, Any]:
         for name, part in given.items()
         if name in _EXTRAS and isinstance(part, _EXTRAS[name]) and not isinstance(part, bool)
     }
-    for name, good in (("attachments", _is_attachment), ("tool_calls", _is_call)):
-        if name in found and not all(map(good, found[name])):
-            del found[name]
+    if not all(map(_is_attachment, found.get("attachments", ()))):
+        del found["attachments"]
+    if not all(map(_is_call, found.get("tool_calls", ()))):
+        del found["tool_calls"]
     return found
 
 
