@@ -278,6 +278,8 @@ class LLM:
         folder: Path | None = Path(path).resolve()
         if weight != 1.0:
             adapter, folder = weighted(adapter, weight), None
+        elif any(pair.gains is not None for pair in adapter.targets.values()):
+            folder = None  # DoRA's gains took a reading of the whole base: kept, not read again
 
         def register(engine: Engine) -> None:
             engine.adapters.register(adapter, folder)

@@ -576,7 +576,8 @@ class Trainer:
             raise OutOfMemoryPlan(
                 f"the largest micro-batch ({sum(needs.lengths):,} tokens) ran out of memory: "
                 f"{error}",
-                hint=advice(needs, wish, int(0.8 * plan.total)),
+                # It was a fifth of the micro-batch too much, at least.
+                hint=advice(needs, wish, plan.total - needs.working(needs.lengths) // 5),
             ) from error
         self._tell(
             {
