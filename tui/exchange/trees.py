@@ -265,14 +265,14 @@ def _receipt_forms() -> Mapping[str, tuple[type, ...]]:
 
 def _extra(value: Any) -> Mapping[str, Any]:
     given = _plain(value)
-    found = {
+    found: dict[str, Any] = {
         name: part
         for name, part in given.items()
         if name in _EXTRAS and isinstance(part, _EXTRAS[name]) and not isinstance(part, bool)
     }
-    if not all(map(_is_attachment, found.get("attachments", ()))):
+    if not all(_is_attachment(one) for one in found.get("attachments", ())):
         del found["attachments"]
-    if not all(map(_is_call, found.get("tool_calls", ()))):
+    if not all(_is_call(one) for one in found.get("tool_calls", ())):
         del found["tool_calls"]
     return found
 
