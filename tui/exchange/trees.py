@@ -265,14 +265,15 @@ def _receipt_forms() -> Mapping[str, tuple[type, ...]]:
 
 def _extra(value: Any) -> Mapping[str, Any]:
     given = _plain(value)
-    found = {
+    found: dict[str, Any] = {
         name: part
         for name, part in given.items()
         if name in _EXTRAS and isinstance(part, _EXTRAS[name]) and not isinstance(part, bool)
     }
-    for name, good in (("attachments", _is_attachment), ("tool_calls", _is_call)):
-        if name in found and not all(map(good, found[name])):
-            del found[name]
+    if not all(_is_attachment(one) for one in found.get("attachments", ())):
+        del found["attachments"]
+    if not all(_is_call(one) for one in found.get("tool_calls", ())):
+        del found["tool_calls"]
     return found
 
 
