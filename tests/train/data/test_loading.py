@@ -49,7 +49,7 @@ ONE = [
     ("prompt-completion", {"instruction": "a", "input": "more", "output": "b"}),
     ("prompt-completion", {"question": "a", "answer": "b", "id": 3}),
     (
-        "chat",
+        "prompt-completion",
         {"prompt": chat("a", "")["messages"][:1], "completion": chat("", "b")["messages"][1:]},
     ),
 ]
@@ -171,23 +171,30 @@ def test_texts_are_cut_into_pieces_and_nothing_is_lost(
 
 
 def test_a_row_stays_in_validation_when_others_come(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    rows = [chat(f"question {n}", f"answer {n}") for n in range(60)]
-    few = load_data(lines(tmp_path / "a.jsonl", rows[:40]), tokenizer, valid_fraction=0.25, seed=3)
-    all_ = load_data(lines(tmp_path / "b.jsonl", rows), tokenizer, valid_fraction=0.25, seed=3)
-    again = load_data(
-        lines(tmp_path / "c.jsonl", rows[::-1]), tokenizer, valid_fraction=0.25, seed=3
-    )
-    assert len(few.valid) == 10
-    assert len(all_.valid) == 15
+    rows = [chat(f"question {n}", f"answer {n}") for n in range(200)]
 
-    def texts(data: TrainingData) -> set[str]:
+    def held(name: str, rows: list[Any], seed: int = 3) -> set[str]:
+        source = lines(tmp_path / name, rows)
+        data = load_data(source, tokenizer, valid_fraction=0.25, seed=seed)
+        assert len(data.train) + len(data.valid) == len(rows)
         return {tokenizer.decode(one.tokens.tolist()) for one in data.valid}
 
-    assert texts(again) == texts(all_)
-    # The share of the old rows that stays is far more than chance gives.
-    assert len(texts(few) & texts(all_)) >= 6
-    other = load_data(str(tmp_path / "b.jsonl"), tokenizer, valid_fraction=0.25, seed=4)
-    assert texts(other) != texts(all_)
+    few, all_ = held("a.jsonl", rows[:120]), held("b.jsonl", rows)
+    assert 30 <= len(all_) <= 70
+    assert few < all_
+    assert held("c.jsonl", rows[::-1]) == all_
+    assert held("b.jsonl", rows, seed=4) != all_
+
+
+@pytest.mark.parametrize("fraction", [1e-9, 0.999_999])
+def test_neither_side_of_a_split_is_empty(
+    fraction: float, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    source = lines(tmp_path / "d.jsonl", [chat("a", "b"), chat("a", "c"), chat("a", "d")])
+    data = load_data(source, tokenizer, valid_fraction=fraction)
+    assert {len(data.train), len(data.valid)} == {1, 2}
+    one = load_data(lines(tmp_path / "e.jsonl", [chat("a", "b")]), tokenizer, valid_fraction=0.5)
+    assert (len(one.train), len(one.valid)) == (1, 0)
 
 
 def test_other_content_has_another_fingerprint(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -203,7 +210,8 @@ BAD = [
     (b"[1]\n", r"d\.jsonl:1: a row must be an object, not list"),
     (b'{"text": "\xff"}\n', r"d\.jsonl:1: this is no UTF-8"),
     (b'{"text": "a", "messages": []}\n', r"could be chat or text"),
-    (b'{"text": "a"}\n{"prompt": "a", "completion": "b"}\n', r"d\.jsonl:2: 'text' must be text"),
+    (b'{"text": "a"}\n{"prompt": "a", "completion": "b"}\n', r"d\.jsonl:2: there is no 'text'"),
+    (b'{"text": "a"}\n{"text": 3}\n', r"d\.jsonl:2: 'text' must be text, not int"),
     (b'{"messages": [{"content": "a"}]}\n', r"message 1 of 'messages' has no role"),
     (b'{"conversations": [{"from": "martian", "value": "a"}]}\n', r"martian"),
     (b'{"prompt": 1, "completion": "b"}\n', r"'prompt' must be a list of messages"),
