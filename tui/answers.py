@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from localllm.errors import InvalidRequest, LocalLLMError
 from localllm.tui.conversation import asked
@@ -18,7 +18,7 @@ from localllm.tui.tokens import MOST_TOKENS, keep_tokens, token_views
 
 if TYPE_CHECKING:
     from localllm.tui.app import ChatApp
-    from localllm.tui.engine.client import Asked, Piece, TokenInfo
+    from localllm.tui.engine.client import Finished, Piece, TokenInfo
 
 KEEP_EVERY = 0.5  # seconds between two writes of an answer under way: all that a kill can cost
 _MOST_QUEUED = 50
@@ -43,6 +43,10 @@ def typed_of(content: str, extra: Mapping[str, Any]) -> str:
     return content[:typed] if isinstance(typed, int) else content
 
 
+class Stoppable(Protocol):
+    def stop(self) -> None: ...
+
+
 @dataclass
 class Live:
     """An answer under way. text, reasoning: what the message holds so far, the part before a
@@ -58,7 +62,7 @@ class Live:
     last: float | None = None
     tokens: int = 0
     stopped: bool = False
-    asked: Asked | None = None
+    asked: Stoppable | None = None
     seen: list[TokenInfo] = field(default_factory=list)
     listeners: list[Callable[[str, str], None]] = field(default_factory=list)
     ended: list[Callable[[], None]] = field(default_factory=list)
@@ -134,8 +138,8 @@ class Answers:
     ) -> Message:
         """A new answer that follows `parent`; the open branch then ends with it.
 
-        params: beside the chat's own, for this answer; only: in their place. Raises InvalidRequest where one is under way
-        in this chat.
+        params: beside the chat's own, for this answer; only: in their place. Raises InvalidRequest
+        where one is under way in this chat.
         """
         self._refuse_second(chat)
         store = self._app.store
@@ -197,7 +201,8 @@ class Answers:
 
     async def _run(self, live: Live, params: dict[str, Any], continued: bool) -> None:
         store = self._app.store
-        status, error, result = "complete", None, None
+        status, error = "complete", None
+        result: Mapping[int, Finished] | None = None
         keeper = asyncio.create_task(self._keep_writing(live))
         try:
             chat = store.chat(live.chat)
@@ -207,18 +212,26 @@ class Answers:
             if not continued:
                 branch.pop()
             adapter = chat.adapter and await self._app.engine.load_adapter(chat.adapter)
-            live.asked = self._app.engine.ask(
-                asked(chat, branch),
-                params,
-                adapter=adapter,
-                adapter_weight=chat.adapter_weight,
-                continue_last=continued,
-            )
-            if live.stopped:
-                live.asked.stop()
-            async for piece in live.asked:
-                self._take(live, piece)
-            result = live.asked.result
+            messages = asked(chat, branch)
+            options: dict[str, Any] = {
+                "adapter": adapter,
+                "adapter_weight": chat.adapter_weight,
+                "continue_last": continued,
+            }
+            tools = self._app.tools.on() if self._app.tools is not None else ()
+            if tools:
+                from localllm.tui.tool_rounds import answer_with_tools
+
+                result = await answer_with_tools(
+                    self._app, live, tools, messages, params, options, self._take
+                )
+            else:
+                under_way = live.asked = self._app.engine.ask(messages, params, **options)
+                if live.stopped:
+                    under_way.stop()
+                async for piece in under_way:
+                    self._take(live, piece)
+                result = under_way.result
         except asyncio.CancelledError:
             live.stopped = True
         except LocalLLMError as problem:

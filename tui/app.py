@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
 from collections.abc import Iterable
 from dataclasses import replace
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from localllm.tui.engine.client import Engine, News
     from localllm.tui.screens.chat import ChatScreen
     from localllm.tui.store import Chat, Store
+    from localllm.tui.tools import AppTools
 
 
 class EngineChanged(Message):
@@ -51,7 +53,7 @@ class ChatApp(App[None], inherit_bindings=False):
     """store, engine: used by every screen. answers: those under way. chat_id: the open chat, None
     for one that nothing was said in yet."""
 
-    CSS_PATH = "app.tcss"
+    CSS_PATH = Path(__file__).with_name("app.tcss")
     COMMANDS: ClassVar[set[Any]] = {_palette}
     BINDINGS: ClassVar[list[BindingType]] = []
     TITLE = "localllm"
@@ -80,6 +82,7 @@ class ChatApp(App[None], inherit_bindings=False):
         self._unsubscribe: Any = None
         self.ready = False  # whether the keys are bound and the first chat is open
         self.answers = Answers(self)
+        self.tools: AppTools | None = None  # once the first screen is there
 
     # ---- start and end
 
@@ -93,11 +96,17 @@ class ChatApp(App[None], inherit_bindings=False):
 
     async def _begin(self) -> None:
         """What can wait until something is on the screen."""
+        gc.freeze()
+        gc.enable()
+        from localllm.tui.tool_settings import read_tool_settings
+        from localllm.tui.tools import AppTools
         from localllm.tui.trace import trace_of
 
         self._unsubscribe = self.engine.subscribe(self._heard)
         trace_of(self.engine)  # from the start, so that the views have what happened
         self.answers.open_engine(self.model_name, self.opening.options)
+        self.tools = AppTools(self.config, read_tool_settings(self.store))
+        self.tools.start()
         self.bind_commands()
         for problem in self._problems:
             self.warn(problem)
@@ -110,6 +119,8 @@ class ChatApp(App[None], inherit_bindings=False):
             self._unsubscribe()
         with contextlib.suppress(LocalLLMError):
             await self.answers.close()
+        if self.tools is not None:
+            await self.tools.close()
         await self.engine.close()
 
     @property

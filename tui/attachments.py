@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -216,18 +217,14 @@ def _decoded(data: bytes, path: Path) -> tuple[str, str]:
     for begin, kind in _KINDS:
         if data.startswith(begin) and (b"\0" in data[:4096] or not data[:64].isascii()):
             raise InvalidRequest(f"{path} is {kind}, no text", hint="attach text, code or a PDF")
-    encoding = _utf16_by_zeros(data)
-    if encoding is not None:
-        try:
-            return data.decode(encoding), encoding
-        except UnicodeDecodeError:
-            pass
+    unmarked = _utf16_by_zeros(data)
+    if unmarked is not None:
+        with suppress(UnicodeDecodeError):
+            return data.decode(unmarked), unmarked
     if b"\0" in data:
         raise InvalidRequest(f"{path} is binary, no text", hint="attach text, code or a PDF")
-    try:
+    with suppress(UnicodeDecodeError):
         return data.decode("utf-8"), "utf-8"
-    except UnicodeDecodeError:
-        pass
     odd = sum(byte < 32 and byte not in b"\t\n\r\f\x1b" for byte in data)
     if odd > _ODD_SHARE * len(data):
         raise InvalidRequest(f"{path} is binary, no text", hint="attach text, code or a PDF")

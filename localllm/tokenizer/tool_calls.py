@@ -319,21 +319,19 @@ def _from_json(value: Any, raw: str) -> ToolCall | None:
     name = next((value[key] for key in _NAMES if isinstance(value.get(key), str)), None)
     if not name:
         return None
-    arguments = next((value[key] for key in _ARGUMENTS if key in value), {})
-    if isinstance(arguments, str):
-        arguments = _loads(arguments)
-    if arguments is None:
-        arguments = {}
-    return ToolCall(name, arguments if isinstance(arguments, dict) else None, raw)
+    given: Any = next((value[key] for key in _ARGUMENTS if value.get(key) is not None), {})
+    if isinstance(given, str):
+        given = _loads(given)
+    return ToolCall(name, given if isinstance(given, dict) else None, raw)
 
 
 def _from_tags(match: re.Match[str]) -> ToolCall:
     body = match[2].strip()
     if body.startswith("{"):  # <function=NAME>{…}</function>
         parsed = _loads(body)
-        arguments = parsed if isinstance(parsed, dict) else None
-        return ToolCall(match[1].strip(), arguments, match[0])
-    arguments = {}
+        given = parsed if isinstance(parsed, dict) else None
+        return ToolCall(match[1].strip(), given, match[0])
+    arguments: dict[str, Any] = {}
     for name, value in _PARAMETER.findall(match[2]):
         parsed = _loads(value)
         # Texts are not quoted in this form; what reads as JSON of another type is that.

@@ -284,6 +284,7 @@ register(
         "Tools the model may call, their folder, and MCP servers. Off by default",
         "Tools",
         tools,
+        keys=("alt+t",),
         slash="tools",
     ),
 )

@@ -13,13 +13,16 @@ from textual.screen import Screen
 from textual.style import Style
 from textual.widget import Widget
 
+from localllm.tui.commands import COMMANDS
 from localllm.tui.text import one_line
 
 
 class KeyLine(Widget):
     DEFAULT_CSS = """
-    KeyLine { dock: bottom; height: 1; background: $panel; padding: 0 1; }
-    KeyLine > .key { color: $accent; text-style: bold; }
+    KeyLine {
+        dock: bottom; height: 1; background: $panel; padding: 0 1;
+        link-style: none; link-color: $foreground; link-background: $panel;
+    }
     """
 
     def __init__(self, id: str | None = None) -> None:
@@ -36,8 +39,7 @@ class KeyLine(Widget):
             binding = active.binding
             if binding.show and active.enabled:
                 found.setdefault(binding.action, binding)
-        # A command's own screen or message before what can be done anywhere.
-        shown = sorted(found.values(), key=lambda b: b.action.startswith("command(") and _wide(b))
+        shown = sorted(found.values(), key=_place)
         if shown != self._bindings_shown:
             self._bindings_shown = shown
             self.refresh()
@@ -52,15 +54,14 @@ class KeyLine(Widget):
             if room < 0:
                 break
             meta = Style.from_meta({"@click": f"app.pressed({binding.key!r})"})
-            part = Content.assemble((key, "bold $accent"), (f" {told}  ", "$foreground"))
-            parts.append(part.stylize(meta))
+            part = Content.assemble((key, "bold $accent"), f" {told}")
+            parts += [part.stylize(meta), Content("  ")]
         return Content("").join(parts)
 
 
-def _wide(binding: Binding) -> bool:
-    from localllm.tui.commands import find
-
-    try:
-        return find(binding.id or "").where in ("everywhere", "chat")
-    except KeyError:
-        return False
+def _place(binding: Binding) -> tuple[int, int]:
+    """A screen's own keys and a message's come before what can be done anywhere."""
+    for number, command in enumerate(COMMANDS):
+        if command.name == binding.id:
+            return (2 if command.where in ("everywhere", "chat") else 1), number
+    return 0, 0

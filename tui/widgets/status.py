@@ -10,7 +10,7 @@ from textual.containers import HorizontalGroup
 from textual.content import Content
 from textual.widgets import Button, Static
 
-from localllm.tui.text import one_line, plain
+from localllm.tui.text import model_name, one_line, plain
 
 if TYPE_CHECKING:
     from localllm.tui.answers import Live, Said
@@ -73,7 +73,7 @@ class Status(Static):
 
 
 def _state(state: EngineState, model: str) -> str:
-    name = one_line(str(getattr(state.model, "name", None) or model), 40)
+    name = one_line(model_name(state.model.name if state.model else model), 40)
     match state.phase:
         case "ready":
             return name
