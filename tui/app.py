@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
 from collections.abc import Iterable
 from dataclasses import replace
@@ -52,7 +53,7 @@ class ChatApp(App[None], inherit_bindings=False):
     """store, engine: used by every screen. answers: those under way. chat_id: the open chat, None
     for one that nothing was said in yet."""
 
-    CSS_PATH = "app.tcss"
+    CSS_PATH = Path(__file__).with_name("app.tcss")
     COMMANDS: ClassVar[set[Any]] = {_palette}
     BINDINGS: ClassVar[list[BindingType]] = []
     TITLE = "localllm"
@@ -95,6 +96,8 @@ class ChatApp(App[None], inherit_bindings=False):
 
     async def _begin(self) -> None:
         """What can wait until something is on the screen."""
+        gc.freeze()
+        gc.enable()
         from localllm.tui.tool_settings import read_tool_settings
         from localllm.tui.tools import AppTools
         from localllm.tui.trace import trace_of

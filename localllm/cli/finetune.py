@@ -59,6 +59,12 @@ def finetune(
     full: Annotated[
         bool, typer.Option("--full", help="Train all weights instead of an adapter.")
     ] = False,
+    scratch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Train a new model of this config.json, with --model's tokenizer."
+        ),
+    ] = None,
     dequantize: Annotated[
         bool, typer.Option("--dequantize", help="With --full: a quantized model too, in float32.")
     ] = False,
@@ -195,7 +201,8 @@ def finetune(
         "data.valid_fraction": valid_fraction,
         "out": out,
         "method.name": method,
-        "tune": "full" if full else None,
+        "tune": "full" if full or scratch is not None else None,
+        "scratch": scratch,
         "dequantize": dequantize or None,
         "run.steps": steps,
         "run.epochs": epochs,
@@ -284,13 +291,13 @@ def finetune(
         if dry_run:
             trainer.prepare()
             return
-        if tensorboard is not None:
+        if tensorboard is not None and trainer.leads:
             trainer.add(_tensorboard(tensorboard))
-        if wandb is not None:
+        if wandb is not None and trainer.leads:
             trainer.add(_wandb(wandb, trainer))
         with _interruptible(trainer):
             result = trainer.train()
-    _end(result, json_out)
+    _end(result, json_out, trainer.leads)
 
 
 def _fresh(config: Path | None, changes: dict[str, Any], callbacks: list[Callback]) -> Trainer:
@@ -355,12 +362,14 @@ def _wandb(project: str, trainer: Trainer) -> Callback:
     return WeightsAndBiases(project, flat(trainer.config))
 
 
-def _end(result: Result, json_out: bool) -> None:
+def _end(result: Result, json_out: bool, leads: bool) -> None:
     """What to do now, on the way out with the right exit code."""
     if not json_out and result.adapter is not None:
         print(f"\nwhat was trained is in {result.adapter}")
         print(f"  talk to it: {_chat(result)}")
         print(f"  its curve:  localllm runs show {result.run.name}")
+    if result.status == "interrupted" and not leads:
+        raise typer.Exit(130)
     if result.status == "interrupted":
         print(
             f"\ninterrupted after step {result.step} of {result.steps}, and saved; go on with\n"

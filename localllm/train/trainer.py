@@ -161,6 +161,11 @@ class Trainer:
         for callback in self._callbacks:
             callback.close()
 
+    @property
+    def leads(self) -> bool:
+        """Whether this process tells and writes; of several, the first."""
+        return self._group.rank == 0
+
     def add(self, callback: Callback) -> None:
         """One more to be told of events."""
         self._callbacks.append(callback)
@@ -202,6 +207,10 @@ class Trainer:
             )
         self._parameters = parts.initial.copy()
         self._stepper = Stepper(parts, self.config, self._group)
+        # Evaluating takes no more at once than training does.
+        self._stepper.eval_tokens = sum(
+            tokens_of(parts.data.train[place]) for place in self._batches.largest
+        )
         self._tell(
             {
                 "type": "program",
@@ -313,7 +322,11 @@ class Trainer:
     def _draw_samples(self) -> None:
         if self._sampler is None:
             return
-        texts = self._sampler.answers(lambda folder: self._delivery.write(folder, self._parameters))
+
+        def save(folder: Path) -> None:
+            self._delivery.write(folder, self._parameters)
+
+        texts = self._sampler.answers(save)
         answers = [
             {"prompt": prompt, "answer": text}
             for prompt, text in zip(self.config.run.sample_prompts, texts, strict=True)
@@ -433,6 +446,7 @@ class Trainer:
     def _save(self) -> None:
         if self._checkpoints is None:
             return
+        started = time.perf_counter()
         self._tell_problems()
         assert self._metrics is not None
         self._checkpoints.wait()  # its copy is about to be written over
@@ -447,7 +461,8 @@ class Trainer:
         step = self._progress.step
         self._checkpoints.save(Snapshot(step, arrays, facts), best=self._progress.best_step)
         self._note()
-        self._tell({"type": "checkpoint", "step": step})
+        took = round(time.perf_counter() - started, 4)  # that the run stood still
+        self._tell({"type": "checkpoint", "step": step, "seconds": took})
 
     def _copied(self) -> dict[str, np.ndarray]:
         """Parameters and optimizer as they are now, for the writing thread.
@@ -523,14 +538,13 @@ class Trainer:
 
     def _deliver(self, folder: Path, parameters: np.ndarray) -> Path:
         try:
-            self._delivery.write(folder, parameters)
+            return self._delivery.write(folder, parameters)
         except OSError as error:
             raise StoreError(
                 f"what was trained cannot be written to {folder}: {error.strerror or error}",
                 hint=f"its checkpoints are there: free some space, then `localllm finetune "
                 f"--resume {folder}`",
             ) from error
-        return folder
 
     def _chosen(self, status: str) -> np.ndarray | None:
         """The parameters that the run delivers; of a diverged one those of its last checkpoint."""
@@ -576,7 +590,8 @@ class Trainer:
             raise OutOfMemoryPlan(
                 f"the largest micro-batch ({sum(needs.lengths):,} tokens) ran out of memory: "
                 f"{error}",
-                hint=advice(needs, wish, int(0.8 * plan.total)),
+                # It was a fifth of the micro-batch too much, at least.
+                hint=advice(needs, wish, plan.total - needs.working(needs.lengths) // 5),
             ) from error
         self._tell(
             {

@@ -47,7 +47,7 @@ EVENTS = {
     },
     "eval": {"step": _COUNT, "loss": _NUMBER, "best": {"type": "boolean"}, "seconds": _NUMBER},
     "samples": {"step": _COUNT, "answers": {"type": "array", "items": {"type": "object"}}},
-    "checkpoint": {"step": _COUNT},
+    "checkpoint": {"step": _COUNT, "seconds": _NUMBER},
     "warning": {"text": _TEXT},
     "end": {
         "status": {"enum": ["finished", "early-stop", "interrupted", "diverged"]},
@@ -207,6 +207,19 @@ def test_mistakes_are_told_in_a_line(run, tiny, chats, words, code, told):
     # Typer draws a box around bad usage and may break its lines.
     assert told in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("scratch", [False, True])
+def test_all_weights_become_a_model_that_runs(run, tiny, chats, tmp_path, scratch):
+    out = tmp_path / "run"
+    wish = ["finetune", "--model", tiny, "--data", chats, "--steps", 3, "--out", out]
+    wish += ["--scratch", tiny / "config.json"] if scratch else ["--full"]
+    done = run(*wish, "--lr", "1e-3")
+    assert done.returncode == 0, done.stderr
+    assert f"localllm chat {out / 'model'}" in done.stdout
+    assert run(*wish, "--lr", "1e-3", "--resume").returncode == 0
+    answer = run("run", out / "model", "hi", "--max-tokens", 3)
+    assert answer.returncode == 0, answer.stderr
 
 
 def test_a_config_file_and_flags(run, tiny, chats, tmp_path):

@@ -20,6 +20,7 @@ _MOST_JSON = 1 << 18  # characters of a message's params or extra
 _MOST_LINE = 500  # characters of a title, a name …
 _MOST_TAGS = 50
 _LATEST = 4_102_444_800.0  # 2100: what is later was no time in seconds
+OF_OTHERS = ("edited_from", "forked_from")  # in a message's extra: another one's key, as a number
 ROLES = frozenset(get_args(Role))
 _STATUSES = frozenset(get_args(Status)) - {"writing"}
 _EXTRAS: Mapping[str, type] = {
@@ -30,6 +31,10 @@ _EXTRAS: Mapping[str, type] = {
     "typed": int,
     "error": str,
     "state": str,
+    "arguments": dict,
+    "prefix": str,
+    "edited_from": int,
+    "forked_from": int,
 }
 
 
@@ -260,14 +265,15 @@ def _receipt_forms() -> Mapping[str, tuple[type, ...]]:
 
 def _extra(value: Any) -> Mapping[str, Any]:
     given = _plain(value)
-    found = {
+    found: dict[str, Any] = {
         name: part
         for name, part in given.items()
         if name in _EXTRAS and isinstance(part, _EXTRAS[name]) and not isinstance(part, bool)
     }
-    for name, good in (("attachments", _is_attachment), ("tool_calls", _is_call)):
-        if name in found and not all(map(good, found[name])):
-            del found[name]
+    if not all(_is_attachment(one) for one in found.get("attachments", ())):
+        del found["attachments"]
+    if not all(_is_call(one) for one in found.get("tool_calls", ())):
+        del found["tool_calls"]
     return found
 
 

@@ -23,7 +23,6 @@ from localllm.tui.widgets.chat_list import ChatList
 from localllm.tui.widgets.completions import Completions, offers
 from localllm.tui.widgets.composer import Composer
 from localllm.tui.widgets.footer import KeyLine
-from localllm.tui.widgets.message import MessageView
 from localllm.tui.widgets.status import Banner, Queue, Status
 from localllm.tui.widgets.transcript import Transcript
 
@@ -415,5 +414,5 @@ class ChatScreen(Screen[None]):
             case "chats":
                 return focused is not None and focused.id == "chats"
             case "message":
-                return isinstance(focused, MessageView)
+                return focused is not None and focused.parent is self.transcript
         return False

@@ -19,8 +19,10 @@ from localllm.tui.text import one_line
 
 class KeyLine(Widget):
     DEFAULT_CSS = """
-    KeyLine { dock: bottom; height: 1; background: $panel; padding: 0 1; }
-    KeyLine > .key { color: $accent; text-style: bold; }
+    KeyLine {
+        dock: bottom; height: 1; background: $panel; padding: 0 1;
+        link-style: none; link-color: $foreground; link-background: $panel;
+    }
     """
 
     def __init__(self, id: str | None = None) -> None:
@@ -52,8 +54,8 @@ class KeyLine(Widget):
             if room < 0:
                 break
             meta = Style.from_meta({"@click": f"app.pressed({binding.key!r})"})
-            part = Content.assemble((key, "bold $accent"), (f" {told}  ", "$foreground"))
-            parts.append(part.stylize(meta))
+            part = Content.assemble((key, "bold $accent"), f" {told}")
+            parts += [part.stylize(meta), Content("  ")]
         return Content("").join(parts)
 
 
