@@ -26,7 +26,8 @@ def follow(tokenizer: Tokenizer, before: Runs, after: Runs) -> tuple[list[int], 
     )
     # Encoded behind something else than the true prompt, and only taken if it says the same.
     closest: list[int] | None = None
-    for anchor in (*sorted(tokenizer.special_ids)[:1], *_ANCHORS):
+    anchors: Runs = [*sorted(tokenizer.special_ids)[:1], *_ANCHORS]
+    for anchor in anchors:
         start = encode([anchor])
         found = encode(_one([anchor], after))
         if found[: len(start)] != start:

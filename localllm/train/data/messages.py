@@ -112,7 +112,7 @@ def _from_sharegpt(where: str, message: Mapping[str, Any]) -> dict[str, Any]:
     call = _parsed(value)
     if not isinstance(call, Mapping) or not isinstance(call.get("name"), str):
         raise InvalidRequest(f"{where} (from {speaker}) is no JSON with a name and arguments")
-    return {"role": role, "content": "", "tool_calls": [{"function": dict(call)}], **rest}
+    return {"role": role, "content": "", "tool_calls": [call], **rest}
 
 
 def _calls(where: str, value: Any) -> list[Mapping[str, Any]]:

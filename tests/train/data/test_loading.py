@@ -197,6 +197,75 @@ def test_neither_side_of_a_split_is_empty(
     assert (len(one.train), len(one.valid)) == (1, 0)
 
 
+def test_every_over_long_example_is_counted_before_refusing(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    rows = [chat("q", "a"), chat("q", "b" * 70), chat("q", "c" * 90), chat("q", "d" * 80)]
+    with pytest.raises(InvalidRequest, match=r"3 are longer.*longest has \d+ \(d\.jsonl:3\)"):
+        load_data(lines(tmp_path / "d.jsonl", rows), tokenizer, max_length=60)
+
+
+def test_a_prompt_of_messages_is_not_trained(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    turns = [*chat("a", "one")["messages"], {"role": "user", "content": "b"}]
+    rows = [{"prompt": turns, "completion": "two"}]
+    held = lines(tmp_path / "v.jsonl", [{"prompt": turns, "completion": "three"}])
+    data = load_data(lines(tmp_path / "d.jsonl", rows), tokenizer, valid=held)
+    assert said(data, tokenizer) == ["two"]
+    assert len(data.valid) == 1
+
+
+def test_of_a_preference_only_the_answers_are_trained(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    before = [*chat("a", "one")["messages"], {"role": "user", "content": "b"}]
+    answers = [{"role": "assistant", "content": text} for text in ("yes", "no")]
+    row = {"chosen": [*before, answers[0]], "rejected": [*before, answers[1]]}
+    same = {"chosen": [*before, answers[0]], "rejected": [*before, answers[0]]}
+    empty = {"chosen": [*before, {"role": "assistant", "content": ""}], "rejected": row["rejected"]}
+    data = load_data(lines(tmp_path / "d.jsonl", [row, same, empty]), tokenizer)
+    (pair,) = data.train
+    assert isinstance(pair, Preference)
+    assert tokenizer.decode(pair.chosen.tokens[pair.chosen.trained].tolist()) == "yes"
+    assert tokenizer.decode(pair.rejected.tokens[pair.rejected.trained].tolist()) == "no"
+    assert (data.report.same, data.report.empty) == (1, 1)
+
+
+def test_a_pair_over_the_limit_counts_once(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    rows = [
+        {"prompt": "a", "chosen": "b" * 90, "rejected": "c" * 90},
+        {"prompt": "a", "chosen": "b", "rejected": "c" * 90},
+        {"prompt": "a" * 90, "chosen": "b", "rejected": "c"},
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+    ]
+    source = lines(tmp_path / "d.jsonl", rows)
+    with pytest.raises(InvalidRequest, match="3 are longer"):
+        load_data(source, tokenizer, max_length=40)
+    report = load_data(source, tokenizer, max_length=40, on_long="drop").report
+    assert (report.long, report.dropped_long, report.train) == (3, 3, 1)
+    cut = load_data(source, tokenizer, max_length=40, on_long="cut")
+    assert (cut.report.cut, cut.report.untrained, cut.report.train) == (2, 1, 3)
+    assert cut.report.dropped + cut.report.train == cut.report.rows
+    assert all(len(pair.chosen) <= 40 and len(pair.rejected) <= 40 for pair in cut.train)
+
+
+def test_a_template_may_be_given_by_name_or_as_text(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    source = lines(tmp_path / "d.jsonl", [chat("a", "b")])
+    template = "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}"
+    data = load_data(source, tokenizer, chat_template=template)
+    assert tokenizer.decode(data.train[0].tokens.tolist(), skip_special=False) == "a<|end|>b<|end|>"
+    assert data.report.as_chat
+
+
+def test_a_date_in_the_template_makes_no_other_data_tomorrow(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    source = lines(tmp_path / "d.jsonl", [chat("a", "b")])
+    template = (
+        "{{ strftime_now('%d %b %Y') }}{% for m in messages %}{{ m.content }}<|end|>{% endfor %}"
+    )
+    data = load_data(source, tokenizer, chat_template=template)
+    assert tokenizer.decode(data.train[0].tokens.tolist()).startswith("26 Jul 2024")
+    assert "fixed one" in "\n".join(data.report.lines())
+
+
 def test_other_content_has_another_fingerprint(tmp_path: Path, tokenizer: Tokenizer) -> None:
     a = load_data(lines(tmp_path / "a.jsonl", [chat("a", "b")]), tokenizer)
     b = load_data(lines(tmp_path / "b.jsonl", [chat("a", "c")]), tokenizer)

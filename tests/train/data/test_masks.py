@@ -15,7 +15,7 @@ from localllm.train.data import plain_preview
 from localllm.train.data.example import Example
 from localllm.train.data.formats import Chat, Completion, Text
 from localllm.train.data.masks import Masker
-from tests.tokenizer.conftest import Make, build, trained  # noqa: F401  fixtures
+from tests.tokenizer.conftest import Make
 from tests.tokenizer.templates import KNOWN, QWEN3, SMOLLM2
 
 HELLO = {"role": "user", "content": "Hello"}
@@ -49,7 +49,7 @@ def chat(*contents: str) -> Chat:
 def test_every_answer_and_its_end_is_trained_and_nothing_else(
     name: str,
     contents: list[str],
-    build: Make,  # noqa: F811
+    build: Make,
 ) -> None:
     tokenizer = build(KNOWN[name])
     made = Masker(tokenizer, "assistant", None).chat(chat(*contents), "x:1")
@@ -68,7 +68,7 @@ def test_every_answer_and_its_end_is_trained_and_nothing_else(
 @pytest.mark.parametrize("name", KNOWN)
 def test_up_to_an_answer_the_ids_are_those_of_the_prompt_it_would_get(
     name: str,
-    build: Make,  # noqa: F811
+    build: Make,
 ) -> None:
     tokenizer = build(KNOWN[name])
     said = chat("Hello <|im_end|>", "one", "and <eos>?", "two")
@@ -84,7 +84,7 @@ def test_up_to_an_answer_the_ids_are_those_of_the_prompt_it_would_get(
     assert len(prompt) - start <= 6
 
 
-def test_text_that_spells_a_control_token_stays_text(build: Make) -> None:  # noqa: F811
+def test_text_that_spells_a_control_token_stays_text(build: Make) -> None:
     tokenizer = build(SMOLLM2)
     end = tokenizer.special_id("<|im_end|>")
     made = Masker(tokenizer, "assistant", None).chat(
@@ -97,7 +97,7 @@ def test_text_that_spells_a_control_token_stays_text(build: Make) -> None:  # no
 
 
 def test_answers_whose_past_is_rendered_otherwise_get_examples_of_their_own(
-    build: Make,  # noqa: F811
+    build: Make,
 ) -> None:
     tokenizer = build(QWEN3)
     said = chat("a", "<think>\nlong\n</think>\n\none", "b", "<think>\nother\n</think>\n\ntwo")
@@ -112,7 +112,7 @@ def test_answers_whose_past_is_rendered_otherwise_get_examples_of_their_own(
     assert "long" not in tokenizer.decode(made.examples[1].tokens.tolist())
 
 
-def test_what_comes_after_the_last_answer_is_left_out_and_told(build: Make) -> None:  # noqa: F811
+def test_what_comes_after_the_last_answer_is_left_out_and_told(build: Make) -> None:
     tokenizer = build(SMOLLM2)
     messages = (*chat("a", "b").messages, HELLO)
     made = Masker(tokenizer, "assistant", None).chat(Chat(messages), "x:1")
@@ -131,21 +131,21 @@ def test_what_comes_after_the_last_answer_is_left_out_and_told(build: Make) -> N
 def test_a_row_with_nothing_to_learn_is_told(
     messages: list[dict[str, Any]],
     fact: str,
-    build: Make,  # noqa: F811
+    build: Make,
 ) -> None:
     made = Masker(build(SMOLLM2), "assistant", None).chat(Chat(tuple(messages)), "x:1")
     assert made.examples == ()
     assert getattr(made, fact)
 
 
-def test_empty_turns_between_others_are_not_trained(build: Make) -> None:  # noqa: F811
+def test_empty_turns_between_others_are_not_trained(build: Make) -> None:
     tokenizer = build(SMOLLM2)
     made = Masker(tokenizer, "assistant", None).chat(chat("a", "", "b", "words"), "x:1")
     assert made.empty_turns == 1
     assert runs(made.examples[0], tokenizer) == ["words<|im_end|>"]
 
 
-def test_texts_and_completions_end_with_the_end_of_text(build: Make) -> None:  # noqa: F811
+def test_texts_and_completions_end_with_the_end_of_text(build: Make) -> None:
     known = SMOLLM2
     tokenizer = build(known)
     tokenizer.chat_template = None
@@ -158,7 +158,7 @@ def test_texts_and_completions_end_with_the_end_of_text(build: Make) -> None:  #
     assert tokenizer.decode(both.tokens[both.trained].tolist()) == " you?"
 
 
-def test_the_preview_shows_what_is_trained(build: Make) -> None:  # noqa: F811
+def test_the_preview_shows_what_is_trained(build: Make) -> None:
     tokenizer = build(SMOLLM2)
     (example,) = Masker(tokenizer, "assistant", None).chat(chat("a\x1b[31m", "b"), "x:1").examples
     shown = plain_preview(example, tokenizer)
