@@ -80,6 +80,7 @@ class ChatApp(App[None], inherit_bindings=False):
         self._bound: list[str] = []
         self._chat_screen: ChatScreen | None = None
         self._unsubscribe: Any = None
+        self.typed = 0.0  # when a key was last typed, time.monotonic()
         self.ready = False  # whether the keys are bound and the first chat is open
         self.answers = Answers(self)
         self.tools: AppTools | None = None  # once the first screen is there

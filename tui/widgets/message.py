@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 from textual.app import ComposeResult
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 # An answer is drawn so often at most: more would leave no time for keys.
 DRAW_EVERY = 1 / 12
+_TYPING, _PUT_OFF = 0.3, 0.25  # seconds: since the last key; that drawing waits then
 _FOLDED_LINES = 24
 _FOLDED_CHARACTERS = 4000
 _WHO = {"user": "You", "assistant": "Model", "system": "System", "tool": "Tool"}
@@ -256,6 +258,10 @@ class MessageView(VerticalGroup, can_focus=True):
                 await self._stream.write(plain(text))
             self._show_thinking()
             await asyncio.sleep(DRAW_EVERY)
+            # A letter being typed must not wait for a page being drawn.
+            drawn = time.monotonic()
+            while drawn - self.chat_app.typed < _TYPING and time.monotonic() - drawn < _PUT_OFF:
+                await asyncio.sleep(DRAW_EVERY / 2)
 
     def _show_thinking(self) -> None:
         for fold in self.query(".thinking").results(Collapsible):
