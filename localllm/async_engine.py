@@ -9,6 +9,7 @@ from dataclasses import replace
 from threading import Condition, Thread
 from typing import Any, Unpack
 
+from localllm.answer import Detokenizer
 from localllm.async_stream import AsyncStream, AsyncWatch, Bell, Call
 from localllm.errors import InvalidRequest, LocalLLMError, TooManyRequests
 from localllm.llm import LLM, Message, Options, Prompt
@@ -115,19 +116,23 @@ class AsyncEngine:
         params: SamplingParams | None = None,
         *,
         timeout: float | None = None,
+        detokenizer: Callable[[], Detokenizer] | None = None,
         **options: Unpack[Options],
     ) -> AsyncStream:
         """Completes one prompt (text or token ids): an asynchronous iterator of deltas.
 
         timeout: seconds from now after which it is cancelled, with what it has;
-        `receipt.stopped_by` then is "timeout". It is looked at between steps. options: see
+        `receipt.stopped_by` then is "timeout". It is looked at between steps. detokenizer: makes
+        what turns an answer's tokens into text, None for the tokenizer's own. options: see
         `localllm.llm.Options`.
 
         Raises `TooManyRequests` here; what is wrong with the request (`InvalidRequest`,
         `PromptTooLong`) the stream raises, since the prompt is tokenized beside the event loop.
         """
         llm = self.llm
-        return self._begin(lambda: llm.prepare(prompt, params, options), params, timeout)
+        return self._begin(
+            lambda: llm.prepare(prompt, params, options, detokenizer=detokenizer), params, timeout
+        )
 
     def chat(
         self,

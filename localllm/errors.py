@@ -55,5 +55,9 @@ class OutOfMemoryPlan(LocalLLMError):
     """The plan needs more memory than there is; names the knob to turn."""
 
 
+class TrainingStopped(LocalLLMError):
+    """A training run could not go on, with the reason; what it had saved is still there."""
+
+
 class BackendUnavailable(LocalLLMError):
     """The asked-for backend cannot run on this machine, with the reason."""

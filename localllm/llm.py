@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -12,8 +12,8 @@ from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 
-from localllm.adapters import load_adapter, weighted, weights_in
-from localllm.answer import Answer, best
+from localllm.adapters import load_adapter, weights_in
+from localllm.answer import Answer, Detokenizer, best
 from localllm.backend.protocol import Activations
 from localllm.engine import Engine, Request, Watch
 from localllm.engine.kv_map import KvMap, block_tokens, kv_map
@@ -274,10 +274,12 @@ class LLM:
         model, OutOfMemoryPlan for one that is too large, InvalidRequest for a name that is taken.
         """
         base = weights_in(self._model.path, self.spec)
-        adapter = load_adapter(path, self.spec, name=name, base=base)
+        adapter = load_adapter(path, self.spec, name=name, base=base, weight=weight)
         folder: Path | None = Path(path).resolve()
-        if weight != 1.0:
-            adapter, folder = weighted(adapter, weight), None
+        if weight != 1.0 or any(pair.gains is not None for pair in adapter.targets.values()):
+            # A folder that is read again has the weight 1; and DoRA's gains took a reading of the
+            # whole base. So these are kept.
+            folder = None
 
         def register(engine: Engine) -> None:
             engine.adapters.register(adapter, folder)
@@ -372,7 +374,13 @@ class LLM:
         return answers[0]
 
     def prepare(
-        self, prompt: Prompt, params: SamplingParams | None, options: Options, *, index: int = 0
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        options: Options,
+        *,
+        index: int = 0,
+        detokenizer: Callable[[], Detokenizer] | None = None,
     ) -> Work:
         """What `generate` submits for one prompt. For `AsyncEngine`."""
         (params,) = self._params(params, 1)
@@ -384,11 +392,13 @@ class LLM:
             params = replace(params, logprobs=0)  # what the samples are compared by
         params, constraint = self._prepared(params)
         request = Request(ids, params, self._model.eos_ids, constraint, **options)
+        if detokenizer is None and self.tokenizer is not None:
+            detokenizer = self.tokenizer.stream
         answers = [
             Answer(
                 index,
                 ids,
-                None if self.tokenizer is None else self.tokenizer.stream(),
+                None if detokenizer is None else detokenizer(),
                 params.stop_strings,
                 keep_logprobs=keep_logprobs,
                 sample=sample,

@@ -6,9 +6,17 @@
 from localllm.models.registry import (
     known_architectures,
     load_forms,
+    load_kinds,
     load_spec,
     load_weights,
     spec_of_config,
 )
 
-__all__ = ["known_architectures", "load_forms", "load_spec", "load_weights", "spec_of_config"]
+__all__ = [
+    "known_architectures",
+    "load_forms",
+    "load_kinds",
+    "load_spec",
+    "load_weights",
+    "spec_of_config",
+]

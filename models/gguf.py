@@ -73,10 +73,14 @@ _BUFFERS = (*_ROPE_TENSORS, "blk.*.attn_rot_embd")
 
 
 def layout(checkpoint: Checkpoint) -> Layout:
-    name = architecture(checkpoint)
-    names = _INTERLEAVED_NAMES if name in _INTERLEAVED else _NAMES
-    names = {"phi3": _PHI3_NAMES, "gpt-oss": _OSS_NAMES, "seed_oss": _OSS_NAMES}.get(name, names)
-    return Layout(names, prefixes=("",), buffers=_BUFFERS)
+    return Layout(names_of(architecture(checkpoint)), prefixes=("",), buffers=_BUFFERS)
+
+
+def names_of(architecture: str) -> Names:
+    """How a file of this `general.architecture` calls its tensors."""
+    names = _INTERLEAVED_NAMES if architecture in _INTERLEAVED else _NAMES
+    special = {"phi3": _PHI3_NAMES, "gpt-oss": _OSS_NAMES, "seed_oss": _OSS_NAMES}
+    return special.get(architecture, names)
 
 
 def load_spec(

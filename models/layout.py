@@ -44,6 +44,11 @@ PREFIXES = ("model.", "", "language_model.model.", "model.language_model.", "tra
 HEAD_PREFIXES = ("", "language_model.", "model.")
 
 
+def own_prefix(architecture: str) -> str:
+    """What transformers puts before the names of a causal language model, but for its head."""
+    return "transformer." if architecture == "gpt2" else "model."
+
+
 @dataclass(frozen=True)
 class Layout:
     """How one checkpoint names its tensors.

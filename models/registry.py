@@ -37,7 +37,7 @@ from localllm.models import (
 )
 from localllm.models.config import Config
 from localllm.models.layout import Layout, Names, embed_name, head_name
-from localllm.models.weights import read_forms, read_weights
+from localllm.models.weights import read_forms, read_kinds, read_weights
 from localllm.spec import DecoderSpec
 
 
@@ -124,6 +124,11 @@ def load_weights(
 def load_forms(checkpoint: Checkpoint, spec: DecoderSpec) -> dict[str, Form]:
     """How each weight of `spec` is stored, by our name, told from headers alone."""
     return read_forms(checkpoint, spec, _layout(checkpoint))
+
+
+def load_kinds(checkpoint: Checkpoint, spec: DecoderSpec) -> dict[str, str]:
+    """What the file calls the type of each weight of `spec`, by our name: "BF16", "Q4_K" …"""
+    return read_kinds(checkpoint, spec, _layout(checkpoint))
 
 
 def _layout(checkpoint: Checkpoint) -> Layout:

@@ -52,8 +52,8 @@ def read_weights(
     layout: Layout,
     only: Collection[str] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every weight of the spec, or only those named, in the order of `weight_shapes`, each read when
-    it is asked for.
+    """Every weight of the spec, or only those named, in the order of `weight_shapes`, each read
+    when it is asked for.
 
     All names and shapes are checked before the first is read. Raises CheckpointError for a
     missing tensor or one whose shape contradicts the config, UnsupportedModel for a tensor that
@@ -70,6 +70,12 @@ def read_forms(checkpoint: Checkpoint, spec: DecoderSpec, layout: Layout) -> dic
     """How `read_weights` will give each weight, told from headers alone; raises what it raises."""
     picks = _Finder(checkpoint, spec, layout).picks()
     return {name: checkpoint.form(pick.files[0]) for name, pick in picks.items()}
+
+
+def read_kinds(checkpoint: Checkpoint, spec: DecoderSpec, layout: Layout) -> dict[str, str]:
+    """What the file calls the type of each weight."""
+    picks = _Finder(checkpoint, spec, layout).picks()
+    return {name: checkpoint.kind(pick.files[0]) for name, pick in picks.items()}
 
 
 class _Finder:

@@ -6,25 +6,45 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 from localllm.errors import InvalidRequest, LocalLLMError
 from localllm.tui.conversation import asked
+from localllm.tui.engine.client import EngineGone
 from localllm.tui.store import Chat, Message
 from localllm.tui.text import one_line
+from localllm.tui.tokens import MOST_TOKENS, keep_tokens, token_views
 
 if TYPE_CHECKING:
     from localllm.tui.app import ChatApp
-    from localllm.tui.engine.client import Asked, Piece
+    from localllm.tui.engine.client import Finished, Piece, TokenInfo
 
 KEEP_EVERY = 0.5  # seconds between two writes of an answer under way: all that a kill can cost
 _MOST_QUEUED = 50
 TITLE_WIDTH = 48
 
 
-class EngineGone(LocalLLMError):
-    """The engine ended, or never came up."""
+@dataclass(frozen=True)
+class Said:
+    """What a person says. content: with the files that go along. extra: for the store."""
+
+    content: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def typed(self) -> str:
+        return typed_of(self.content, self.extra)
+
+
+def typed_of(content: str, extra: Mapping[str, Any]) -> str:
+    """The person's own words in a message, without the files after them."""
+    typed = extra.get("typed")
+    return content[:typed] if isinstance(typed, int) else content
+
+
+class Stoppable(Protocol):
+    def stop(self) -> None: ...
 
 
 @dataclass
@@ -42,7 +62,8 @@ class Live:
     last: float | None = None
     tokens: int = 0
     stopped: bool = False
-    asked: Asked | None = None
+    asked: Stoppable | None = None
+    seen: list[TokenInfo] = field(default_factory=list)
     listeners: list[Callable[[str, str], None]] = field(default_factory=list)
     ended: list[Callable[[], None]] = field(default_factory=list)
 
@@ -108,17 +129,22 @@ class Answers:
     # ---- asking
 
     def ask(
-        self, chat: int, parent: int | None, *, params: Mapping[str, Any] | None = None
+        self,
+        chat: int,
+        parent: int | None,
+        *,
+        params: Mapping[str, Any] | None = None,
+        only: bool = False,
     ) -> Message:
         """A new answer that follows `parent`; the open branch then ends with it.
 
-        params: beside the chat's own, for this answer. Raises InvalidRequest where one is under way
-        in this chat.
+        params: beside the chat's own, for this answer; only: in their place. Raises InvalidRequest
+        where one is under way in this chat.
         """
         self._refuse_second(chat)
         store = self._app.store
         found = store.chat(chat)
-        settings = {**self.params(found), **(params or {})}
+        settings = {**({} if only else self.params(found)), **(params or {})}
         message = store.add_message(
             chat,
             parent,
@@ -175,7 +201,8 @@ class Answers:
 
     async def _run(self, live: Live, params: dict[str, Any], continued: bool) -> None:
         store = self._app.store
-        status, error, result = "complete", None, None
+        status, error = "complete", None
+        result: Mapping[int, Finished] | None = None
         keeper = asyncio.create_task(self._keep_writing(live))
         try:
             chat = store.chat(live.chat)
@@ -185,18 +212,26 @@ class Answers:
             if not continued:
                 branch.pop()
             adapter = chat.adapter and await self._app.engine.load_adapter(chat.adapter)
-            live.asked = self._app.engine.ask(
-                asked(chat, branch),
-                params,
-                adapter=adapter,
-                adapter_weight=chat.adapter_weight,
-                continue_last=continued,
-            )
-            if live.stopped:
-                live.asked.stop()
-            async for piece in live.asked:
-                self._take(live, piece)
-            result = live.asked.result
+            messages = asked(chat, branch)
+            options: dict[str, Any] = {
+                "adapter": adapter,
+                "adapter_weight": chat.adapter_weight,
+                "continue_last": continued,
+            }
+            tools = self._app.tools.on() if self._app.tools is not None else ()
+            if tools:
+                from localllm.tui.tool_rounds import answer_with_tools
+
+                result = await answer_with_tools(
+                    self._app, live, tools, messages, params, options, self._take
+                )
+            else:
+                under_way = live.asked = self._app.engine.ask(messages, params, **options)
+                if live.stopped:
+                    under_way.stop()
+                async for piece in under_way:
+                    self._take(live, piece)
+                result = under_way.result
         except asyncio.CancelledError:
             live.stopped = True
         except LocalLLMError as problem:
@@ -212,6 +247,7 @@ class Answers:
         if live.first is None:
             live.first = live.last
         live.tokens += len(piece.tokens)
+        live.seen += piece.tokens[: MOST_TOKENS - len(live.seen)]
         live.text += piece.text
         live.reasoning += piece.reasoning
         for listener in list(live.listeners):
@@ -244,7 +280,7 @@ class Answers:
             if finished.seed is not None:
                 fields["params"] = {**params, "seed": finished.seed}
             if finished.tool_calls:
-                fields["extra"] = {"tool_calls": [dict(call) for call in finished.tool_calls]}
+                fields["extra"] = {"tool_calls": [asdict(call) for call in finished.tool_calls]}
         if error is not None:
             fields["extra"] = {"error": str(error)}
         with contextlib.suppress(KeyError):  # the chat may be gone by now
@@ -253,6 +289,7 @@ class Answers:
                     store.prune(live.message)
                 else:
                     store.edit_message(live.message, **fields)
+        keep_tokens(self._app, live.message, token_views(live.seen))
         del self.live[live.chat]
         self._tasks.pop(live.chat, None)
         for listener in live.ended:
@@ -267,14 +304,15 @@ class Answers:
 
     # ---- what waits
 
-    def queued(self, chat: int) -> list[str]:
+    def queued(self, chat: int) -> list[Said]:
         found = self._app.store.setting(f"queue:{chat}", [])
-        return [str(text) for text in found] if isinstance(found, list) else []
+        return [Said(str(content), dict(extra)) for content, extra in found]
 
-    def set_queue(self, chat: int, texts: list[str]) -> None:
-        if len(texts) > _MOST_QUEUED:
+    def set_queue(self, chat: int, waiting: list[Said]) -> None:
+        if len(waiting) > _MOST_QUEUED:
             raise InvalidRequest(f"{_MOST_QUEUED} messages wait already; let some be answered")
-        self._app.store.set_setting(f"queue:{chat}", texts)
+        kept = [[said.content, dict(said.extra)] for said in waiting]
+        self._app.store.set_setting(f"queue:{chat}", kept)
 
     def _next(self, chat: int) -> None:
         waiting = self.queued(chat)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,7 +16,9 @@ from textual.message import Message
 from textual.screen import ModalScreen
 
 from localllm.errors import LocalLLMError
+from localllm.tui.answers import Answers
 from localllm.tui.commands import COMMANDS, Command, find, keys_of
+from localllm.tui.engine.client import EngineState
 from localllm.tui.keymap import Remapped
 from localllm.tui.opening import Opening
 from localllm.tui.places import KEYS, SETTINGS, config_folder
@@ -26,10 +29,10 @@ from localllm.tui.themes import ANSI, theme_for
 if TYPE_CHECKING:
     from textual.command import Provider
 
-    from localllm.tui.answers import Answers
-    from localllm.tui.engine.client import Engine, EngineEvents, EngineState
+    from localllm.tui.engine.client import Engine, News
     from localllm.tui.screens.chat import ChatScreen
     from localllm.tui.store import Chat, Store
+    from localllm.tui.tools import AppTools
 
 
 class EngineChanged(Message):
@@ -50,11 +53,11 @@ class ChatApp(App[None], inherit_bindings=False):
     """store, engine: used by every screen. answers: those under way. chat_id: the open chat, None
     for one that nothing was said in yet."""
 
-    CSS_PATH = "app.tcss"
+    CSS_PATH = Path(__file__).with_name("app.tcss")
     COMMANDS: ClassVar[set[Any]] = {_palette}
     BINDINGS: ClassVar[list[BindingType]] = []
     TITLE = "localllm"
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-narrow"), (90, "-wide")]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (90, "-wide")]  # noqa: RUF012
 
     def __init__(
         self,
@@ -77,10 +80,10 @@ class ChatApp(App[None], inherit_bindings=False):
         self._bound: list[str] = []
         self._chat_screen: ChatScreen | None = None
         self._unsubscribe: Any = None
-        self.ready = False  # whether all commands are known and the keys bound
-        from localllm.tui.answers import Answers
-
-        self.answers: Answers = Answers(self)
+        self.typed = 0.0  # when a key was last typed, time.monotonic()
+        self.ready = False  # whether the keys are bound and the first chat is open
+        self.answers = Answers(self)
+        self.tools: AppTools | None = None  # once the first screen is there
 
     # ---- start and end
 
@@ -94,20 +97,31 @@ class ChatApp(App[None], inherit_bindings=False):
 
     async def _begin(self) -> None:
         """What can wait until something is on the screen."""
+        gc.freeze()
+        gc.enable()
+        from localllm.tui.tool_settings import read_tool_settings
+        from localllm.tui.tools import AppTools
+        from localllm.tui.trace import trace_of
+
         self._unsubscribe = self.engine.subscribe(self._heard)
+        trace_of(self.engine)  # from the start, so that the views have what happened
         self.answers.open_engine(self.model_name, self.opening.options)
+        self.tools = AppTools(self.config, read_tool_settings(self.store))
+        self.tools.start()
         self.bind_commands()
-        self.ready = True
         for problem in self._problems:
             self.warn(problem)
         if self._chat_screen is not None:
             await self._chat_screen.begin()
+        self.ready = True
 
     async def on_unmount(self) -> None:
         if self._unsubscribe is not None:
             self._unsubscribe()
         with contextlib.suppress(LocalLLMError):
             await self.answers.close()
+        if self.tools is not None:
+            await self.tools.close()
         await self.engine.close()
 
     @property
@@ -198,6 +212,10 @@ class ChatApp(App[None], inherit_bindings=False):
                 return False
         return super().check_action(action, parameters)
 
+    def action_pressed(self, key: str) -> None:
+        """A click on a key of the footer."""
+        self.simulate_key(key)
+
     async def action_command(self, name: str) -> None:
         await self.run_command(find(name))
 
@@ -251,8 +269,8 @@ class ChatApp(App[None], inherit_bindings=False):
 
     # ---- the engine
 
-    def _heard(self, news: EngineState | EngineEvents) -> None:
-        if hasattr(news, "phase"):
+    def _heard(self, news: News) -> None:
+        if isinstance(news, EngineState):
             for screen in self.screen_stack:
                 screen.post_message(EngineChanged(news))
 

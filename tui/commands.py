@@ -85,13 +85,11 @@ def grouped(commands: Iterable[Command] | None = None) -> list[tuple[str, list[C
 
 
 def gather() -> list[Command]:
-    """Imports every module that may register commands, and returns all commands."""
+    """Imports every module of `actions`, and returns all commands."""
     import localllm.tui.actions as actions
-    import localllm.tui.screens as screens
 
-    for package in (actions, screens):
-        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-            importlib.import_module(module.name)
+    for module in pkgutil.iter_modules(actions.__path__, f"{actions.__name__}."):
+        importlib.import_module(module.name)
     return COMMANDS
 
 

@@ -179,17 +179,17 @@ class HubLibrary:
             )
         for entry in catalog:
             if entry.name not in here:
-                size = entry.sources[0].download_bytes
+                download = entry.sources[0].download_bytes
                 rows.append(
                     ModelRow(
                         entry.name,
                         entry.title,
                         "known",
-                        size,
+                        download,
                         entry.parameters,
                         entry.context,
                         entry.licence,
-                        None if size is None else _needs(size),
+                        None if download is None else _needs(download),
                         entry.sources[0].exact,
                         entry.draft,
                     )

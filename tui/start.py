@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,10 @@ __all__ = ["Opening", "start"]
 
 def start(opening: Opening) -> None:
     """Runs the app until the user leaves it. Raises StoreError where the chats cannot be opened."""
+    # What is imported stays; looking for garbage in it takes a tenth of the start.
+    gc.disable()
     from localllm.tui.app import ChatApp
-    from localllm.tui.engine.client import EngineProcess
+    from localllm.tui.engine.remote import RemoteEngine
     from localllm.tui.store import Store
 
     config = config_folder()
@@ -25,7 +28,7 @@ def start(opening: Opening) -> None:
         # The chat keeps it, and may be opened from another folder.
         opening = replace(opening, adapter=str(Path(opening.adapter).expanduser().absolute()))
     with Store(database()) as store:
-        app = ChatApp(store, EngineProcess(), settings, opening, config=config, problems=problems)
+        app = ChatApp(store, RemoteEngine(), settings, opening, config=config, problems=problems)
         app.run()
         chat = app.chat_id
     if app.return_code:

@@ -32,3 +32,9 @@ def one_line(text: str, width: int = 0) -> str:
     """The text as a single line, white space folded; longer than `width` (0: any) it ends in …"""
     line = " ".join(plain(text).split())
     return line if not width or len(line) <= width else line[: max(0, width - 1)].rstrip() + "…"
+
+
+def model_name(name: str) -> str:
+    """A model's name for the screen; of a path its end."""
+    is_path = name.startswith(("/", ".", "~"))
+    return one_line(name.rstrip("/").rpartition("/")[2] if is_path else name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from textual.app import App
@@ -45,10 +45,10 @@ class TokenView:
         return next(places, None)
 
 
-_answers: WeakKeyDictionary[App[object], OrderedDict[int, list[TokenView]]] = WeakKeyDictionary()
+_answers: WeakKeyDictionary[App[Any], OrderedDict[int, list[TokenView]]] = WeakKeyDictionary()
 
 
-def keep_tokens(app: App[object], message: int, tokens: Sequence[TokenView]) -> None:
+def keep_tokens(app: App[Any], message: int, tokens: Sequence[TokenView]) -> None:
     """The tokens of a message of the store; of the oldest ones none are kept."""
     answers = _answers.setdefault(app, OrderedDict())
     answers[message] = list(tokens[:MOST_TOKENS])
@@ -57,7 +57,7 @@ def keep_tokens(app: App[object], message: int, tokens: Sequence[TokenView]) -> 
         answers.popitem(last=False)
 
 
-def kept_tokens(app: App[object], message: Message) -> list[TokenView] | None:
+def kept_tokens(app: App[Any], message: Message) -> list[TokenView] | None:
     """None where they are not kept, or the message was changed since."""
     found = _answers.get(app, OrderedDict()).get(message.id)
     if found is None:

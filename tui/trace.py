@@ -76,10 +76,9 @@ class EngineTrace:
 
     def listen(self, told: EngineState | EngineEvents) -> None:
         """A listener of Engine.subscribe."""
-        events = getattr(told, "events", None)  # a state has none
-        if events is not None:
+        if not hasattr(told, "phase"):
             self.lost += told.dropped
-            for name, event in events:
+            for name, event in told.events:
                 self.add(name, event)
 
     def add(self, name: str, event: Mapping[str, Any]) -> None:

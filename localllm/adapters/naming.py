@@ -7,13 +7,11 @@ from dataclasses import dataclass
 
 from localllm.adapters.lora import LINEARS
 from localllm.errors import UnsupportedModel
-from localllm.models.layout import Source, sources
+from localllm.models.layout import Source, own_prefix, sources
 from localllm.models.registry import ARCHITECTURES
 from localllm.spec import DecoderSpec, MoESpec
 from localllm.spec.weights import weight_shapes
 
-# What stands before the names of a causal language model's modules in transformers.
-_PREFIX = {"gpt2": "transformer."}
 # Layers that keep their matrices [in, out].
 _CONV1D = ("gpt2",)
 
@@ -73,7 +71,7 @@ def linear_names(spec: DecoderSpec) -> dict[str, str]:
 def module_name(spec: DecoderSpec, stem: str, layer: int) -> str:
     """stem: "attn.q" …; the first place that the architecture's table names."""
     source: Source = sources(ARCHITECTURES[spec.architecture].names, stem)[0]
-    return _PREFIX.get(spec.architecture, "model.") + source.name.replace("{n}", str(layer))
+    return own_prefix(spec.architecture) + source.name.replace("{n}", str(layer))
 
 
 def keeps_conv1d(spec: DecoderSpec) -> bool:

@@ -43,6 +43,7 @@ class GGUFCheckpoint:
             self.close()
             raise
         self.config: Mapping[str, Any] = headers[0].metadata
+        self.kinds = headers[0].metadata.kinds
 
     def _open(self, path: Path) -> Header:
         file = WeightFile(path)
@@ -107,6 +108,11 @@ class GGUFCheckpoint:
         if isinstance(tensor, Dense) or len(info.shape) > 1:
             return tensor
         return Dense(tensor.to_float32(), "float32")
+
+    def raw(self, name: str) -> np.ndarray:
+        """uint8 [nbytes]: a tensor as it lies in the file."""
+        file, info = self._find(name)
+        return np.frombuffer(file.read(info.offset, info.nbytes), np.uint8)
 
     def forget_vocabulary(self) -> None:
         self.config = {

@@ -12,11 +12,15 @@ from localllm.cli.bench import bench
 from localllm.cli.chat import chat
 from localllm.cli.doctor import doctor
 from localllm.cli.evaluate import evaluate
+from localllm.cli.export import export
+from localllm.cli.finetune import finetune
+from localllm.cli.fuse import fuse
 from localllm.cli.list_models import list_models
 from localllm.cli.plan import plan
 from localllm.cli.pull import pull
 from localllm.cli.rm import rm
 from localllm.cli.run import run
+from localllm.cli.runs import runs
 from localllm.cli.show import show
 from localllm.errors import LocalLLMError
 
@@ -36,7 +40,11 @@ app.command()(pull)
 app.command(name="list")(list_models)
 app.command()(show)
 app.command()(plan)
+app.command()(finetune)
+app.add_typer(runs, name="runs")
 app.command()(evaluate)
+app.command()(fuse)
+app.command()(export)
 app.command()(rm)
 app.command()(doctor)
 app.command()(bench)

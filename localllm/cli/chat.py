@@ -134,7 +134,8 @@ def chat(
 
 def _has_screen() -> bool:
     """A terminal, or the browser that textual-serve stands in for one with."""
-    return (sys.stdin.isatty() and sys.stdout.isatty()) or "TEXTUAL_DRIVER" in os.environ
+    screen = (sys.stdin, sys.stdout, sys.stderr)  # Textual draws on the last
+    return all(stream.isatty() for stream in screen) or "TEXTUAL_DRIVER" in os.environ
 
 
 def _line_by_line(

@@ -11,8 +11,8 @@ Guesses may be confined to some tokens, the most frequent ones: the model's head
 its rows costs a sixth, and what is rare is seldom missed (Zhao et al., "FR-Spec", 2025).
 
 On disk: `draft_head.json` {"format": "localllm-draft-head", "version": 1, "hidden": D, "inner": I}
-and `draft_head.safetensors` with float32 (or 16-bit) `norm` [2D], `in` [I, 2D] and `out` [D, I], and
-`tokens` uint32 [M], ascending, where guesses are confined.
+and `draft_head.safetensors` with float32 (or 16-bit) `norm` [2D], `in` [I, 2D] and `out` [D, I];
+where guesses are confined also `tokens` uint32 [M], ascending.
 """
 
 from __future__ import annotations

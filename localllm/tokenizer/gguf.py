@@ -32,7 +32,7 @@ from localllm.tokenizer.sentence import (
 
 _LOOKS_CONTROL = re.compile(r"<\|.+\|>|<｜.+｜>")  # noqa: RUF001
 _KEY = "tokenizer.ggml."
-_IDS = {  # GGUF key -> the template's name for the token
+NAMED_IDS = {  # GGUF key -> the template's name for the token
     "bos_token_id": "bos_token",
     "eos_token_id": "eos_token",
     "unknown_token_id": "unk_token",
@@ -50,7 +50,7 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any]) -> Tokenizer | None:
     model = metadata.get(_KEY + "model")
     if model is None or model in ("none", "no_vocab"):
         return None
-    vocabulary = _Vocabulary(metadata)
+    vocabulary = GGUFVocabulary(metadata)
     codec: Codec
     if model == "gpt2":
         kind = kind_named(metadata.get(_KEY + "pre"))
@@ -77,16 +77,16 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any]) -> Tokenizer | None:
         eos_ids=end_ids(codec.special, [id_ for id_ in ends if id_ is not None]),
         prefix=(bos,) if add_bos and bos is not None else (),
         suffix=(eos,) if add_eos and eos is not None else (),
-        templates=_templates(metadata),
+        templates=templates_of(metadata),
         variables={
             name: vocabulary.tokens[id_]
-            for key, name in _IDS.items()
+            for key, name in NAMED_IDS.items()
             if (id_ := vocabulary.named(key)) is not None
         },
     )
 
 
-class _Vocabulary:
+class GGUFVocabulary:
     """Tokens, types and named ids, checked."""
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
@@ -150,8 +150,8 @@ class _Vocabulary:
             raise TokenizerError(f"tokenizer.ggml.{key} holds no numbers: {error}") from error
 
 
-def _byte_pairs(vocabulary: _Vocabulary, metadata: Mapping[str, Any]) -> FastCodec:
-    kind = kind_named(metadata.get(_KEY + "pre"))
+def merges_of(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The pairs of a byte-level vocabulary. Raises TokenizerError for a line that is none."""
     lines = metadata.get(_KEY + "merges")
     if lines is None:
         raise TokenizerError("tokenizer.ggml.merges is missing")
@@ -161,6 +161,12 @@ def _byte_pairs(vocabulary: _Vocabulary, metadata: Mapping[str, Any]) -> FastCod
         if cut < 0:
             raise TokenizerError(f"tokenizer.ggml.merges[{number}] is no pair: {line!r}")
         merges.append((line[:cut], line[cut + 1 :]))
+    return merges
+
+
+def _byte_pairs(vocabulary: GGUFVocabulary, metadata: Mapping[str, Any]) -> FastCodec:
+    kind = kind_named(metadata.get(_KEY + "pre"))
+    merges = merges_of(metadata)
     control = vocabulary.of_type(CONTROL, UNKNOWN)
     # Under a name outside the byte-level alphabet, no text can become a control token.
     ids = {f"\ue000{i}" if token in control else token: i for token, i in vocabulary.ids.items()}
@@ -180,7 +186,7 @@ def _byte_pairs(vocabulary: _Vocabulary, metadata: Mapping[str, Any]) -> FastCod
     return FastCodec(inner, control, vocabulary.tokens)
 
 
-def _sentence_pieces(vocabulary: _Vocabulary, metadata: Mapping[str, Any]) -> SentenceCodec:
+def _sentence_pieces(vocabulary: GGUFVocabulary, metadata: Mapping[str, Any]) -> SentenceCodec:
     types, tokens = list(vocabulary.types), list(vocabulary.tokens)
     unknown = vocabulary.named("unknown_token_id") or 0
     for i, kind in enumerate(types):
@@ -231,7 +237,7 @@ def _flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
     return bool(metadata.get(_KEY + key, default))
 
 
-def _templates(metadata: Mapping[str, Any]) -> dict[str, str]:
+def templates_of(metadata: Mapping[str, Any]) -> dict[str, str]:
     """`tokenizer.chat_template` is "default"; `tokenizer.chat_template.NAME` are the named ones."""
     root = "tokenizer.chat_template"
     found = {"default": metadata.get(root)}

@@ -39,7 +39,7 @@ class Kind:
         return normalizers.NFC() if self.nfc else None
 
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _APOSTROPHE = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _SYMBOLS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -99,20 +99,20 @@ _EXAONE_MOE = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 
-_PLAIN = Kind((_GPT2,))
-_BY_DIGIT = Kind((r"\p{N}", _GPT2))
+_PLAIN = Kind((GPT2_PATTERN,))
+_BY_DIGIT = Kind((r"\p{N}", GPT2_PATTERN))
 _LLAMA = Kind((_LLAMA3,), ignore_merges=True, add_bos=True)
 _QWEN = Kind((_QWEN2,), nfc=True)
 _WORDS_OF_THREE_DIGITS = Kind((_LLAMA3,))
 
 KINDS: dict[str, Kind] = {
-    "default": Kind((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
+    "default": Kind((r"[\p{P}\$\+<=>\^~\|]+", GPT2_PATTERN, r"\p{N}+", "[0-9][0-9][0-9]")),
     **dict.fromkeys(
         ("gpt-2", "phi-2", "gigachat", "a.x-4.0", "mellum", "jais", "trillion", "exaone4"),
         _PLAIN,
     ),
     "granite-docling": _PLAIN,
-    **dict.fromkeys(("mpt", "olmo"), Kind((_GPT2,), nfc=True)),  # vocabularies of GPT-NeoX
+    **dict.fromkeys(("mpt", "olmo"), Kind((GPT2_PATTERN,), nfc=True)),  # vocabularies of GPT-NeoX
     **dict.fromkeys(
         ("starcoder", "refact", "smollm", "codeshell", "exaone", "minerva-7b", "mellum2"),
         _BY_DIGIT,
@@ -136,7 +136,7 @@ KINDS: dict[str, Kind] = {
     ),
     "deepseek-coder": Kind((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", f"{_EAST_ASIAN}+", r"\p{N}")),
     **dict.fromkeys(("deepseek-v3", "hunyuan-dense", "joyai-llm"), Kind(_DEEPSEEK3)),
-    "falcon": Kind((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
+    "falcon": Kind((r"[\p{P}\$\+<=>\^~\|`]+", GPT2_PATTERN, "[0-9][0-9][0-9]")),
     **dict.fromkeys(("poro-chat", "bloom", "gpt3-finnish"), Kind((_BLOOM,))),
     "viking": Kind((_BLOOM, r"\p{N}")),
     "superbpe": Kind((r"\p{N}+", r"(?=(\d{3})+(?!\d))")),

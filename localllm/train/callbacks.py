@@ -48,14 +48,14 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run in Weights & Biases. Needs the extra `wandb`; an account, or WANDB_MODE=offline."""
 
-    def __init__(self, project: str, name: str, config: Mapping[str, Any], folder: Path) -> None:
+    def __init__(self, project: str, config: Mapping[str, Any]) -> None:
         try:
             import wandb
         except ImportError as error:
             raise InvalidRequest(
                 "Weights & Biases needs wandb", hint="pip install 'localllm[wandb]'"
             ) from error
-        self._run = wandb.init(project=project, name=name, config=dict(config), dir=str(folder))
+        self._run = wandb.init(project=project, config=dict(config))
 
     def on_event(self, event: Event) -> None:
         prefix = {"step": "train", "eval": "valid"}.get(event["type"])

@@ -228,12 +228,16 @@ def _fill(
     for i, answer in enumerate(answers):
         ids = [*answer.prompt, *answer.tokens[:-1]]
         first = len(answer.prompt) - 1
-        states = llm.pump.alone(lambda engine, ids=ids, first=first: engine.states(ids, first))
+        states = _states(llm, ids, first)
         if np.abs(states).max() > limit:
             return False
         array[starts[i] : starts[i + 1]] = states
         progress(int(starts[i + 1]), int(starts[-1]))
     return True
+
+
+def _states(llm: LLM, ids: list[int], first: int) -> np.ndarray:
+    return llm.pump.alone(lambda engine: engine.states(ids, first))
 
 
 def _complete(path: Path, shape: tuple[int, ...]) -> bool:

@@ -47,10 +47,13 @@ class DraftHeadConfig:
         built in. held_out: how many are kept for measuring.
     tokens: of answers to learn from. max_tokens: of one answer. temperature: of the answers after
         the first round over the prompts, which is greedy.
-    inner: width of the network, 0 for four times the model's. vocabulary: how many tokens, the most
+    inner: width of the network, 0 for twice the model's. vocabulary: how many tokens, the most
         frequent ones, it may guess; 0 for all.
+    candidates: tokens that a step of training compares, those of the batch among them; 0 for all.
     unroll: how many guesses in a row it learns to make. closeness: weight of how far its states are
         from the model's. decay: of each guess's weight against the one before.
+    noise: on the states that guesses begin with, as a share of their root mean square; like
+        weight_decay against learning the answers by heart.
     batch: positions a step. epochs: over all positions.
     """
 
@@ -58,16 +61,19 @@ class DraftHeadConfig:
     out: Path
     prompts: Path | None = None
     held_out: int = 12
-    tokens: int = 150_000
+    tokens: int = 400_000
     max_tokens: int = 192
     temperature: float = 0.8
     inner: int = 0
     vocabulary: int = 8192
+    candidates: int = 1024
     unroll: int = 3
     closeness: float = 0.1
     decay: float = 0.8
+    noise: float = 0.2
+    weight_decay: float = 0.05
     batch: int = 1024
-    epochs: float = 4.0
+    epochs: float = 2.0
     learning_rate: float = 2e-3
     seed: int = 0
     save_every: int = 50
@@ -77,11 +83,19 @@ class DraftHeadConfig:
     def __post_init__(self) -> None:
         for name, low in (
             ("held_out", 1), ("tokens", 64), ("max_tokens", 8), ("inner", 0), ("vocabulary", 0),
-            ("unroll", 1), ("batch", 1), ("save_every", 1),
+            ("unroll", 1), ("candidates", 0), ("batch", 1), ("save_every", 1),
         ):  # fmt: skip
             if getattr(self, name) < low:
                 raise InvalidRequest(f"{name} must be at least {low}, not {getattr(self, name)}")
-        for name in ("temperature", "closeness", "decay", "epochs", "learning_rate"):
+        for name in (
+            "temperature",
+            "closeness",
+            "decay",
+            "noise",
+            "weight_decay",
+            "epochs",
+            "learning_rate",
+        ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InvalidRequest(f"{name} must be a number from 0 on")
 
@@ -91,6 +105,19 @@ class DraftHeadConfig:
         for name in ("out", "threads", "resume", "save_every"):
             del facts[name]
         return facts
+
+
+def resumed_config(out: Path, threads: int | None = None) -> DraftHeadConfig:
+    """The config of the run in `out`, to go on with. Raises InvalidRequest where there is none."""
+    path = out / _SETTINGS
+    if not path.exists():
+        raise InvalidRequest(f"{out}: there is no run to resume")
+    facts = {name: value for name, value in read_json(path).items() if name != "prompts_sha256"}
+    facts["prompts"] = None if facts.get("prompts") is None else Path(facts["prompts"])
+    try:
+        return DraftHeadConfig(out=out, threads=threads, resume=True, **facts)
+    except TypeError as error:
+        raise InvalidRequest(f"{path}: not the settings of a draft head: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -312,7 +339,7 @@ def _begin(config: DraftHeadConfig, prompts: Sequence[str]) -> None:
 @dataclass(frozen=True)
 class _Material:
     """embeddings: float32 [U, hidden], of the tokens in the answers; rows: of each position the one
-    that its token has there."""
+    that its token has there; places: its row of the target, -1 where it cannot be guessed."""
 
     states: States
     target: Target
@@ -320,6 +347,7 @@ class _Material:
     embeddings: np.ndarray
     rows: np.ndarray
     coverage: float
+    places: np.ndarray
 
 
 def _material(config: DraftHeadConfig, llm: LLM, states: States) -> _Material:
@@ -340,7 +368,10 @@ def _material(config: DraftHeadConfig, llm: LLM, states: States) -> _Material:
         checkpoint.close()
     embeddings = llm.pump.alone(lambda engine: engine.backend.embed(distinct.tolist()))
     target = Target(matrix, spec.logit_scale, spec.logit_softcap)
-    return _Material(states, target, tokens, embeddings, rows, float(covered))
+    known = np.full(spec.vocab_size, -1, np.int64)
+    known[np.arange(spec.vocab_size) if tokens is None else tokens] = np.arange(len(matrix))
+    places = known[states.drawn]
+    return _Material(states, target, tokens, embeddings, rows, float(covered), places)
 
 
 def _train(
@@ -359,12 +390,13 @@ def _train(
             "the answers are too short to learn from", hint="ask for more tokens, or more of each"
         )
     hidden = states.states.shape[1]
-    inner = config.inner or 4 * hidden
+    inner = config.inner or 2 * hidden
     per_epoch = -(-len(places) // config.batch)
     total = max(1, round(config.epochs * per_epoch))
     sizes = _rms(states.states[places[:4096]]), _rms(material.embeddings[material.rows])
     network = initial(hidden, inner, sizes, config.seed)
-    optimizer = _Adam(network, config.learning_rate, total)
+    optimizer = _Adam(network, config.learning_rate, total, config.weight_decay)
+    spread = np.float32(config.noise * sizes[0] * 3**0.5)  # of uniform noise with that deviation
     checkpoints = Checkpoints(config.out / "checkpoints")
     done, loss, agreed = 0, math.nan, math.nan
     snapshot, _ = checkpoints.newest()
@@ -379,10 +411,14 @@ def _train(
             order = np.random.default_rng((config.seed, epoch)).permutation(len(places))
             batch = places[order[at * config.batch : (at + 1) * config.batch]]
             gradients = Network(*(np.zeros_like(array) for array in network.arrays()))
+            inputs, embeddings = _gather(material, batch, config.unroll)
+            chance = np.random.default_rng((config.seed, 2, step))
+            inputs[:, 0] += spread * chance.uniform(-1, 1, inputs[:, 0].shape).astype(np.float32)
             sums = run(
                 network,
-                material.target,
-                *_gather(material, batch, config.unroll),
+                _candidates(config, material, batch, step),
+                inputs,
+                embeddings,
                 closeness=config.closeness,
                 decay=config.decay,
                 gradients=gradients,
@@ -410,6 +446,21 @@ def _train(
     return head, loss, agreed, total
 
 
+def _candidates(
+    config: DraftHeadConfig, material: _Material, batch: np.ndarray, step: int
+) -> Target:
+    """The target confined to what was drawn around the batch and to some others, by chance."""
+    size = len(material.target.matrix)
+    if not 0 < config.candidates < size:
+        return material.target
+    window = batch[:, None] + np.arange(config.unroll + 1)
+    drawn = np.unique(material.places[window])
+    drawn = drawn[drawn >= 0]
+    others = np.random.default_rng((config.seed, 1, step)).permutation(size)
+    some = others[: max(0, config.candidates - len(drawn))]
+    return material.target.rows(np.union1d(drawn, some))
+
+
 def _gather(material: _Material, places: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """States float32 [n, K + 1, D], and embeddings float32 [n, K, D] of what was drawn there."""
     window = places[:, None] + np.arange(steps + 1)
@@ -434,10 +485,11 @@ def _rms(array: np.ndarray) -> float:
 
 
 class _Adam:
-    """AdamW without decay, its rate warmed up over a twentieth of the steps, then a cosine to 0."""
+    """AdamW, its rate warmed up over a twentieth of the steps, then a cosine to 0. Gains of the
+    norm do not decay."""
 
-    def __init__(self, network: Network, rate: float, total: int) -> None:
-        self._rate, self._total = rate, total
+    def __init__(self, network: Network, rate: float, total: int, decay: float) -> None:
+        self._rate, self._total, self._decay = rate, total, decay
         self._m = [np.zeros_like(array) for array in network.arrays()]
         self._v = [np.zeros_like(array) for array in network.arrays()]
 
@@ -448,6 +500,8 @@ class _Adam:
         ):
             m += np.float32(0.1) * (g - m)
             v += np.float32(0.02) * (g * g - v)
+            if parameter.ndim > 1:
+                parameter *= np.float32(1 - rate * self._decay)
             step_size = np.float32(rate * math.sqrt(1 - 0.98**t) / (1 - 0.9**t))
             parameter -= step_size * m / (np.sqrt(v) + np.float32(1e-8))
 
@@ -459,7 +513,7 @@ class _Adam:
 
     def arrays(self, network: Network) -> dict[str, np.ndarray]:
         """Copies, for a checkpoint that is written while training goes on."""
-        found = {}
+        found: dict[str, np.ndarray] = {}
         for name, p, m, v in zip(_NAMES, network.arrays(), self._m, self._v, strict=True):
             found |= {name: p.copy(), f"{name}.m": m.copy(), f"{name}.v": v.copy()}
         return found

@@ -11,7 +11,7 @@ drafts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,6 +25,10 @@ class Target:
     matrix: np.ndarray
     scale: float = 1.0
     softcap: float | None = None
+
+    def rows(self, index: np.ndarray) -> Target:
+        """Confined further, to these rows."""
+        return replace(self, matrix=self.matrix[index])
 
     def logits(self, states: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """float32 [n, M], and what their derivatives are multiplied with, None for 1."""
@@ -171,6 +175,6 @@ def _compare(
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
-    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p: np.ndarray = np.exp(logits - logits.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
     return p

@@ -56,6 +56,10 @@ def why_not(
             return f"layer {index} mixes tokens by {type(layer.mixer).__name__}"
         if not isinstance(layer.ffn, FeedForwardSpec):
             return f"layer {index} has a mixture of experts"
+        if layer.mixer.sinks:
+            return f"layer {index} has attention sinks"
+        if layer.ffn.activation == "clamped_swiglu":
+            return f"layer {index} activates by {layer.ffn.activation}"
     if not layout.scales:
         return "full fine-tuning: the native program trains low-rank adapters"
     targets = set(layout.scales)

@@ -3,8 +3,7 @@
 RUN/                        (LOCALLLM_HOME/runs/NAME unless --out says otherwise)
   run.json                  what it is and how far it came
   config.toml               every setting, defaults filled in
-  metrics.jsonl             losses and speeds, a line a step
-  samples.jsonl             answers drawn along the way
+  metrics.jsonl             losses and speeds, a line a step; answers drawn along the way
   checkpoints/              to resume from; see checkpoint.py
   adapter_config.json, adapter_model.safetensors     the result: the folder is a PEFT adapter
   model/                    the result of a full fine-tune: a model folder
@@ -55,10 +54,6 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     @property
-    def samples(self) -> Path:
-        return self.folder / "samples.jsonl"
-
-    @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
@@ -102,7 +97,8 @@ def create_run(out: str | None, facts: Mapping[str, Any]) -> Run:
                     f"`localllm runs delete {out}`, or choose another --out",
                 )
             folder.mkdir(parents=True, exist_ok=True)
-            name = _link(home, folder)
+            inside = folder.parent == home.absolute()
+            name = folder.name if inside else _link(home, folder)
         return Run(name, folder, {}).update(name=name, created=_now(), **facts)
     except OSError as error:
         where = error.filename or out or home
@@ -154,7 +150,7 @@ def delete_run(run: Run, *, keep_adapter: bool = False) -> int:
     if in_use(run.folder):
         raise InvalidRequest(f"{run.name} is training now", hint="stop it first (Ctrl-C)")
     before = folder_size(run.folder)
-    ours = ["checkpoints", "metrics.jsonl", "samples.jsonl", "config.toml", _LOCK, _FACTS]
+    ours = ["checkpoints", "metrics.jsonl", "config.toml", _LOCK, _FACTS]
     if not keep_adapter:
         ours = [*DELIVERED, "model", *ours]
     for name in ours:

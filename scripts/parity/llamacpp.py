@@ -45,6 +45,7 @@ class LlamaCpp:
     context: positions of each sequence; sequences: how many there are.
     variant: a CPU library by name ("haswell", "zen4"); None for the one it would choose itself.
     flash_attention: "on", "off" or "auto".
+    lora: a GGUF file with an adapter. kv_float32: keys and values in float32, not float16.
     A thread pool is attached as its own benchmark does, and paused by `pause`.
     Raises PeerMissing.
     """
@@ -58,6 +59,8 @@ class LlamaCpp:
         sequences: int = 1,
         variant: str | None = None,
         flash_attention: str = "auto",
+        lora: Path | None = None,
+        kv_float32: bool = False,
     ) -> None:
         self._llama, self._cpu, self.kernels = _start(variant)
         params = self._llama.llama_model_default_params()
@@ -68,7 +71,10 @@ class LlamaCpp:
         vocabulary = self._llama.llama_model_get_vocab(self._model)
         self.vocab_size = int(self._llama.llama_vocab_n_tokens(vocabulary))
         self._is_end = lambda token: bool(self._llama.llama_vocab_is_eog(vocabulary, token))
+        self._kv_type = 0 if kv_float32 else 1
         self._context = self._new_context(threads, context, sequences, flash_attention)
+        if lora is not None:
+            self._add_lora(lora)
         self._memory = self._llama.llama_get_memory(self._context)
         pool = ThreadpoolParams(n_threads=threads, poll=50)
         self._pool = self._cpu.ggml_threadpool_new(ctypes.byref(pool))
@@ -82,6 +88,7 @@ class LlamaCpp:
         params.n_batch = params.n_ubatch = UBATCH
         params.n_seq_max = sequences
         params.n_threads = params.n_threads_batch = threads
+        params.type_k = params.type_v = self._kv_type
         params.flash_attn_type = FLASH_ATTENTION[flash]
         params.swa_full = False  # caches of sliding-window layers hold the window alone
         params.kv_unified = False  # sequences share no prefix: a cache for each
@@ -89,6 +96,14 @@ class LlamaCpp:
         if not made:
             raise PeerMissing("llama.cpp made no context")
         return made
+
+    def _add_lora(self, path: Path) -> None:
+        adapter = self._llama.llama_adapter_lora_init(self._model, str(path).encode())
+        if not adapter:
+            raise PeerMissing(f"llama.cpp {VERSION} does not load the adapter {path.name}")
+        adapters, scales = (ctypes.c_void_p * 1)(adapter), (ctypes.c_float * 1)(1.0)
+        if self._llama.llama_set_adapters_lora(self._context, adapters, 1, scales):
+            raise PeerMissing(f"llama.cpp {VERSION} does not take the adapter {path.name}")
 
     @property
     def system(self) -> str:

@@ -136,6 +136,11 @@ LLAMA = {
     "llama_decode": (c_int32, (c_void_p, Batch)),
     "llama_get_logits": (POINTER(c_float), (c_void_p,)),
     "llama_log_set": (None, (LogCallback, c_void_p)),
+    "llama_adapter_lora_init": (c_void_p, (c_void_p, c_char_p)),
+    "llama_set_adapters_lora": (
+        c_int32,
+        (c_void_p, POINTER(c_void_p), c_size_t, POINTER(c_float)),
+    ),
 }
 GGML = {"ggml_backend_load": (c_void_p, (c_char_p,))}
 GGML_BASE = {

@@ -59,6 +59,8 @@ def test_importing_localllm_loads_nothing_heavy(tmp_path: Path) -> None:
         ["run", "--help"],
         ["chat", "--help"],
         ["batch", "--help"],
+        ["finetune", "--help"],
+        ["runs", "--help"],
         ["doctor", "--help"],
         ["bench", "--help"],
     ],

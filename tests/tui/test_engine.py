@@ -16,6 +16,8 @@ import pytest
 from localllm.errors import InvalidRequest, ModelNotFound
 from localllm.tui.engine.client import EngineEvents, EngineGone, EngineState, Piece
 from localllm.tui.engine.remote import RemoteEngine
+from tests.adapters.tiny import adapter_tensors, write_adapter
+from tests.tiny_model import write_tiny_model
 
 SEA = [{"role": "user", "content": "Write two sentences about the sea."}]
 Scenario = Callable[[RemoteEngine], Awaitable[None]]
@@ -103,6 +105,104 @@ def test_guesses_are_marked(smollm2: Path) -> None:
         assert len(accepted) >= receipt["accepted_tokens"] > 0
         kept = [token for token in tokens if token.drafted != "rejected"]
         assert len(kept) == receipt["generated_tokens"]
+
+    run(scenario)
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "add",
+            "description": "Adds two numbers.",
+            "parameters": {
+                "type": "object",
+                "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+                "required": ["a", "b"],
+                "additionalProperties": False,
+            },
+        },
+    }
+]
+
+
+def test_a_call_that_must_be_made_is_one_and_none_of_it_is_shown(smollm2: Path) -> None:
+    async def scenario(engine: RemoteEngine) -> None:
+        await engine.open(str(smollm2), context=1024)
+        messages = [{"role": "user", "content": "What is 17 + 25?"}]
+        params = {"max_tokens": 60, "temperature": 0}
+        asked = engine.ask(messages, {**params, "tool_choice": "required"}, tools=TOOLS)
+        assert [piece.text async for piece in asked if piece.text] == []
+        (call,) = asked.result[0].tool_calls
+        assert call.name == "add"
+        assert call.arguments is not None
+        assert all(isinstance(value, int) for value in call.arguments.values())
+        # Its result is told in the next round, to a template that knows no tools as well.
+        function = {"name": call.name, "arguments": dict(call.arguments)}
+        messages += [
+            {"role": "assistant", "content": "", "tool_calls": [{"function": function}]},
+            {"role": "tool", "name": "add", "content": "42"},
+        ]
+        assert await answer(engine, messages)
+        with pytest.raises(InvalidRequest, match="'subtract'"):
+            async for _ in engine.ask(messages, {"tool_choice": "subtract"}, tools=TOOLS):
+                pass
+
+    run(scenario)
+
+
+def test_an_answer_that_is_stopped_at_once_ends_at_once(smollm2: Path) -> None:
+    async def scenario(engine: RemoteEngine) -> None:
+        await engine.open(str(smollm2), context=4096)
+        long = [{"role": "user", "content": "the sea " * 1000}]
+        asked = engine.ask(long, {"ignore_eos": True, "max_tokens": 1000})
+        await asyncio.sleep(0)  # it is on its way, its prompt is not made yet
+        asked.stop()
+        pieces = [piece async for piece in asked]
+        assert sum(len(piece.tokens) for piece in pieces) < 100
+        assert asked.result[0].reason == "cancelled"
+
+    run(scenario)
+
+
+def test_a_wrong_name_costs_the_loaded_model_nothing(smollm2: Path) -> None:
+    async def scenario(engine: RemoteEngine) -> None:
+        await engine.open(str(smollm2), context=512)
+        with pytest.raises(ModelNotFound):
+            await engine.open("no-such-model")
+        assert engine.state.phase == "ready"
+        assert engine.state.model is not None
+        assert engine.state.model.path == str(smollm2)
+        assert await answer(engine)
+
+    run(scenario)
+
+
+def test_an_adapter_is_added_in_part(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "model")
+    shapes = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": (4, 32)}
+    shapes["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"] = (32, 4)
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 64, "target_modules": ["q_proj"]}
+    folder = str(write_adapter(tmp_path / "poet", config, adapter_tensors(shapes)))
+
+    async def scenario(engine: RemoteEngine) -> None:
+        await engine.open(str(model))
+        assert await engine.load_adapter(folder) == await engine.load_adapter(folder) == "poet"
+
+        async def said(weight: float) -> list[float]:
+            params = {"max_tokens": 8, "temperature": 0, "ignore_eos": True}
+            asked = engine.ask(SEA, params, adapter="poet", adapter_weight=weight, n=1, logprobs=1)
+            tokens = [token async for piece in asked for token in piece.tokens]
+            return [token.logprob or 0.0 for token in tokens if token.drafted != "rejected"]
+
+        none, half, whole = [await said(weight) for weight in (0.0, 0.5, 1.0)]
+        plain = engine.ask(SEA, {"max_tokens": 8, "temperature": 0, "ignore_eos": True}, logprobs=1)
+        tokens = [token async for piece in plain for token in piece.tokens]
+        assert [t.logprob for t in tokens if t.drafted != "rejected"] == none
+        assert len({tuple(one) for one in (none, half, whole)}) == 3
+        assert await engine.adapters() == ["poet"]
+        await engine.unload_adapter("poet")
+        assert await engine.adapters() == []
 
     run(scenario)
 

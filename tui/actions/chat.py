@@ -56,7 +56,7 @@ def unqueue(app: ChatApp, argument: str) -> None:
         if not argument.isdecimal() or not 1 <= int(argument) <= len(waiting):
             raise InvalidRequest(f"no message {argument!r} waits; they are 1 to {len(waiting)}")
         place = int(argument)
-    text = waiting.pop(place - 1)
+    text = waiting.pop(place - 1).typed
     app.answers.set_queue(app.chat_id, waiting)
     typed = app.chat_screen.composer.text
     app.chat_screen.composer.put(f"{text}\n{typed}" if typed.strip() else text)
@@ -158,7 +158,7 @@ register(
         "Choose a message of the chat, to edit, branch or copy it",
         "Message",
         choose_message,
-        keys=("ctrl+up", "f2"),
+        keys=("ctrl+g", "ctrl+up"),
         slash="messages",
         where="chat",
         shown_in_footer=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from localllm.errors import InvalidRequest
+from localllm.tui.answers import Said, typed_of
 from localllm.tui.commands import Command, register
 from localllm.tui.conversation import asked
 from localllm.tui.store import Message
@@ -12,6 +13,8 @@ from localllm.tui.text import one_line
 
 if TYPE_CHECKING:
     from localllm.tui.app import ChatApp
+
+_OF_FILES = ("attachments", "typed")  # in a message's extra
 
 
 def chosen(app: ChatApp, *roles: str) -> Message:
@@ -50,19 +53,24 @@ async def save_edit(app: ChatApp, number: int, text: str) -> None:
     if not text.strip():
         raise_empty(app)
         return
-    screen.leave_editing()
-    if text == message.content:
+    if text == typed_of(message.content, message.extra):
+        screen.leave_editing()
         return
     _idle(app, message)
+    said = await screen.with_files(text) if message.role == "user" else Said(text)
+    if said is None:
+        return
+    screen.leave_editing()
+    kept = {name: value for name, value in message.extra.items() if name not in _OF_FILES}
     made = app.store.add_message(
         message.chat,
         message.parent,
         message.role,
-        text,
+        said.content,
         model=message.model,
         adapter=message.adapter,
         params=message.params,
-        extra={**message.extra, "edited_from": message.id},
+        extra={**kept, **said.extra, "edited_from": message.id},
     )
     if message.role == "assistant":
         chat = app.store.chat(message.chat)

@@ -107,14 +107,9 @@ async def _rate(app: ChatApp, rating: int) -> None:
 
 async def replay(app: ChatApp, argument: str) -> None:
     """The answer once more, everything as it was: the same model gives the same text."""
-    from localllm.tui.sampling_fields import sampling_fields
-
     message = answer(app)
     seed = message.params.get("seed", message.receipt.get("seed"))
     chat = app.store.chat(message.chat)
-    # What was set in the chat since did not hold then.
-    defaults = {field.name: field.default for field in sampling_fields()}
-    since = {name: defaults[name] for name in app.answers.params(chat) if name in defaults}
     changed = [
         f"{what} {then or 'none'} then, {now or 'none'} now"
         for what, then, now in (
@@ -125,9 +120,9 @@ async def replay(app: ChatApp, argument: str) -> None:
     ]
     if changed:
         app.warn(f"The answer may differ: {'; '.join(changed)}")
-    again = app.answers.ask(
-        message.chat, message.parent, params={**since, **message.params, "seed": seed}
-    )
+    # What was set in the chat since did not hold then.
+    params = {**message.params, "seed": seed}
+    again = app.answers.ask(message.chat, message.parent, params=params, only=True)
     await app.open_chat(message.chat, again.id)
 
 
@@ -147,14 +142,11 @@ async def teach(app: ChatApp, argument: str) -> None:
 
 def answer(app: ChatApp) -> Message:
     """The answer that is chosen in the transcript, else the last one. Raises InvalidRequest."""
-    from localllm.tui.conversation import last_answer
+    from localllm.tui.actions.tree import chosen
 
-    number = app.chat_id
-    if number is None:
-        raise InvalidRequest("no chat is open")
-    found = last_answer(app.store, app.store.chat(number))
-    if found is None:
-        raise InvalidRequest("there is no answer in this chat yet")
+    found = chosen(app, "assistant")
+    if found.role != "assistant":
+        raise InvalidRequest("this is no answer of the model", hint="choose one, or leave it")
     return found
 
 
@@ -165,7 +157,7 @@ register(
         "Choose, pull, inspect and remove models",
         "Model",
         models,
-        keys=("f2",),
+        keys=("f3",),
         slash="models",
         shown_in_footer=True,
     ),
@@ -183,7 +175,7 @@ register(
         "Every sampling parameter, and presets of them",
         "Model",
         parameters,
-        keys=("f3",),
+        keys=("f4",),
         slash="parameters",
         shown_in_footer=True,
     ),
@@ -193,7 +185,7 @@ register(
         "The system prompt, and a library of prompts with {{variables}}",
         "Chat",
         prompts,
-        keys=("f4",),
+        keys=("alt+p",),
         slash="prompts",
     ),
     Command(
@@ -236,7 +228,9 @@ register(
         "Rate the answer as good; again takes it back",
         "Learning",
         good,
+        keys=("plus",),
         slash="good",
+        where="message",
     ),
     Command(
         "rate-bad",
@@ -244,7 +238,9 @@ register(
         "Rate the answer as bad; again takes it back",
         "Learning",
         bad,
+        keys=("minus",),
         slash="bad",
+        where="message",
     ),
     Command(
         "replay",
@@ -260,7 +256,9 @@ register(
         "Write the answer as it should have been: an example to learn from",
         "Learning",
         teach,
+        keys=("w",),
         slash="teach",
+        where="message",
     ),
     Command(
         "dataset",
@@ -286,6 +284,7 @@ register(
         "Tools the model may call, their folder, and MCP servers. Off by default",
         "Tools",
         tools,
+        keys=("alt+t",),
         slash="tools",
     ),
 )

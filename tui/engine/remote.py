@@ -31,7 +31,7 @@ from localllm.tui.engine.client import (
 from localllm.tui.engine.wire import MAX_LINE, error_from, line, message_of
 
 _LAST_WORDS = 20  # lines of a dead child's stderr that are told
-_MAX_WAITING = 10_000  # pieces of one answer that nobody reads
+_MAX_WAITING = 64  # pieces of one answer that nobody reads; further ones become one
 _CLOSE_SECONDS = 1.5
 
 
@@ -41,7 +41,7 @@ class RemoteAsked:
     def __init__(self, engine: RemoteEngine, number: int) -> None:
         self._engine = engine
         self._number = number
-        self._pieces: deque[Piece] = deque(maxlen=_MAX_WAITING)
+        self._pieces: deque[Piece] = deque()
         self._news = asyncio.Event()
         self._over = False
         self._error: BaseException | None = None
@@ -75,7 +75,17 @@ class RemoteAsked:
             self.stop()
 
     def take(self, pieces: Sequence[Mapping[str, Any]]) -> None:
-        self._pieces.extend(_piece(fields) for fields in pieces)
+        for piece in map(_piece, pieces):
+            last = self._pieces[-1] if len(self._pieces) >= _MAX_WAITING else None
+            if last is not None and last.index == piece.index:  # nobody reads: none is lost
+                self._pieces[-1] = Piece(
+                    last.index,
+                    last.text + piece.text,
+                    last.reasoning + piece.reasoning,
+                    last.tokens + piece.tokens,
+                )
+            else:
+                self._pieces.append(piece)
         self._news.set()
 
     def end(self, answer: Mapping[str, Any]) -> None:
@@ -196,7 +206,10 @@ class RemoteEngine:
 
     async def kv_map(self) -> KvMap:
         found = await self._call("kv_map")
-        blocks = (KvBlock(**{**one, "owners": tuple(one["owners"])}) for one in found["blocks"])
+        groups = [group for group, size in enumerate(found["groups"]) for _ in range(size)]
+        blocks = [KvBlock(number, group, 0, (), "") for number, group in enumerate(groups)]
+        for number, refcount, owners, name in found["blocks"]:
+            blocks[number] = KvBlock(number, groups[number], refcount, tuple(owners), name)
         return KvMap(tuple(blocks), found["block_size"])
 
     async def block_text(self, block: int) -> str:

@@ -12,26 +12,24 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
 from typing import Any
 
 from localllm.async_engine import AsyncEngine
 from localllm.async_stream import AsyncStream
-from localllm.errors import InvalidRequest, LocalLLMError
+from localllm.engine.events import Ended, StepDone
+from localllm.errors import InvalidRequest
+from localllm.hub import resolve
 from localllm.llm import LLM
-from localllm.results import GenerationDelta, GenerationResult
-from localllm.sampling import SamplingParams
-from localllm.tokenizer import Tokenizer
+from localllm.tui.engine.adapters import Adapters
+from localllm.tui.engine.asking import Voice, asking, counted
 from localllm.tui.engine.client import EngineGone
-from localllm.tui.engine.thinking import ThinkingSplitter
 from localllm.tui.engine.wire import MAX_LINE, error_fields, line, message_of
 
-_PIECE_SECONDS = 0.02  # pieces are sent no more often, so that the app is not flooded
+_PIECE_SECONDS = 0.03  # pieces are sent no more often, so that the app is not flooded
 _EVENTS_SECONDS = 0.1
 _PROGRESS_SECONDS = 0.1
 _CLOSE_SECONDS = 0.8  # for what a KV disk still has to write
 _MAX_ASKED = 64  # answers under way
-_COUNTED = 64  # messages whose own tokens are told exactly; of older ones they are estimated
 
 Fields = Mapping[str, Any]
 
@@ -60,8 +58,9 @@ class Server:
         self._write_raw = write
         self._lock = threading.Lock()
         self._engine: AsyncEngine | None = None
-        self._streams: dict[int, AsyncStream] = {}
-        self._weighted: dict[tuple[str, float], str] = {}
+        self._adapters: Adapters | None = None
+        self._asked: dict[int, AsyncStream | None] = {}  # None: its prompt is being made
+        self._stopped: set[int] = set()
         self._watching: asyncio.Task[None] | None = None
         self._opening = asyncio.Lock()
 
@@ -87,11 +86,10 @@ class Server:
             "block_text": self._block_text,
             "load_adapter": self._load_adapter,
             "unload_adapter": self._unload_adapter,
-            "adapters": self._adapters,
+            "adapters": self._list_adapters,
         }.get(str(do))
         if do == "stop":
-            if (stream := self._streams.get(int(message.get("ask", -1)))) is not None:
-                stream.cancel()
+            self._stop(int(message.get("ask", -1)))
             return
         try:
             if handler is None:
@@ -103,73 +101,105 @@ class Server:
             self.send({"id": number, "error": error_fields(error)})
 
     async def _open(self, message: Fields) -> None:
+        """The model before it is let go once the new one's files are here, so that a wrong name
+        or a broken network costs nothing."""
         async with self._opening:
-            await self._close_engine()
             name = str(message["model"])
-            self.tell({"phase": "loading", "detail": name})
             options = dict(message.get("options") or {})
+            self.tell({"phase": "loading", "detail": name})
+            progress = Progress(self.tell)
             try:
-                engine = AsyncEngine(
-                    name, max_waiting=_MAX_ASKED, progress=Progress(self.tell), **options
+                await asyncio.to_thread(
+                    resolve, name, progress=progress, offline=options.get("offline")
                 )
+            except Exception as error:
+                self._tell_failure(error)
+                raise
+            await self._close_engine()
+            try:
+                engine = AsyncEngine(name, max_waiting=_MAX_ASKED, progress=progress, **options)
                 await engine.start()
             except Exception as error:
-                fields = error_fields(error)
-                self.tell({"phase": "dead", "error": fields["message"], "hint": fields["hint"]})
+                self._tell_failure(error)
                 raise
             self._engine = engine
+            self._adapters = Adapters(engine.llm)
             self._watching = asyncio.create_task(self._watch(engine))
-            info = engine.llm.info
-            notes = [info.load_note]
-            if info.backend_note:
-                notes.insert(0, f"runs on {info.backend}: {info.backend_note}")
-            model = {
-                "name": info.name,
-                "backend": info.backend,
-                "context": info.context,
-                "vocabulary": engine.llm.spec.vocab_size,
-                "format": info.format,
-                "path": info.path,
-                "note": "; ".join(note for note in notes if note),
-            }
-            self.tell({"phase": "ready", "model": model})
+            self._tell_ready(engine.llm)
+
+    def _tell_failure(self, error: Exception) -> None:
+        if self._engine is not None:
+            self._tell_ready(self._engine.llm)
+            return
+        fields = error_fields(error)
+        self.tell({"phase": "dead", "error": fields["message"], "hint": fields["hint"]})
+
+    def _tell_ready(self, llm: LLM) -> None:
+        info = llm.info
+        notes = [info.load_note]
+        if info.backend_note:
+            notes.insert(0, f"runs on {info.backend}: {info.backend_note}")
+        model = {
+            "name": info.name,
+            "backend": info.backend,
+            "context": info.context,
+            "vocabulary": llm.spec.vocab_size,
+            "format": info.format,
+            "path": info.path,
+            "note": "; ".join(note for note in notes if note),
+        }
+        self.tell({"phase": "ready", "model": model})
 
     async def _ask(self, message: Fields) -> dict[str, Any]:
         """Pieces go out under the request's id; its answer is how each of them ended."""
         number, llm = int(message["id"]), self._llm
-        if len(self._streams) >= _MAX_ASKED:
+        if len(self._asked) >= _MAX_ASKED:
             raise InvalidRequest(f"{_MAX_ASKED} answers are under way already")
-        params = _params(llm.default_params, message)
-        adapter = await self._adapter(message.get("adapter"), message.get("adapter_weight", 1.0))
-        prompt = await asyncio.to_thread(_prompt, llm, message)
-        assert self._engine is not None
-        stream = self._engine.generate(prompt, params, adapter=adapter)
-        self._streams[number] = stream
+        self._asked[number] = None
         try:
-            end = llm.tokenizer.decode(prompt[-16:], skip_special=False) if llm.tokenizer else ""
-            voices = [_Voice(k, llm.tokenizer, end) for k in range(params.n)]
-            await self._relay(number, stream, voices)
-            return {"finished": [voice.finished for voice in voices]}
+            return await self._answer(number, llm, message)
         finally:
-            self._streams.pop(number, None)
+            del self._asked[number]
+            self._stopped.discard(number)
 
-    async def _relay(self, number: int, stream: AsyncStream, voices: Sequence[_Voice]) -> None:
-        last = 0.0
+    async def _answer(self, number: int, llm: LLM, message: Fields) -> dict[str, Any]:
+        assert self._engine is not None
+        assert self._adapters is not None
+        named, weight = message.get("adapter"), float(message.get("adapter_weight", 1.0))
+        adapter = await asyncio.to_thread(self._adapters.with_weight, named, weight)
+        wanted = await asyncio.to_thread(asking, llm, message)
+        tokenizer = llm.tokenizer
+        stream = self._engine.generate(
+            wanted.prompt,
+            wanted.params,
+            detokenizer=None if tokenizer is None else wanted.detokenizer(tokenizer),
+            adapter=adapter,
+        )
+        self._asked[number] = stream
+        if number in self._stopped:  # while its prompt was made
+            stream.cancel()
+        voices = wanted.voices(tokenizer)
         async for delta in stream:
             voices[delta.sample].take(delta)
-            early = _PIECE_SECONDS - (time.monotonic() - last)
-            if early > 0 and delta.result is None:
-                await asyncio.sleep(early)  # what comes meanwhile is handed out as one delta
-            last = time.monotonic()
-            self._send_pieces(number, voices)
+            if not stream.news:
+                self._send_pieces(number, voices)
+                await asyncio.sleep(_PIECE_SECONDS)  # what comes meanwhile is handed out as one
+        self._send_pieces(number, voices)
+        return {"finished": [voice.finished for voice in voices]}
 
-    def _send_pieces(self, number: int, voices: Sequence[_Voice]) -> None:
+    def _stop(self, number: int) -> None:
+        if number in self._asked:
+            self._stopped.add(number)
+            if (stream := self._asked[number]) is not None:
+                stream.cancel()
+
+    def _send_pieces(self, number: int, voices: Sequence[Voice]) -> None:
         pieces = [piece for voice in voices if (piece := voice.piece()) is not None]
         if pieces:
             self.send({"id": number, "pieces": pieces})
 
     async def _count(self, message: Fields) -> dict[str, Any]:
-        return await asyncio.to_thread(_counted, self._llm, list(message["messages"]))
+        return await asyncio.to_thread(counted, self._llm, list(message["messages"]))
 
     async def _tokens(self, message: Fields) -> int:
         tokenizer = self._llm.tokenizer
@@ -179,7 +209,17 @@ class Server:
         return len(await asyncio.to_thread(tokenizer.encode, text, add_special=False))
 
     async def _kv_map(self, message: Fields) -> dict[str, Any]:
-        return asdict(await asyncio.to_thread(self._llm.kv_map))
+        """Free blocks are left out: there may be many, and nothing is to be told of them."""
+        found = await asyncio.to_thread(self._llm.kv_map)
+        told = [
+            (block.number, block.refcount, block.owners, block.name)
+            for block in found.blocks
+            if block.refcount or block.name
+        ]
+        groups = [0] * (1 + max((block.group for block in found.blocks), default=0))
+        for block in found.blocks:
+            groups[block.group] += 1
+        return {"groups": groups, "block_size": found.block_size, "blocks": told}
 
     async def _block_text(self, message: Fields) -> str:
         llm = self._llm
@@ -189,31 +229,13 @@ class Server:
         return llm.tokenizer.decode(ids, skip_special=False)
 
     async def _load_adapter(self, message: Fields) -> str:
-        return await asyncio.to_thread(self._llm.load_adapter, str(message["path"]))
+        return await asyncio.to_thread(self._known_adapters.load, str(message["path"]))
 
     async def _unload_adapter(self, message: Fields) -> None:
-        await asyncio.to_thread(self._llm.unload_adapter, str(message["name"]))
+        await asyncio.to_thread(self._known_adapters.unload, str(message["name"]))
 
-    async def _adapters(self, message: Fields) -> list[str]:
-        return [name for name in self._llm.adapters if name not in self._weighted.values()]
-
-    async def _adapter(self, name: str | None, weight: float) -> str | None:
-        """The name of an adapter known by it, or in a folder of it, with so much of it added."""
-        if name is None or weight == 0:
-            return None
-        llm = self._llm
-        if name not in llm.adapters:
-            name = await asyncio.to_thread(llm.load_adapter, name)
-        if weight == 1.0:
-            return name
-        key = name, float(weight)
-        if key not in self._weighted:
-            folder = await asyncio.to_thread(llm.adapter_folder, name)
-            assert folder is not None  # loaded above, or by load_adapter, from a folder
-            self._weighted[key] = await asyncio.to_thread(
-                lambda: llm.load_adapter(folder, f"{name} x {weight:g}", weight=weight)
-            )
-        return self._weighted[key]
+    async def _list_adapters(self, message: Fields) -> list[str]:
+        return self._known_adapters.names
 
     # ---- inside
 
@@ -222,6 +244,12 @@ class Server:
         if self._engine is None:
             raise EngineGone("no model is loaded", hint="choose one: /model")
         return self._engine.llm
+
+    @property
+    def _known_adapters(self) -> Adapters:
+        assert self._llm is not None  # raises if no model is loaded
+        assert self._adapters is not None
+        return self._adapters
 
     async def _watch(self, engine: AsyncEngine) -> None:
         """Sends on what goes on, in batches."""
@@ -242,7 +270,7 @@ class Server:
 
     async def _close_engine(self) -> None:
         engine, self._engine = self._engine, None
-        self._weighted.clear()
+        self._adapters = None
         if self._watching is not None:
             self._watching.cancel()
             self._watching = None
@@ -250,120 +278,14 @@ class Server:
             await engine.close()
 
 
-class _Voice:
-    """One answer on its way: its text split from its thinking, its tokens described."""
-
-    def __init__(self, index: int, tokenizer: Tokenizer | None, prompt_end: str) -> None:
-        self._index = index
-        self._tokenizer = tokenizer
-        self._splitter = ThinkingSplitter(prompt_end)
-        self._text = self._reasoning = ""
-        self._tokens: list[dict[str, Any]] = []
-        self.finished: dict[str, Any] | None = None
-
-    def take(self, delta: GenerationDelta) -> None:
-        self._add(self._splitter.feed(delta.text))
-        logprobs = delta.logprobs or ()
-        guesses = delta.guesses or (None,) * len(delta.token_ids)
-        for at, (token, guess) in enumerate(zip(delta.token_ids, guesses, strict=True)):
-            if guess is not None and guess != token:
-                self._tokens.append(
-                    {"id": guess, "text": self._spelled(guess), "drafted": "rejected"}
-                )
-            info: dict[str, Any] = {"id": token, "text": self._spelled(token)}
-            if guess == token:
-                info["drafted"] = "accepted"
-            if at < len(logprobs):
-                info["logprob"] = logprobs[at].logprob
-                info["top"] = [(i, self._spelled(i), value) for i, value in logprobs[at].top]
-            self._tokens.append(info)
-        if delta.result is not None:
-            self._add(self._splitter.finish())
-            self.finished = _finished(delta.result)
-
-    def piece(self) -> dict[str, Any] | None:
-        """What came since the last one, None if nothing did."""
-        if not (self._text or self._reasoning or self._tokens):
-            return None
-        piece = {
-            "index": self._index,
-            "text": self._text,
-            "reasoning": self._reasoning,
-            "tokens": self._tokens,
-        }
-        self._text, self._reasoning, self._tokens = "", "", []
-        return piece
-
-    def _add(self, parts: tuple[str, str]) -> None:
-        self._text += parts[0]
-        self._reasoning += parts[1]
-
-    def _spelled(self, token: int) -> str:
-        """Of a token that is no whole character, a mark stands for each of its bytes."""
-        if self._tokenizer is None:
-            return ""
-        return self._tokenizer.token_bytes(token).decode(errors="replace")
-
-
-def _finished(result: GenerationResult) -> dict[str, Any]:
-    receipt = result.receipt.to_dict()
-    return {"reason": result.finish_reason, "receipt": receipt, "seed": receipt["seed"]}
-
-
-def _params(default: SamplingParams, message: Fields) -> SamplingParams:
-    wishes = dict(message.get("params") or {})
-    known = set(SamplingParams.__dataclass_fields__)
-    unknown = sorted(set(wishes) - known)
-    if unknown:
-        raise InvalidRequest(f"there is no sampling parameter named {unknown[0]!r}")
-    if int(message.get("n", 1)) > 1:
-        wishes["n"] = int(message["n"])
-    if int(message.get("logprobs", 0)) > 0:
-        wishes["logprobs"] = int(message["logprobs"])
-    wishes = {key: tuple(v) if isinstance(v, list) else v for key, v in wishes.items()}
-    return replace(default, **wishes)
-
-
-def _prompt(llm: LLM, message: Fields) -> list[int]:
-    messages = list(message["messages"])
-    tools = list(message.get("tools") or ()) or None
-    if not message.get("continue_last"):
-        return llm.chat_prompt(messages, tools)
-    if not messages or messages[-1].get("role") != "assistant":
-        raise InvalidRequest("only an answer of the assistant can be continued")
-    start = llm.chat_prompt(messages[:-1], tools)
-    assert llm.tokenizer is not None  # it has rendered the messages
-    return [*start, *llm.tokenizer.encode(str(messages[-1]["content"]), add_special=False)]
-
-
-def _counted(llm: LLM, messages: list[Any]) -> dict[str, Any]:
-    """A message's own tokens are those that the prompt grows by."""
-    ids = llm.chat_prompt(messages)
-    own = [0] * len(messages)
-    before = len(messages) - 1
-    longer = len(ids)
-    while before > 0 and before >= len(messages) - _COUNTED:
-        try:
-            shorter = len(llm.chat_prompt(messages[:before]))
-        except LocalLLMError:  # some templates refuse to end there
-            break
-        own[before] = max(0, longer - shorter)
-        longer, before = shorter, before - 1
-    rest = messages[: before + 1]
-    weights = [len(str(one.get("content", ""))) + 1 for one in rest]
-    for at, weight in enumerate(weights):
-        own[at] = longer * weight // sum(weights)
-    return {
-        "total": len(ids),
-        "per_message": own,
-        "cached": llm.cached_tokens(ids),
-        "context": llm.info.context,
-    }
-
-
 def _fields(event: Any) -> dict[str, Any]:
-    fields: dict[str, Any] = asdict(event)
-    return fields
+    """As `dataclasses.asdict`, which is too slow for something that happens at every step."""
+    told = dict(vars(event))
+    if isinstance(event, StepDone):
+        told["batch"] = [vars(row) for row in event.batch]
+    elif isinstance(event, Ended):
+        told["receipt"] = event.receipt.to_dict()
+    return told
 
 
 async def _serve() -> None:

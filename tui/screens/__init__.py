@@ -1,1 +1,1 @@
-"""The app's screens. Each module registers the command that opens its screen."""
+"""The app's screens. They are imported when they are opened: the start must not wait for them."""

@@ -82,9 +82,9 @@ class AdaptersScreen(View):
         return self.query_one(Table).current
 
     def on_data_table_row_selected(self) -> None:
-        self.action_toggle()
+        self.action_switch()
 
-    def action_toggle(self) -> None:
+    def action_switch(self) -> None:
         folder, chat = self._current(), self.chat
         if folder is None or chat is None:
             return

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 from textual import events, on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
+from textual.content import Content
 from textual.screen import Screen
 from textual.timer import Timer
-from textual.widgets import Button, Footer, Input, Static
+from textual.widgets import Button, Input, Static
 
-from localllm.errors import InvalidRequest
+from localllm.errors import InvalidRequest, LocalLLMError
+from localllm.tui.answers import Said, typed_of
 from localllm.tui.app import EngineChanged
 from localllm.tui.commands import Where, by_slash
 from localllm.tui.store import Chat, Message
@@ -20,7 +22,7 @@ from localllm.tui.text import one_line, plain
 from localllm.tui.widgets.chat_list import ChatList
 from localllm.tui.widgets.completions import Completions, offers
 from localllm.tui.widgets.composer import Composer
-from localllm.tui.widgets.message import MessageView
+from localllm.tui.widgets.footer import KeyLine
 from localllm.tui.widgets.status import Banner, Queue, Status
 from localllm.tui.widgets.transcript import Transcript
 
@@ -61,7 +63,7 @@ class ChatScreen(Screen[None]):
                 yield Completions(id="completions")
                 yield Composer(id="composer")
                 yield Status(id="status")
-        yield Footer(show_command_palette=False, compact=True)
+        yield KeyLine()
 
     # ---- parts
 
@@ -135,7 +137,8 @@ class ChatScreen(Screen[None]):
             found = self.chat_app.chat
             draft = store.setting(_DRAFT, "") if found is None else found.draft
             self.composer.put(str(draft or ""))
-            self.composer.said = [m.content for m in self._branch() if m.role == "user"][-200:]
+            asked = [m for m in self._branch() if m.role == "user"]
+            self.composer.said = [typed_of(m.content, m.extra) for m in asked[-200:]]
             if message is None:
                 self.composer.focus()
         if not self.is_wide:
@@ -198,10 +201,8 @@ class ChatScreen(Screen[None]):
         if text.startswith("/") and word.isalpha() and "\n" not in text:
             app.warn(f"there is no /{word}; /help lists the commands, a space before says it as is")
             return
-        try:
-            said = await self._with_attachments(text)
-        except InvalidRequest as error:
-            app.tell(error)
+        said = await self.with_files(text)
+        if said is None:
             return
         chat = self.need_chat()
         self.composer.put("")
@@ -213,22 +214,34 @@ class ChatScreen(Screen[None]):
             return
         await self._say(chat, said)
 
-    async def _with_attachments(self, text: str) -> str:
-        return text
+    async def with_files(self, text: str) -> Said | None:
+        """What is said, with the text of the @files in it; None if one cannot go along."""
+        if "@" not in text:
+            return Said(text)
+        from localllm.tui.attachments import attach
 
-    async def _say(self, chat: Chat, text: str) -> None:
+        try:
+            found = await attach(text)
+        except InvalidRequest as error:
+            self.chat_app.tell(error)
+            return None
+        for note in found.notes:
+            self.chat_app.warn(note)
+        return Said(found.content, found.extra)
+
+    async def _say(self, chat: Chat, said: Said) -> None:
         app = self.chat_app
-        message = app.store.add_message(chat.id, chat.head, "user", text)
+        message = app.store.add_message(chat.id, chat.head, "user", said.content, extra=said.extra)
         if not chat.title:
-            app.store.edit_chat(chat.id, title=one_line(text, _TITLE_WIDTH))
+            app.store.edit_chat(chat.id, title=one_line(said.typed, _TITLE_WIDTH))
         app.answers.ask(chat.id, message.id)
         self.chats.reload()
         if chat.id == self.chat_id:
             await self.load()
 
-    def say_in(self, chat: int, text: str) -> None:
+    def say_in(self, chat: int, said: Said) -> None:
         """What waited for an answer of this chat is said now, whichever chat is open."""
-        self.run_worker(self._say(self.chat_app.store.chat(chat), text), group=f"say {chat}")
+        self.run_worker(self._say(self.chat_app.store.chat(chat), said), group=f"say {chat}")
 
     def answer_ended(self, live: Live, *, failed: bool) -> None:
         if not self.is_mounted:
@@ -247,7 +260,7 @@ class ChatScreen(Screen[None]):
         self.editing = message.id
         self.composer.add_class("-editing")
         self.composer.border_title = "editing — Enter saves as a new branch, Esc leaves it"
-        self.composer.put(message.content)
+        self.composer.put(typed_of(message.content, message.extra))
         self.composer.focus()
 
     def leave_editing(self) -> None:
@@ -272,7 +285,29 @@ class ChatScreen(Screen[None]):
         box.show(offers(self.chat_app, event.word) if event.word else [])
         if self._drafting is not None:
             self._drafting.stop()
-        self._drafting = self.set_timer(_DRAFT_AFTER, self.keep_draft)
+        self._drafting = self.set_timer(_DRAFT_AFTER, self._paused)
+
+    def _paused(self) -> None:
+        self.keep_draft()
+        if self.editing is None:
+            self.run_worker(self._show_costs(self.composer.text), exclusive=True, group="costs")
+
+    async def _show_costs(self, text: str) -> None:
+        """The tokens of every @file that is named, on the edge of where one types."""
+        costs = ""
+        if "@" in text:
+            from localllm.tui.attachments import attach, token_costs
+
+            try:
+                found = await attach(text)
+                tokens = await token_costs(self.chat_app.engine, found.files)
+            except LocalLLMError as error:
+                costs = str(error)
+            else:
+                named = zip(found.files, tokens, strict=True)
+                costs = " · ".join(f"{one_line(f.name, 30)} {n:,} tokens" for f, n in named)
+        if self.editing is None:
+            self.composer.border_title = Content(one_line(costs, 100)) if costs else None
 
     def keep_draft(self) -> None:
         """What is being typed survives the app."""
@@ -379,5 +414,5 @@ class ChatScreen(Screen[None]):
             case "chats":
                 return focused is not None and focused.id == "chats"
             case "message":
-                return isinstance(focused, MessageView)
+                return focused is not None and focused.parent is self.transcript
         return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import work
 from textual.app import ComposeResult
@@ -18,7 +18,11 @@ from localllm.tui.conversation import Question, question_of
 from localllm.tui.sampling_fields import sampling_params
 from localllm.tui.screens.view import View
 from localllm.tui.text import plain
+from localllm.tui.tokens import keep_tokens, token_views
 from localllm.tui.widgets.fields import Field
+
+if TYPE_CHECKING:
+    from localllm.tui.engine.client import TokenInfo
 
 MOST = 6
 _COLUMN_LEAST = 30  # cells; more columns than fit are scrolled to
@@ -60,7 +64,9 @@ class _Answer:
     reasoning: str = ""
     state: str = "waiting"
     receipt: dict[str, Any] = field(default_factory=dict)
+    tokens: list[TokenInfo] = field(default_factory=list)
     model: str | None = None
+    adapter: str | None = None
 
 
 class Column(Vertical):
@@ -127,7 +133,6 @@ class CompareScreen(View):
             for number in range(MOST)
         ),
     ]
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]]] = [(0, "-narrow"), (80, "-wide")]
 
     def __init__(self, variants: Sequence[Variant] | None = None, *, run: bool = False) -> None:
         """variants: what to compare; None leaves it to the form. run: begins at once."""
@@ -290,14 +295,12 @@ class CompareScreen(View):
         adapter = chat.adapter if variant.adapter is None else variant.adapter
         weight = chat.adapter_weight if variant.adapter is None else variant.weight
         try:
-            if adapter in ("-", None) or variant.model:
-                adapter = None
-            else:
-                adapter = await self.engine.load_adapter(adapter)
+            # An adapter belongs to the model it was made for.
+            answer.adapter = None if adapter == "-" or variant.model else adapter
             asked = self.engine.ask(
                 self._question.messages,
                 variant.params({k: v for k, v in base.items() if k != "n"}),
-                adapter=adapter,
+                adapter=answer.adapter,
                 adapter_weight=weight,
             )
             self._asked.append(asked)
@@ -305,6 +308,7 @@ class CompareScreen(View):
             async for piece in asked:
                 answer.text += piece.text
                 answer.reasoning += piece.reasoning
+                answer.tokens += piece.tokens
                 self._show(answer)
             finished = asked.result[0]
             answer.receipt = dict(finished.receipt)
@@ -361,23 +365,27 @@ class CompareScreen(View):
             self.tell("this answer is empty")
             return
         chat = question.chat
+        # Several that say the same are one.
+        others = list({answer.text: answer for answer in done}.values())
+        others = [answer for answer in others if answer.text != chosen.text]
         with self.store.together():
-            others = [answer for answer in done if answer is not chosen]
             for answer in others:
                 self._keep(question, answer, open_branch=False)
             message = self._keep(question, chosen, open_branch=True)
         pairs = 0
-        for text in {answer.text for answer in others} - {chosen.text}:
-            pairs += self.store.add_pair(question.messages, chosen.text, text, "compare", chat.id)
-        self.notify(f"{pairs} preference {'pair' if pairs == 1 else 'pairs'} kept")
+        for answer in others:
+            pairs += self.store.add_pair(
+                question.messages, chosen.text, answer.text, "compare", chat.id
+            )
+        told = f"{pairs} preference {'pair' if pairs == 1 else 'pairs'} kept"
+        self.notify(told if others else "They all said the same: nothing to prefer")
         await self.host.open_chat(chat.id, message)
         self.dismiss(None)
 
     def _keep(self, question: Question, answer: _Answer, *, open_branch: bool) -> int:
         params = answer.variant.params(self.host.answers.params(question.chat))
         seed = answer.receipt.get("seed")
-        adapter = answer.receipt.get("adapter")
-        return self.store.add_message(
+        message = self.store.add_message(
             question.chat.id,
             question.parent.id,
             "assistant",
@@ -385,11 +393,13 @@ class CompareScreen(View):
             reasoning=answer.reasoning,
             status="stopped" if answer.state in ("cancelled", "stopped") else "complete",
             model=answer.model,
-            adapter=adapter,
+            adapter=answer.adapter,
             params=params if seed is None else {**params, "seed": seed},
             receipt=answer.receipt,
             open_branch=open_branch,
-        ).id
+        )
+        keep_tokens(self.app, message.id, token_views(answer.tokens))
+        return message.id
 
 
 def _adapter_variant(text: str) -> Variant:

@@ -44,7 +44,6 @@ class DatasetScreen(View):
         Binding("o", "open", "Open chat"),
         Binding("slash", "filter", "Filter"),
     ]
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]]] = [(0, "-narrow"), (90, "-wide")]
 
     def __init__(self) -> None:
         super().__init__()

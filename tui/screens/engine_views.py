@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
@@ -17,7 +17,7 @@ from localllm.tui.conversation import asked, last_answer
 from localllm.tui.screens.view import View
 from localllm.tui.store import Message
 from localllm.tui.text import plain
-from localllm.tui.tokens import kept_tokens
+from localllm.tui.tokens import TokenView, kept_tokens, token_views
 from localllm.tui.trace import EngineTrace, trace_of, why_no_guesses
 from localllm.tui.widgets.context_bar import ContextBar, ContextUse, cache_story
 from localllm.tui.widgets.kv_map import FREE, IDLE, SHARED, Block, KvMap
@@ -25,6 +25,11 @@ from localllm.tui.widgets.lanes import Lanes
 from localllm.tui.widgets.speculation import Mark, acceptance_line, legend, shaded
 from localllm.tui.widgets.speed import Speed, receipt_rows
 
+if TYPE_CHECKING:
+    from localllm.tui.engine.client import Count
+    from localllm.tui.engine.client import KvMap as Snapshot
+
+_MARKS = 4000  # tokens of an answer that are shaded, the last ones
 _EVERY = 0.25  # seconds between two looks at what is live
 TABS = ("speed", "blocks", "guesses", "lanes")
 
@@ -52,7 +57,6 @@ class EngineScreen(View):
         ),
         Binding("space", "pause", "Hold still"),
     ]
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]]] = [(0, "-narrow"), (90, "-wide")]
 
     def __init__(self, tab: str = "speed") -> None:
         super().__init__()
@@ -155,7 +159,9 @@ class EngineScreen(View):
         except LocalLLMError as error:
             self.query_one("#cache", Static).update(plain(str(error)))
             return
-        self.query_one(ContextBar).show(context_use(count, chat.params.get("max_tokens", 256)))
+        self.query_one(ContextBar).show(
+            context_use(count, self.host.answers.params(chat).get("max_tokens", 256))
+        )
 
     # ---- KV blocks
 
@@ -219,6 +225,12 @@ class EngineScreen(View):
 
     # ---- guesses
 
+    def _live_tokens(self) -> list[TokenView] | None:
+        """Of the answer under way, None without one."""
+        number = self.host.chat_id
+        live = None if number is None else self.host.answers.live.get(number)
+        return None if live is None else token_views(live.seen)
+
     def _show_guesses(self) -> None:
         answer, chat = self._answer(), self.chat
         wish = str(chat.params.get("speculation", "auto")) if chat else "auto"
@@ -228,15 +240,25 @@ class EngineScreen(View):
         self.query_one("#acceptance", Static).update(
             acceptance_line(self._trace.acceptance(), self.size.width - 4)
         )
-        tokens = kept_tokens(self.app, answer) if answer else None
-        marks = [Mark(token.text, token.fate) for token in tokens or ()]
+        tokens = self._live_tokens()
+        if tokens is None and answer:
+            tokens = kept_tokens(self.app, answer)
+        marks = [Mark(token.text, token.fate) for token in (tokens or ())[-_MARKS:]]
         self.query_one("#legend", Static).update(legend(marks) if marks else "")
         self.query_one("#shaded", Static).update(shaded(marks))
 
 
-def kv_blocks(found: KvMap) -> list[Block]:
-    return list(found)
+def kv_blocks(found: Snapshot) -> list[Block]:
+    """The engine's snapshot as the map draws it."""
+    return [
+        Block(block.number, tuple(block.owners), block.refcount, block.name, block.group)
+        for block in found.blocks
+    ]
 
 
-def context_use(count, reserve):
-    return ContextUse(count.total, count.context, count.cached, reserve)
+def context_use(count: Count, reserve: int | None) -> ContextUse:
+    """reserve: max_tokens; None: as much as there is room for."""
+    free = max(0, count.context - count.total)
+    return ContextUse(
+        count.total, count.context, count.cached, free if reserve is None else reserve
+    )

@@ -86,7 +86,6 @@ class FinetuneScreen(View):
         Binding("ctrl+l", "use", "Use in chat", priority=True),
         Binding("ctrl+b", "compare", "Before and after", priority=True),
     ]
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]]] = [(0, "-narrow"), (90, "-wide")]
 
     def __init__(self, runs: Jobs | None = None) -> None:
         super().__init__()

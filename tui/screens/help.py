@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import ComposeResult
@@ -9,9 +10,10 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, Input, Static
+from textual.widgets import Input, Static
 
-from localllm.tui.commands import Command, grouped, keys_of, register
+from localllm.tui.commands import Command, grouped, keys_of
+from localllm.tui.widgets.footer import KeyLine
 
 if TYPE_CHECKING:
     from localllm.tui.app import ChatApp
@@ -21,6 +23,8 @@ _WHERE = {
     "chats": "in the list of chats",
     "composer": "while typing",
 }
+_KEYS, _SLASH = 18, 13  # columns
+_LEAST = 36  # for what a command does
 _TYPING = (
     ("enter", "send"),
     ("shift+enter, ctrl+j", "a new line"),
@@ -42,11 +46,14 @@ class HelpScreen(Screen[None]):
         yield Input(placeholder="find a command", id="help-find", compact=True)
         with VerticalScroll():
             yield Static(id="help-text", markup=False)
-        yield Footer(show_command_palette=False, compact=True)
+        yield KeyLine()
 
     def on_mount(self) -> None:
         self._show("")
         self.query_one(Input).focus()
+
+    def on_resize(self) -> None:
+        self._show(self.query_one(Input).value)
 
     def on_input_changed(self, event: Input.Changed) -> None:
         event.stop()
@@ -57,59 +64,63 @@ class HelpScreen(Screen[None]):
 
     def _show(self, words: str) -> None:
         app: ChatApp = self.app  # type: ignore[assignment]
-        self.query_one("#help-text", Static).update(help_text(app, words))
+        self.query_one("#help-text", Static).update(help_text(app, words, self.size.width - 4))
 
 
-def help_text(app: ChatApp, words: str) -> Content:
+def help_text(app: ChatApp, words: str, width: int = 100) -> Content:
     """The commands whose title, help or slash command hold all the words."""
     wanted = words.lower().split()
-    parts: list[Content] = []
+    rows: list[tuple[str, list[tuple[str, str, str, str]]]] = []
     for group, commands in grouped():
         found = [c for c in commands if all(word in _searched(c) for word in wanted)]
         if found:
-            parts.append(Content.styled(f"{group}\n", "bold $text-primary"))
-            parts += [_line(c, keys_of(c, app.remapped)) for c in found]
-            parts.append(Content("\n"))
+            rows.append((group, [_row(c, keys_of(c, app.remapped)) for c in found]))
     if not wanted:
-        parts.append(Content.styled("Typing\n", "bold $text-primary"))
-        parts += [
-            Content.assemble((f"  {keys:<22}", "$text-accent"), f"{what}\n")
-            for keys, what in _TYPING
-        ]
-        keys = f'\nYour own keys go into {app.config / "keys.toml"}: name = "key".\n'
-        parts.append(Content.styled(keys, "$text-muted"))
-    return Content("").join(parts) if parts else Content.styled("no such command", "$text-muted")
+        rows.append(("Typing", [(keys, "", what, "") for keys, what in _TYPING]))
+    if not rows:
+        return Content.styled("no such command", "$text-muted")
+    parts: list[Content] = []
+    for group, lines in rows:
+        parts.append(Content.styled(f"{group}\n", "bold $text-primary"))
+        parts += [_line(*line, width) for line in lines]
+        parts.append(Content("\n"))
+    if not wanted:
+        own = f'Your own keys go into {app.config / "keys.toml"}, a line each: new-chat = "f10"\n'
+        parts.append(Content.styled(own, "$text-muted"))
+    return Content("").join(parts)
 
 
 def _searched(command: Command) -> str:
     return f"{command.title} {command.help} {command.slash} {command.name} {command.group}".lower()
 
 
-def _line(command: Command, keys: tuple[str, ...]) -> Content:
-    slash = f"/{command.slash} {command.argument}".rstrip() if command.slash else ""
-    where = _WHERE.get(command.where, "")
+def _row(command: Command, keys: tuple[str, ...]) -> tuple[str, str, str, str]:
+    slash = f"/{command.slash}" if command.slash else ""
+    where = f" ({_WHERE[command.where]})" if command.where in _WHERE and keys else ""
+    return ", ".join(keys), slash, command.help, f"{where}  {command.name}"
+
+
+def _line(keys: str, slash: str, what: str, note: str, width: int) -> Content:
+    """Keys and slash command in columns, the rest beside them; below them on a narrow screen."""
+    head = f"  {keys:<{_KEYS}} {slash:<{_SLASH}} "
+    room = width - len(head)
+    if room < _LEAST:
+        told = textwrap.wrap(what + note, max(10, width - 4)) or [""]
+        rest = "\n    ".join(told)
+        return Content.assemble(
+            (f"  {keys}", "$text-accent"), (f"  {slash}\n", "$text-secondary"), f"    {rest}\n"
+        )
+    told = textwrap.wrap(what, room) or [""]
+    beside = note if len(told[-1]) + len(note) <= room else ""
+    rest = ("\n" + " " * len(head)).join(told)
     return Content.assemble(
-        (f"  {', '.join(keys) or '-':<22}", "$text-accent"),
-        (f"{slash:<26}", "$text-secondary"),
-        f"{command.help}",
-        (f" ({where})" if where and keys else "", "$text-muted"),
-        (f"  {command.name}\n", "$text-disabled"),
+        (f"  {keys:<{_KEYS}} ", "$text-accent"),
+        (f"{slash:<{_SLASH}} ", "$text-secondary"),
+        rest,
+        (beside, "$text-muted"),
+        "\n",
     )
 
 
 def show(app: ChatApp, argument: str) -> None:
     app.push_screen(HelpScreen())
-
-
-register(
-    Command(
-        "help",
-        "Help",
-        "All commands and their keys",
-        "App",
-        show,
-        keys=("f1",),
-        slash="help",
-        shown_in_footer=True,
-    ),
-)

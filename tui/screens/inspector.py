@@ -156,7 +156,6 @@ class InspectorScreen(View):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "alternatives", "Other tokens"),
     ]
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]]] = [(0, "-narrow"), (90, "-wide")]
 
     def __init__(self, message: int) -> None:
         super().__init__()
@@ -223,17 +222,20 @@ class InspectorScreen(View):
             params["max_tokens"] = generated
         for name in ("n", "best_of"):
             params.pop(name, None)
-        adapter = message.adapter
-        if adapter:
-            adapter = await self.engine.load_adapter(adapter)
+        messages = messages_of(chat, branch)
+        # What a fork began with was given, not drawn.
+        prefix = str(message.extra.get("prefix", ""))
+        if prefix:
+            messages.append({"role": "assistant", "content": prefix})
         asked = self.engine.ask(
-            messages_of(chat, branch),
+            messages,
             params,
-            adapter=adapter,
+            adapter=message.adapter,
             adapter_weight=chat.adapter_weight,
+            continue_last=bool(prefix),
             logprobs=TOP,
         )
-        tokens: list[TokenView] = []
+        tokens = [TokenView(-1, prefix)] if prefix else []
         async for piece in asked:
             tokens += token_views(piece.tokens)
         return tokens
@@ -304,7 +306,7 @@ class InspectorScreen(View):
             model=message.model,
             adapter=message.adapter,
             params=message.params,
-            extra={"forked_from": message.id, "token": number},
+            extra={"forked_from": message.id, "prefix": prefix},
         )
         try:
             self.host.answers.go_on(sibling)

@@ -50,7 +50,6 @@ class ModelsScreen(View):
         Binding("m", "plan", "Memory plan"),
         Binding("n", "other", "Other name"),
     ]
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]]] = [(0, "-narrow"), (90, "-wide")]
 
     def __init__(self, library: Library | None = None) -> None:
         super().__init__()
@@ -188,6 +187,7 @@ class ModelsScreen(View):
         self.title_is(f"Models — loading {name}")
         try:
             await self.engine.open(name)
+            self.host.answers.opened = name
         except LocalLLMError as error:
             self.tell(error)
             return

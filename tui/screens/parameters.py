@@ -51,7 +51,6 @@ class ParametersScreen(View):
         Binding("delete", "delete_preset", "Delete preset"),
         Binding("ctrl+d", "for_new_chats", "For new chats", priority=True),
     ]
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]]] = [(0, "-narrow"), (80, "-wide")]
 
     def __init__(self) -> None:
         super().__init__()

@@ -45,7 +45,6 @@ class PromptsScreen(View):
         Binding("delete", "delete", "Delete"),
         Binding("ctrl+l", "keep_system", "Into the library", priority=True),
     ]
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]]] = [(0, "-narrow"), (80, "-wide")]
 
     def __init__(self) -> None:
         super().__init__()

@@ -10,13 +10,13 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, Input, OptionList, Static
+from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from localllm.tui.commands import Command, register
 from localllm.tui.store import Hit
 from localllm.tui.text import one_line, plain
 from localllm.tui.widgets.chat_list import ago
+from localllm.tui.widgets.footer import KeyLine
 
 if TYPE_CHECKING:
     from localllm.tui.app import ChatApp
@@ -52,7 +52,7 @@ class SearchScreen(Screen[Hit | None]):
         yield Input(self._words, placeholder="search all that was said", compact=True)
         yield Static("", id="found", markup=False)
         yield OptionList(markup=False)
-        yield Footer(show_command_palette=False, compact=True)
+        yield KeyLine()
 
     def on_mount(self) -> None:
         self.query_one(Input).focus()
@@ -127,18 +127,3 @@ def search(app: ChatApp, argument: str) -> None:
             await app.open_chat(hit.chat, hit.message)
 
     app.run_worker(go(), group="search")
-
-
-register(
-    Command(
-        "search",
-        "Search",
-        "Search all that was said in every chat and branch, and go there",
-        "Chats",
-        search,
-        keys=("ctrl+f",),
-        slash="search",
-        shown_in_footer=True,
-        argument="[WORDS]",
-    ),
-)

@@ -9,13 +9,13 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.screen import Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from localllm.errors import InvalidRequest
 from localllm.tui.actions.tree import chosen
-from localllm.tui.commands import Command, register
 from localllm.tui.store import Message
 from localllm.tui.text import one_line, plain
+from localllm.tui.widgets.footer import KeyLine
 from localllm.tui.widgets.markdown import MOST_CHARACTERS, AnswerMarkdown
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class SiblingsScreen(Screen[int | None]):
                 if speed := sibling.params.get("temperature"):
                     title += f" · temperature {speed}"
                 yield Column(sibling, title, is_open=sibling.id == self._message.id)
-        yield Footer(show_command_palette=False, compact=True)
+        yield KeyLine()
 
     def on_mount(self) -> None:
         for column in self.query(Column):
@@ -128,17 +128,3 @@ def compare_siblings(app: ChatApp, message: Message) -> None:
 
 def show(app: ChatApp, argument: str) -> None:
     compare_siblings(app, chosen(app, "assistant"))
-
-
-register(
-    Command(
-        "compare-siblings",
-        "Side by side",
-        "The chosen message (else the last answer) beside its siblings",
-        "Tree",
-        show,
-        keys=("v",),
-        slash="siblings",
-        where="message",
-    ),
-)

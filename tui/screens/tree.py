@@ -10,14 +10,14 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
-from textual.widgets import Footer, Static, Tree
+from textual.widgets import Static, Tree
 from textual.widgets.tree import TreeNode
 
 from localllm.errors import InvalidRequest, LocalLLMError
-from localllm.tui.commands import Command, register
 from localllm.tui.conversation import asked
 from localllm.tui.store import Message
 from localllm.tui.text import one_line
+from localllm.tui.widgets.footer import KeyLine
 
 if TYPE_CHECKING:
     from localllm.tui.app import ChatApp
@@ -72,7 +72,7 @@ class TreeScreen(Screen[int | None]):
         tree.show_root = False
         tree.guide_depth = 3
         yield tree
-        yield Footer(show_command_palette=False, compact=True)
+        yield KeyLine()
 
     def on_mount(self) -> None:
         self._fill()
@@ -223,18 +223,3 @@ def show(app: ChatApp, argument: str) -> None:
             await app.open_chat(number, message)
 
     app.run_worker(go(), group="tree")
-
-
-register(
-    Command(
-        "tree",
-        "Tree",
-        "All branches of this chat, with the tokens they share",
-        "Tree",
-        show,
-        keys=("ctrl+t",),
-        slash="tree",
-        where="chat",
-        shown_in_footer=True,
-    ),
-)

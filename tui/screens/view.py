@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 from textual.app import ComposeResult
@@ -16,11 +16,25 @@ from localllm.tui.store import Chat, Message, Store
 from localllm.tui.text import plain
 
 if TYPE_CHECKING:
-    from localllm.tui.engine.client import Engine
+    from localllm.tui.engine.client import Engine, TokenInfo
+
+
+class Live(Protocol):
+    """An answer under way. seen: its tokens so far."""
+
+    seen: list[TokenInfo]
 
 
 class Answering(Protocol):
-    """What screens ask of the app's answers."""
+    """What screens ask of the app's answers. opened: the model that the engine was last asked for;
+    a screen that opens another one says so here, lest it be loaded again for the next answer."""
+
+    opened: str | None
+
+    @property
+    def live(self) -> Mapping[int, Live]:
+        """The answer under way of each chat."""
+        ...
 
     def params(self, chat: Chat) -> dict[str, Any]:
         """The sampling that holds in a chat."""
@@ -72,6 +86,7 @@ class View(Screen[None]):
     """
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", "Back")]
     TITLE_TEXT: ClassVar[str] = ""
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (90, "-wide")]  # noqa: RUF012  as Screen declares it
 
     def compose(self) -> ComposeResult:
         yield Static(self.TITLE_TEXT, classes="view-title", markup=False)

@@ -40,7 +40,7 @@ _MESSAGE_FIELDS = (
 )
 _CHAT_EDITS = frozenset(
     {"title", "titled", "pinned", "model", "system", "params", "head", "folder", "adapter"}
-    | {"adapter_weight", "draft"}
+    | {"adapter_weight", "draft", "updated"}
 )
 _MESSAGE_EDITS = frozenset(
     {"content", "reasoning", "status", "receipt", "extra", "rating", "params"}
@@ -91,7 +91,10 @@ class Store:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """All changes within, or none. Not nested."""
+        """All changes within, or none. Within another one it is a part of that."""
+        if self._db.in_transaction:
+            yield
+            return
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -102,8 +105,16 @@ class Store:
 
     # ---- chats
 
-    def new_chat(self, *, model: str | None = None, system: str = "", **fields: Any) -> Chat:
-        now = time.time()
+    def new_chat(
+        self,
+        *,
+        model: str | None = None,
+        system: str = "",
+        created: float | None = None,
+        **fields: Any,
+    ) -> Chat:
+        """created: seconds since 1970, None for now; it counts as changed then too."""
+        now = time.time() if created is None else created
         cursor = self._db.execute(
             "INSERT INTO chats(created, updated, model, system) VALUES (?, ?, ?, ?)",
             (now, now, model, system),
@@ -272,6 +283,12 @@ class Store:
             (message,),
         )
         return [int(row[0]) for row in rows]
+
+    def first_messages(self) -> Iterator[tuple[int, str, str]]:
+        """Chat, role and content of every message that no other comes before."""
+        yield from self._db.execute(
+            "SELECT chat, role, content FROM messages WHERE parent IS NULL ORDER BY id"
+        )
 
     def newest_leaf(self, message: int) -> int:
         """The end of the branch through this message that was last written to."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -105,6 +106,7 @@ class Composer(TextArea):
     # ---- keys
 
     async def _on_key(self, event: events.Key) -> None:
+        self.chat_app.typed = time.monotonic()
         if self.screen.completing(event):  # type: ignore[attr-defined]
             return
         if self.vim is not None and self.vim.took(event):

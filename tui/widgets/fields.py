@@ -101,8 +101,8 @@ class Field(Widget):
         if error is None:
             for one in told:
                 one.remove()
-        elif (one := next(told, None)) is not None:
-            one.update(plain(error))
+        elif (shown := next(told, None)) is not None:
+            shown.update(plain(error))
         else:
             self.mount(Static(plain(error), classes="error", markup=False))
 

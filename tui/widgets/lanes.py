@@ -9,7 +9,7 @@ from localllm.tui.trace import EngineTrace, Lane, Row, Step
 
 LABEL = 26
 _SIGNS = {"prefill": ("▓", "$warning"), "decode": ("▪", "$success"), "verify": ("3", "$accent")}
-_NAMES = {"prefill": "prefill", "decode": "decode", "verify": "verify, so many guesses right"}
+_NAMES = {"prefill": "prefill", "decode": "decode", "verify": "verify: guesses right, 0 to f"}
 
 
 class Lanes(Widget):
@@ -72,7 +72,7 @@ def _line(lane: Lane, steps: list[Step], label: int) -> Content:
 def _sign(row: Row) -> tuple[str, str]:
     sign, style = _SIGNS.get(row.kind, ("?", ""))
     if row.kind == "verify":
-        return str(min(row.accepted, 9)), style if row.accepted else "$text-error"
+        return f"{min(row.accepted, 15):x}", style if row.accepted else "$text-error"
     return sign, style
 
 

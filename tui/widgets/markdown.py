@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline
@@ -109,7 +108,7 @@ class AnswerMarkdown(Markdown):
     }
     AnswerMarkdown MarkdownParagraph { margin: 0 0 1 0; }
     """
-    BLOCKS: ClassVar[dict[str, Any]] = {
+    BLOCKS = {  # noqa: RUF012
         **Markdown.BLOCKS,
         "fence": CodeBlock,
         "code_block": CodeBlock,

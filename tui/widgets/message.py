@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 from textual.app import ComposeResult
@@ -11,9 +12,11 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Collapsible, Static
 
+from localllm.tui.answers import typed_of
 from localllm.tui.store import Message
-from localllm.tui.text import one_line, plain
+from localllm.tui.text import model_name, one_line, plain
 from localllm.tui.widgets.markdown import MOST_CHARACTERS, AnswerMarkdown
+from localllm.tui.widgets.tool_result import ToolResult
 
 if TYPE_CHECKING:
     from localllm.tui.answers import Live
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 # An answer is drawn so often at most: more would leave no time for keys.
 DRAW_EVERY = 1 / 12
+_TYPING, _PUT_OFF = 0.3, 0.25  # seconds: since the last key; that drawing waits then
 _FOLDED_LINES = 24
 _FOLDED_CHARACTERS = 4000
 _WHO = {"user": "You", "assistant": "Model", "system": "System", "tool": "Tool"}
@@ -72,7 +76,9 @@ class MessageView(VerticalGroup, can_focus=True):
         yield Static(self._who(), classes="who", markup=False)
         if self.message.reasoning or self._is_live():
             yield self._thinking()
-        if self.message.role in ("assistant",) and len(self.message.content) <= MOST_CHARACTERS:
+        if self.message.role == "tool":
+            yield self._result()
+        elif self.message.role in ("assistant",) and len(self.message.content) <= MOST_CHARACTERS:
             yield AnswerMarkdown(plain(self.message.content))
         else:
             yield Static(self._folded(), classes="body", markup=False)
@@ -82,6 +88,7 @@ class MessageView(VerticalGroup, can_focus=True):
         live = self.chat_app.answers.live.get(self.message.chat)
         if live is not None and live.message == self.message.id:
             self._follow(live)
+        self._show_thinking()
         self._show_end()
 
     def on_unmount(self) -> None:
@@ -104,6 +111,9 @@ class MessageView(VerticalGroup, can_focus=True):
         if live is not None and live.message == message.id:
             if self._live is None:
                 self._follow(live)
+        elif message.role == "tool":
+            for result in self.query(ToolResult):
+                result.say(message.content, str(message.extra.get("state", "done")))
         elif self._live is None and message.content != before.content:
             self._set_text(message.content)
         self._show_end()
@@ -121,7 +131,7 @@ class MessageView(VerticalGroup, can_focus=True):
         message = self.message
         who = _WHO.get(message.role, message.role)
         if message.role == "assistant" and message.model:
-            who = one_line(message.model, 40)
+            who = one_line(model_name(message.model), 40)
         parts: list[Any] = [(who, "bold")]
         if self.place[1] > 1:
             parts.append((f"  ◂ {self.place[0]}/{self.place[1]} ▸", "$text-accent"))
@@ -144,18 +154,37 @@ class MessageView(VerticalGroup, can_focus=True):
         shown.set_class(bool(end), "-shown")
 
     def _folded(self) -> str:
-        text = plain(self.message.content)
-        if self.unfolded or (len(text) <= _FOLDED_CHARACTERS and text.count("\n") < _FOLDED_LINES):
-            return text
+        """The text; of a long one its beginning, of one with files the person's own words."""
+        message = self.message
+        if self.unfolded:
+            return plain(message.content)
+        text = plain(typed_of(message.content, message.extra))
         lines = text[:_FOLDED_CHARACTERS].split("\n")[:_FOLDED_LINES]
         head = "\n".join(lines)
-        return f"{head}\n… {len(text) - len(head):,} more characters (o shows them)"
+        if len(head) < len(text):
+            head = f"{head}\n… {len(text) - len(head):,} more characters (o shows them)"
+        for file in message.extra.get("attachments", ()):
+            head += f"\nwith {one_line(str(file['name']), 60)}, {int(file['bytes']):,} bytes"
+        return head
 
     def _thinking(self) -> Collapsible:
         opened = self.chat_app.settings.thinking_open
         body = Static(plain(self.message.reasoning), classes="thought", markup=False)
         return Collapsible(
-            body, title=_thinking_title(self.message.reasoning), collapsed=not opened
+            body,
+            title=_thinking_title(self.message.reasoning),
+            collapsed=not opened,
+            classes="thinking",
+        )
+
+    def _result(self) -> ToolResult:
+        message = self.message
+        arguments = message.extra.get("arguments")
+        return ToolResult(
+            one_line(str(message.extra.get("name", "tool")), 60),
+            arguments if isinstance(arguments, dict) else {},
+            message.content,
+            state=str(message.extra.get("state", "done")),
         )
 
     def _set_text(self, text: str) -> None:
@@ -177,7 +206,7 @@ class MessageView(VerticalGroup, can_focus=True):
         self.add_class("-writing")
         shown = self.message
         # What came between the store's last write and now.
-        if not self.query(Collapsible):
+        if not self.query(".thinking"):
             self.mount(self._thinking(), after=self.query_one(".who"))
         self._text = live.text[len(shown.content) :]
         self._thought = live.reasoning
@@ -229,9 +258,13 @@ class MessageView(VerticalGroup, can_focus=True):
                 await self._stream.write(plain(text))
             self._show_thinking()
             await asyncio.sleep(DRAW_EVERY)
+            # A letter being typed must not wait for a page being drawn.
+            drawn = time.monotonic()
+            while drawn - self.chat_app.typed < _TYPING and time.monotonic() - drawn < _PUT_OFF:
+                await asyncio.sleep(DRAW_EVERY / 2)
 
     def _show_thinking(self) -> None:
-        for fold in self.query(Collapsible):
+        for fold in self.query(".thinking").results(Collapsible):
             fold.display = bool(self._thought or self.message.reasoning)
             if self._thought:
                 fold.title = _thinking_title(self._thought)
@@ -240,6 +273,8 @@ class MessageView(VerticalGroup, can_focus=True):
 
     def on_collapsible_expanded(self, event: Collapsible.Expanded) -> None:
         event.stop()
+        if isinstance(event.collapsible, ToolResult):
+            return
         thought = self._thought or self.message.reasoning
         event.collapsible.query_one(".thought", Static).update(plain(thought))
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from textual.app import ComposeResult
 from textual.containers import HorizontalGroup
 from textual.content import Content
 from textual.widgets import Button, Static
 
-from localllm.tui.text import one_line, plain
+from localllm.tui.text import model_name, one_line, plain
 
 if TYPE_CHECKING:
-    from localllm.tui.answers import Live
+    from localllm.tui.answers import Live, Said
     from localllm.tui.app import ChatApp
     from localllm.tui.engine.client import EngineState
     from localllm.tui.store import Message
@@ -72,7 +73,7 @@ class Status(Static):
 
 
 def _state(state: EngineState, model: str) -> str:
-    name = one_line(str(getattr(state.model, "name", None) or model), 40)
+    name = one_line(model_name(state.model.name if state.model else model), 40)
     match state.phase:
         case "ready":
             return name
@@ -126,15 +127,11 @@ class Queue(Static):
     def __init__(self, id: str | None = None) -> None:
         super().__init__("", id=id, markup=False)
 
-    def show(self, texts: list[str]) -> None:
-        self.set_class(bool(texts), "-shown")
-        lines = [f"waits {n}: {one_line(text, 200)}" for n, text in enumerate(texts, 1)]
+    def show(self, waiting: Sequence[Said]) -> None:
+        self.set_class(bool(waiting), "-shown")
+        lines = [f"waits {n}: {one_line(said.typed, 200)}" for n, said in enumerate(waiting, 1)]
         if len(lines) > 3:
             lines[2:] = [f"… and {len(lines) - 2} more"]
         if lines:
             lines[-1] += "   (/unqueue takes the last back)"
         self.update("\n".join(lines))
-
-
-def engine_model(state: Any) -> str | None:
-    return getattr(getattr(state, "model", None), "name", None)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from textual.containers import VerticalScroll
 
 from localllm.tui.store import Message
-from localllm.tui.widgets.message import MessageView, view_of
 
 if TYPE_CHECKING:
     from localllm.tui.app import ChatApp
+    from localllm.tui.widgets.message import MessageView
 
 MOUNTED = 12  # messages, at first
-MORE = 8  # when the top is reached
+MORE = 4  # when the top is reached
 _NEAR_TOP = 4  # lines
 _KEPT = 40  # mounted messages that scrolling back to the end trims to MOUNTED
 
@@ -39,12 +39,20 @@ class Transcript(VerticalScroll, can_focus=False):
 
     @property
     def views(self) -> list[MessageView]:
+        if not self.children:
+            return []  # the first frame comes before what Markdown takes is imported
+        from localllm.tui.widgets.message import MessageView
+
         return [child for child in self.children if isinstance(child, MessageView)]
 
     @property
     def chosen(self) -> MessageView | None:
         """The view that has the focus, or holds it."""
-        found = view_of(self.screen.focused) if self.is_mounted else None
+        if not self.is_mounted or not self.children:
+            return None
+        from localllm.tui.widgets.message import view_of
+
+        found = view_of(self.screen.focused)
         return found if found is not None and found.parent is self else None
 
     async def show(self, branch: Sequence[Message], *, to: int | None = None) -> None:
@@ -79,7 +87,7 @@ class Transcript(VerticalScroll, can_focus=False):
                 await self.remove_children(gone)
             for view, message in zip(views[:kept], branch[first:], strict=False):
                 view.change(message, self._place(message))
-            new = [MessageView(m, self._place(m)) for m in branch[first + kept :]]
+            new = [self._view(m) for m in branch[first + kept :]]
             if new:
                 await self.mount_all(new)
         if to in ids:
@@ -101,7 +109,13 @@ class Transcript(VerticalScroll, can_focus=False):
             if view.message.id == message:
                 self.release_anchor()
                 view.focus(scroll_visible=False)
-                self.call_after_refresh(view.scroll_visible, animate=False, top=True)
+                self.call_after_refresh(self._to_top, view)
+
+    def _to_top(self, view: MessageView) -> None:
+        if view.is_mounted:
+            # While nothing was mounted, the anchor may have scrolled beyond the top.
+            y = max(0, min(view.virtual_region.y, self.max_scroll_y))
+            self.scroll_to(y=y, animate=False, force=True, immediate=True)
 
     def choose_last(self, role: str | None = None) -> None:
         for view in reversed(self.views):
@@ -134,7 +148,7 @@ class Transcript(VerticalScroll, can_focus=False):
         try:
             start = max(0, self._first - MORE)
             older = self._branch[start : self._first]
-            views = [MessageView(m, self._place(m)) for m in older]
+            views = [self._view(m) for m in older]
             height, at = self.virtual_size.height, self.scroll_y
             self._first = start
             await self.mount_all(views, before=0)
@@ -152,6 +166,11 @@ class Transcript(VerticalScroll, can_focus=False):
         super().watch_scroll_y(old, new)
         if self._first and new < old and new <= _NEAR_TOP and not self._busy:
             self.run_worker(self.more(), exclusive=True, group="more")
+
+    def _view(self, message: Message) -> MessageView:
+        from localllm.tui.widgets.message import MessageView
+
+        return MessageView(message, self._place(message))
 
     def _place(self, message: Message) -> tuple[int, int]:
         siblings = self.chat_app.store.siblings(message.id)

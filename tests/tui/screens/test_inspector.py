@@ -86,9 +86,22 @@ async def test_another_choice_is_a_new_branch_that_goes_on(app, pilot):
     message = app.store.message(sibling)
     assert message.content == "Air scatters [b]blue[/b] [likelier]"
     assert message.parent == app.store.message(app.head).parent
-    assert message.extra == {"forked_from": app.head, "token": 3}
+    assert message.extra == {"forked_from": app.head, "prefix": message.content}
     assert app.store.message(app.head).content == ANSWER
     assert app.opened == [(app.chat_id, sibling)]
+
+
+@run(make)
+async def test_a_fork_is_drawn_again_from_where_it_began(app, pilot):
+    await ready(app, pilot)
+    app.store.edit_message(app.head, extra={"prefix": "Air is"}, content="Air is" + ANSWER)
+    app.pop_screen()
+    await app.push_screen(InspectorScreen(app.head))
+    await until(pilot, lambda: len(app.engine.requests) == 2)
+    await ready(app, pilot)
+    assert app.engine.requests[1].messages[-1] == {"role": "assistant", "content": "Air is"}
+    assert about(app).startswith("token 1 of 9, id -1: not told")
+    assert str(app.screen.query_one("#said", Static).content) == ""
 
 
 @run(make)

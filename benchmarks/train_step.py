@@ -1,0 +1,163 @@
+"""A LoRA step of SmolLM2-135M, ours by instruction set against torch + transformers + peft.
+
+Rank 8 on all linears, 4 sequences of 256 tokens. Each run is a process of its own, so that peak
+memory is its own; the sides take turns, and medians are compared. Run with a Python that has torch,
+transformers and peft for the peer (the `parity` extra); without them it is left out.
+
+    python -m benchmarks.train_step [--rounds 3] [--threads 2] [--steps 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+MODEL = "smollm2:135m"
+SEQUENCES, LENGTH, RANK = 4, 256, 8
+# Ours, and what caps torch alike.
+CAPS = {
+    "avx512_bf16": {},
+    "avx512": {"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+}
+
+
+def tokens(vocab: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, vocab, (SEQUENCES, LENGTH)).astype(np.int32)
+
+
+def report(times: list[float], processor: float) -> None:
+    """times: of each step. processor: seconds of all threads in all of them."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak_mb = peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    speed = SEQUENCES * LENGTH / statistics.median(times)
+    each = processor / (SEQUENCES * LENGTH * len(times))
+    result = {"tokens_per_second": speed, "peak_mb": peak_mb, "processor_ms_per_token": each * 1e3}
+    print(json.dumps(result))
+
+
+def ours(kernels: str, threads: int, steps: int) -> None:
+    from localllm.train.base import base_weights
+    from localllm.train.layout import layout_for
+    from localllm.train.lora import LoRAConfig
+    from localllm.train.native import NativeProgram, fused_adamw
+    from localllm.train.program import Rows
+
+    weights = base_weights(MODEL)
+    config = LoRAConfig(rank=RANK)
+    layout = layout_for(weights.spec, config)
+    program = NativeProgram(weights.spec, weights, layout, config, threads=threads, kernels=kernels)
+    ids = tokens(weights.spec.vocab_size)
+    rows = Rows(
+        ids.reshape(-1),
+        np.roll(ids, -1, axis=1).reshape(-1),
+        (np.arange(SEQUENCES + 1) * LENGTH).astype(np.int32),
+    )
+    row_weights = np.full((SEQUENCES, LENGTH), 1 / (SEQUENCES * (LENGTH - 1)), np.float32)
+    row_weights[:, -1] = 0
+    parameters = np.random.default_rng(1).normal(0, 0.02, layout.size).astype(np.float32)
+    m, v, gradient = (np.zeros_like(parameters) for _ in range(3))
+    options = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
+    times, spent = [], 0.0
+    for step in range(1, steps + 2):
+        spent = time.process_time() if step == 2 else spent
+        start = time.perf_counter()
+        gradient[:] = 0
+        program.gradients(rows, row_weights.reshape(-1), parameters, gradient)
+        fused_adamw(parameters, gradient, m, v, step=step, **options)
+        times.append(time.perf_counter() - start)
+    report(times[1:], time.process_time() - spent)
+
+
+def peer(dtype: str, threads: int, steps: int) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+        use_cache=False,
+    )
+    base = LlamaForCausalLM(config).to(getattr(torch, dtype))
+    model = get_peft_model(
+        base, LoraConfig(r=RANK, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    ids = torch.tensor(tokens(config.vocab_size), dtype=torch.long)
+    times, spent = [], 0.0
+    for step in range(1, steps + 2):
+        spent = time.process_time() if step == 2 else spent
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        times.append(time.perf_counter() - start)
+    report(times[1:], time.process_time() - spent)
+
+
+def run(side: str, name: str, args: argparse.Namespace, caps: dict[str, str]) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.train_step", "--threads", str(args.threads)]
+    command += ["--steps", str(args.steps), "--side", side, "--name", name]
+    environment = {**os.environ, **caps, "OMP_NUM_THREADS": str(args.threads)}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--kernels", nargs="*")
+    parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
+    parser.add_argument("--name", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        (ours if args.side == "ours" else peer)(args.name, args.threads, args.steps)
+        return
+    from localllm.train.native import train_kernels
+
+    with_peer = all(importlib.util.find_spec(name) for name in ("torch", "transformers", "peft"))
+    if not with_peer:
+        print("torch, transformers or peft is not here: ours alone")
+    for kernels in args.kernels or [name for name in CAPS if name in train_kernels()]:
+        caps = CAPS.get(kernels, {})
+        sides = [("ours", kernels)]
+        if with_peer:
+            # Below AVX512-BF16 torch has no fast bfloat16.
+            dtypes = ["float32", "bfloat16"] if kernels == "avx512_bf16" else ["float32"]
+            sides += [("peer", dtype) for dtype in dtypes]
+        results: dict[tuple[str, str], list[dict[str, float]]] = {side: [] for side in sides}
+        for _ in range(args.rounds):
+            for side in sides:
+                results[side].append(run(*side, args, caps))
+        for (side, name), found in results.items():
+            speed = statistics.median(x["tokens_per_second"] for x in found)
+            peak = max(x["peak_mb"] for x in found)
+            label = "native" if side == "ours" else "torch"
+            print(
+                f"{kernels:12} {label} {name:12} {speed:7.0f} tokens/s {peak:7.0f} MB", flush=True
+            )
+
+
+if __name__ == "__main__":
+    main()

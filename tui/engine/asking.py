@@ -1,0 +1,228 @@
+"""From a request of the app to the model's prompt, and from its tokens to pieces."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from localllm.answer import Detokenizer
+from localllm.errors import InvalidRequest, LocalLLMError
+from localllm.llm import LLM
+from localllm.results import GenerationDelta
+from localllm.sampling import SamplingParams
+from localllm.tokenizer import Tokenizer
+from localllm.tokenizer.tool_calls import ToolCallParser, mark_ids
+from localllm.tokenizer.tool_prompts import (
+    call_constraint,
+    function_of,
+    in_words,
+    knows_tools,
+    style_of,
+)
+from localllm.tui.engine.harmony import FINAL, HarmonySplitter, harmony_ids
+from localllm.tui.engine.thinking import ThinkingSplitter
+
+_COUNTED = 64  # messages whose own tokens are told exactly; of older ones they are estimated
+_END = 16  # tokens of the prompt that may open the thinking
+
+Fields = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """prompt: token ids. continued: those at its end that the answer goes on from.
+
+    tools: the names of functions that may be called.
+    """
+
+    prompt: list[int]
+    params: SamplingParams
+    continued: int = 0
+    tools: tuple[str, ...] = ()
+
+    def detokenizer(self, tokenizer: Tokenizer) -> Callable[[], Detokenizer]:
+        """Spells what marks a call, and takes a continued answer for no beginning of a text."""
+        keep = harmony_ids(tokenizer) or (mark_ids(tokenizer) if self.tools else frozenset())
+
+        def make() -> Detokenizer:
+            stream = tokenizer.stream(keep=keep)
+            if self.continued:  # so that a space which begins the rest is no beginning of a text
+                for token in self.prompt[-self.continued :]:
+                    stream.push(token)
+            return stream
+
+        return make
+
+    def voices(self, tokenizer: Tokenizer | None) -> list[Voice]:
+        end = ""
+        if tokenizer is not None and not self.continued:
+            end = tokenizer.decode(self.prompt[-_END:], skip_special=False)
+        harmony = bool(harmony_ids(tokenizer))
+
+        def splitter() -> ThinkingSplitter | HarmonySplitter:
+            if harmony:
+                return HarmonySplitter(continued=bool(self.continued))
+            return ThinkingSplitter(end)
+
+        return [Voice(k, tokenizer, splitter(), self.tools) for k in range(self.params.n)]
+
+
+def asking(llm: LLM, message: Fields) -> Asking:
+    """Raises InvalidRequest, TemplateError and their like for what cannot be asked."""
+    wishes = dict(message.get("params") or {})
+    choice = wishes.pop("tool_choice", "auto")
+    variables = wishes.pop("template_vars", None) or {}
+    if not isinstance(variables, Mapping):
+        raise InvalidRequest("template_vars must be a mapping of names to values")
+    tools = [] if choice == "none" else list(message.get("tools") or ())
+    messages = list(message["messages"])
+    names = tuple(str(function_of(tool)["name"]) for tool in tools)
+    if choice not in ("auto", "none"):
+        style = style_of(_template(llm))
+        wishes.update(call_constraint(tools, str(choice), style))
+    params = _params(llm.default_params, wishes, message)
+    if not message.get("continue_last"):
+        return Asking(_prompt(llm, messages, tools, variables), params, tools=names)
+    if len(messages) < 2 or messages[-1].get("role") != "assistant":
+        raise InvalidRequest("only an answer of the assistant can be continued")
+    start = _prompt(llm, messages[:-1], tools, variables)
+    assert llm.tokenizer is not None  # it has rendered the messages
+    said = llm.tokenizer.encode(str(messages[-1].get("content") or ""), add_special=False)
+    if harmony_ids(llm.tokenizer):
+        start += llm.tokenizer.encode(FINAL, add_special=False, parse_special=True)
+    return Asking([*start, *said], params, len(said), names)
+
+
+def counted(llm: LLM, messages: list[Any]) -> dict[str, Any]:
+    """A message's own tokens are those that the prompt grows by."""
+    if not messages:
+        return {"total": 0, "per_message": [], "cached": 0, "context": llm.info.context}
+    ids = _prompt(llm, messages, [], {})
+    own = [0] * len(messages)
+    before = len(messages) - 1
+    longer = len(ids)
+    while before > 0 and before >= len(messages) - _COUNTED:
+        try:
+            shorter = len(_prompt(llm, messages[:before], [], {}))
+        except LocalLLMError:  # some templates refuse to end there
+            break
+        own[before] = max(0, longer - shorter)
+        longer, before = shorter, before - 1
+    rest = messages[: before + 1]
+    weights = [len(str(one.get("content", ""))) + 1 for one in rest]
+    for at, weight in enumerate(weights):
+        own[at] = longer * weight // sum(weights)
+    return {
+        "total": len(ids),
+        "per_message": own,
+        "cached": llm.cached_tokens(ids),
+        "context": llm.info.context,
+    }
+
+
+class Voice:
+    """One answer on its way: its text split from thinking and calls, its tokens described."""
+
+    def __init__(
+        self,
+        index: int,
+        tokenizer: Tokenizer | None,
+        splitter: ThinkingSplitter | HarmonySplitter,
+        tools: Sequence[str] = (),
+    ) -> None:
+        self._index = index
+        self._tokenizer = tokenizer
+        self._splitter = splitter
+        self._calls = ToolCallParser(tools) if tools else None
+        self._text = self._reasoning = ""
+        self._tokens: list[dict[str, Any]] = []
+        self.finished: dict[str, Any] | None = None
+
+    def take(self, delta: GenerationDelta) -> None:
+        self._add(self._splitter.feed(delta.text))
+        logprobs = delta.logprobs or ()
+        guesses = delta.guesses or (None,) * len(delta.token_ids)
+        for at, (token, guess) in enumerate(zip(delta.token_ids, guesses, strict=True)):
+            if guess is not None and guess != token:
+                self._tokens.append(
+                    {"id": guess, "text": self._spelled(guess), "drafted": "rejected"}
+                )
+            info: dict[str, Any] = {"id": token, "text": self._spelled(token)}
+            if guess == token:
+                info["drafted"] = "accepted"
+            if at < len(logprobs):
+                info["logprob"] = logprobs[at].logprob
+                info["top"] = [(i, self._spelled(i), value) for i, value in logprobs[at].top]
+            self._tokens.append(info)
+        if delta.result is not None:
+            self._add(self._splitter.finish())
+            calls = list(self._splitter.calls)
+            if self._calls is not None:
+                self._text += self._calls.finish()
+                calls += self._calls.calls
+            receipt = delta.result.receipt.to_dict()
+            self.finished = {
+                "reason": delta.result.finish_reason,
+                "receipt": receipt,
+                "seed": receipt["seed"],
+                "tool_calls": [asdict(call) for call in calls] if self._calls is not None else [],
+            }
+
+    def piece(self) -> dict[str, Any] | None:
+        """What came since the last one, None if nothing did."""
+        if not (self._text or self._reasoning or self._tokens):
+            return None
+        piece = {
+            "index": self._index,
+            "text": self._text,
+            "reasoning": self._reasoning,
+            "tokens": self._tokens,
+        }
+        self._text, self._reasoning, self._tokens = "", "", []
+        return piece
+
+    def _add(self, parts: tuple[str, str]) -> None:
+        answer, thinking = parts
+        self._text += answer if self._calls is None else self._calls.feed(answer)
+        self._reasoning += thinking
+
+    def _spelled(self, token: int) -> str:
+        """Of a token that is no whole character, a mark stands for each of its bytes."""
+        if self._tokenizer is None:
+            return ""
+        return self._tokenizer.token_bytes(token).decode(errors="replace")
+
+
+def _template(llm: LLM) -> str | None:
+    if llm.tokenizer is None:
+        return None
+    named = llm.tokenizer.chat_templates
+    return named.get("tool_use") or llm.tokenizer.chat_template
+
+
+def _prompt(llm: LLM, messages: list[Any], tools: Sequence[Fields], variables: Fields) -> list[int]:
+    if knows_tools(_template(llm)):
+        return llm.chat_prompt(messages, tools or None, variables)
+    return llm.chat_prompt(in_words(messages, tools), None, variables)
+
+
+def _params(default: SamplingParams, wishes: dict[str, Any], message: Fields) -> SamplingParams:
+    known = set(SamplingParams.__dataclass_fields__)
+    for name in wishes:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise InvalidRequest(
+                f"there is no sampling parameter named {name!r}",
+                hint=f"did you mean {near[0]}?" if near else None,
+            )
+    if int(message.get("n", 1)) > 1:
+        wishes["n"] = int(message["n"])
+    if int(message.get("logprobs", 0)) > 0:
+        wishes["logprobs"] = int(message["logprobs"])
+    bias = wishes.get("logit_bias")
+    if isinstance(bias, Mapping):  # JSON knows no numbers as keys
+        wishes["logit_bias"] = {int(k) if str(k).isdecimal() else k: v for k, v in bias.items()}
+    wishes = {key: tuple(v) if isinstance(v, list) else v for key, v in wishes.items()}
+    return replace(default, **wishes)

@@ -1,0 +1,67 @@
+"""The keys that work where the user is, in one line. A click on one calls its command.
+
+Textual's own footer is a widget a key, made anew whenever the focus moves: with every message that
+is chosen that takes longer than all the rest.
+"""
+
+from __future__ import annotations
+
+from textual.app import RenderResult
+from textual.binding import Binding
+from textual.content import Content
+from textual.screen import Screen
+from textual.style import Style
+from textual.widget import Widget
+
+from localllm.tui.commands import COMMANDS
+from localllm.tui.text import one_line
+
+
+class KeyLine(Widget):
+    DEFAULT_CSS = """
+    KeyLine {
+        dock: bottom; height: 1; background: $panel; padding: 0 1;
+        link-style: none; link-color: $foreground; link-background: $panel;
+    }
+    """
+
+    def __init__(self, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._bindings_shown: list[Binding] = []
+
+    def on_mount(self) -> None:
+        self.screen.bindings_updated_signal.subscribe(self, self._changed)
+        self._changed(self.screen)
+
+    def _changed(self, screen: Screen[object]) -> None:
+        found: dict[str, Binding] = {}
+        for active in screen.active_bindings.values():
+            binding = active.binding
+            if binding.show and active.enabled:
+                found.setdefault(binding.action, binding)
+        shown = sorted(found.values(), key=_place)
+        if shown != self._bindings_shown:
+            self._bindings_shown = shown
+            self.refresh()
+
+    def render(self) -> RenderResult:
+        parts: list[Content] = []
+        room = self.size.width
+        for binding in self._bindings_shown:
+            key = self.app.get_key_display(binding)
+            told = one_line(binding.description)
+            room -= len(key) + len(told) + 3
+            if room < 0:
+                break
+            meta = Style.from_meta({"@click": f"app.pressed({binding.key!r})"})
+            part = Content.assemble((key, "bold $accent"), f" {told}")
+            parts += [part.stylize(meta), Content("  ")]
+        return Content("").join(parts)
+
+
+def _place(binding: Binding) -> tuple[int, int]:
+    """A screen's own keys and a message's come before what can be done anywhere."""
+    for number, command in enumerate(COMMANDS):
+        if command.name == binding.id:
+            return (2 if command.where in ("everywhere", "chat") else 1), number
+    return 0, 0
