@@ -19,7 +19,7 @@ from localllm.checkpoint.tensor import Affine, Dense, GroupValues, Tensor
 
 _MLX_GROUPS = (32, 64, 128)
 _MLX_BITS = (2, 3, 4, 5, 6, 8)
-_SLAB = 1 << 22  # weights made float32 at a time: 16 MB
+SLAB = 1 << 22  # weights made float32 at a time: 16 MB
 _HUGE = 1 << 26  # bytes of codes from which a matrix stays in numpy
 _FLOAT = {np.dtype(np.float32): mx.float32, np.dtype(np.float16): mx.float16}
 
@@ -253,9 +253,9 @@ def _codes(codes: np.ndarray) -> mx.array | np.ndarray:
 
 
 def slabs(shape: tuple[int, int]) -> list[slice]:
-    """Runs of output rows of at most `_SLAB` weights each."""
+    """Runs of output rows of at most `SLAB` weights each."""
     out, inner = shape
-    step = max(1, _SLAB // inner)
+    step = max(1, SLAB // inner)
     return [slice(at, min(at + step, out)) for at in range(0, out, step)]
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from localllm.errors import BackendUnavailable, InvalidRequest
 from localllm.train.base import BaseWeights, base_weights
-from localllm.train.lora import FullConfig, TuneConfig
+from localllm.train.lora import FullConfig, LoRAConfig, TuneConfig
 from localllm.train.program import Layout, Program
 
 ProgramName = Literal["auto", "native", "reference"]
@@ -33,7 +33,7 @@ def open_program(
     weights = model if isinstance(model, BaseWeights) else base_weights(model)
     check_trainable(weights, config)
     if program == "reference":
-        return _reference(weights, layout, threads), _threads_note(threads)
+        return _reference(weights, layout, config), _threads_note(threads)
     native, reason = _native()
     if native is not None:
         reason = native.why_not(weights.spec, weights, layout, config)
@@ -48,7 +48,7 @@ def open_program(
             hint="leave --program out, or give --program reference",
         )
     notes = [f"trained by the reference program, not the native one: {reason}"]
-    return _reference(weights, layout, threads), "; ".join(
+    return _reference(weights, layout, config), "; ".join(
         [*notes, *filter(None, [_threads_note(threads)])]
     )
 
@@ -64,10 +64,11 @@ def check_trainable(weights: BaseWeights, config: TuneConfig) -> None:
         )
 
 
-def _reference(weights: BaseWeights, layout: Layout, threads: int | None) -> Program:
+def _reference(weights: BaseWeights, layout: Layout, config: TuneConfig) -> Program:
     from localllm.train.reference import ReferenceProgram
 
-    return ReferenceProgram(weights, layout)
+    dropout = config.dropout if isinstance(config, LoRAConfig) else 0.0
+    return ReferenceProgram(weights, layout, dropout=dropout)
 
 
 def _threads_note(threads: int | None) -> str | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from localllm.backend.reference_attention import attention
 from localllm.backend.reference_decoder import Angles, Decoder, Layer, Weight, Weights
-from localllm.backend.reference_linear import Linear
+from localllm.backend.reference_linear import SLAB, Linear
 from localllm.backend.weights import checked_weights
 from localllm.errors import InvalidRequest
 from localllm.spec import DecoderSpec, MoESpec, RopeSpec
@@ -33,13 +33,15 @@ _QUERY_ROWS = 256  # attention takes so many rows at a time, which bounds its sc
 class ReferenceProgram:
     """See `Program`. weights are read once and keep the size they have in the file.
 
-    Raises CheckpointError for weights that are not as the spec wants them.
+    dropout: what the noise of steps will have, for `working_bytes` alone. Raises CheckpointError
+    for weights that are not as the spec wants them.
     """
 
     name = "reference"
 
-    def __init__(self, weights: BaseWeights, layout: Layout) -> None:
+    def __init__(self, weights: BaseWeights, layout: Layout, *, dropout: float = 0.0) -> None:
         self.layout = layout
+        self._dropout = dropout
         self.spec = weights.spec
         self._device = mx.default_device()
         parts: dict[str, Weight] = {}
@@ -138,23 +140,33 @@ class ReferenceProgram:
             step.embedding_gradient(np.array(back), into)
 
     def working_bytes(self, rows: Sequence[int]) -> int:
-        """See `Program.working_bytes`: inputs of all layers, one layer's insides, one chunk of
-        logits, one matrix in float32."""
+        """See `Program.working_bytes`: the inputs of all layers, and the insides of one layer or a
+        chunk of logits. The factors were measured (tests/train/test_reference_memory.py)."""
         total, longest = sum(rows), max(rows, default=0)
-        inside = matrix = scores = 0
+        hidden = self.spec.hidden
+        inside = 0
         for layer, names in zip(self.spec.layers, self._names, strict=True):
             attn, ffn = layer.mixer, layer.ffn
             q, kv = attn.heads * attn.head_dim, attn.kv_heads * attn.head_dim
             times = ffn.top_k if isinstance(ffn, MoESpec) else 1
-            values = 10 * self.spec.hidden + 6 * q + 8 * kv + 7 * times * ffn.hidden
-            own = sum(int(np.prod(self.layout.shapes[name])) for name in names)
-            inside = max(inside, total * values + 3 * own)
-            matrix = max(matrix, self.spec.hidden * max(q, ffn.hidden))
-            scores = max(scores, 6 * attn.heads * min(longest, _QUERY_ROWS) * longest)
-        kept = total * self.spec.hidden * (len(self.spec.layers) + 3)
-        logits = 4 * min(total, chunk_rows(self.spec)) * self.spec.vocab_size
+            values = 8 * hidden + 3 * q + 6 * kv
+            values += (15 if self.layout.scales else 9) * times * ffn.hidden
+            scores = 5 * attn.heads * min(longest, _QUERY_ROWS) * longest
+            own = 0
+            for name in names:
+                shape = self.layout.shapes[name]
+                own += 3 * int(np.prod(shape))
+                if name.endswith(".magnitude"):
+                    values += 2 * shape[0]
+                if name.endswith(".a") and self._dropout:
+                    values += shape[1]
+            matrix = 3 * min(SLAB, hidden * max(q, ffn.hidden))
+            inside = max(inside, total * values + scores + own + matrix)
+        kept = total * hidden * (len(self.spec.layers) + 3)
+        logits = 2 * min(total, chunk_rows(self.spec)) * self.spec.vocab_size
+        logits += 2 * min(SLAB, hidden * self.spec.vocab_size)
         whole = sum(int(np.prod(self.layout.shapes[name])) for name in self._head.names)
-        return 4 * (kept + max(inside + scores + 2 * matrix, logits + 3 * whole))
+        return 4 * (kept + max(inside, logits + 2 * whole))
 
     def close(self) -> None:
         """Frees the weights; the program answers no more."""

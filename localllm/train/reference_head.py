@@ -13,7 +13,7 @@ import numpy as np
 from localllm.backend.reference_decoder import Decoder, Norm, Weights, softcap
 from localllm.backend.reference_linear import Matrix
 from localllm.spec import DecoderSpec
-from localllm.train.reference_matrices import trained, turned_matmul
+from localllm.train.reference_matrices import matmul, trained, turned_matmul
 
 _LOGITS = 1 << 23  # of one chunk: 32 MB
 _LEAST_ROWS = 16  # a large vocabulary's head would be unpacked too often
@@ -64,7 +64,7 @@ class Head:
                 found[self._matrix_name] = back.T @ normed
             if "head.bias" in self.names:
                 found["head.bias"] = mx.sum(back, axis=0)
-            back = turned_matmul(matrix, back)
+            back = turned_matmul(matrix, back, stepwise=True)
 
             def normalized(x: mx.array, *own: mx.array) -> mx.array:
                 if not own:
@@ -95,7 +95,7 @@ class Head:
 
     def _logits(self, normed: mx.array, matrix: Matrix, bias: mx.array | None) -> mx.array:
         """float32 [n, vocab]; a cap comes last, so it can be undone from its outcome."""
-        logits = matrix.matmul(normed)
+        logits = matmul(matrix, normed, stepwise=True)
         if bias is not None:
             logits = logits + bias
         logits = logits * self.spec.logit_scale

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 import mlx.core as mx
-import numpy as np
 
 from localllm.backend.reference_decoder import Weight
 from localllm.backend.reference_linear import (
@@ -32,7 +31,7 @@ class FrozenMatrix(Part):
 
         @mx.custom_function
         def product(x: mx.array) -> mx.array:
-            return _matmul(matrix, x)
+            return matmul(matrix, x)
 
         @product.vjp
         def back(x: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
@@ -104,22 +103,27 @@ def _trained(array: mx.array) -> Weight:
     return [TrainedMatrix(array[index]) for index in range(array.shape[0])]
 
 
-def _matmul(matrix: Matrix, x: mx.array) -> mx.array:
-    """float32 [n, in] -> [n, out]: x W^T, a slab of W in float32 at a time."""
-    parts = [_alone(x @ mx.contiguous(matrix.slab(run).T)) for run in slabs(matrix.shape)]
+def matmul(matrix: Matrix, x: mx.array, *, stepwise: bool = False) -> mx.array:
+    """float32 [n, in] -> [n, out]: x W^T, a slab of W in float32 after the other.
+
+    stepwise: compute each before the next is read. Not under differentiation, which would keep
+    what is computed.
+    """
+    parts = []
+    for run in slabs(matrix.shape):
+        parts.append(x @ mx.contiguous(matrix.slab(run).T))
+        if stepwise:
+            mx.eval(parts[-1])
     return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
 
 
-def turned_matmul(matrix: Matrix, y: mx.array) -> mx.array:
+def turned_matmul(matrix: Matrix, y: mx.array, *, stepwise: bool = False) -> mx.array:
     """float32 [n, out] -> [n, in]: y W."""
-    runs = slabs(matrix.shape)
-    x = _alone(y[:, runs[0]] @ matrix.slab(runs[0]))
-    for run in runs[1:]:
-        x = _alone(x + y[:, run] @ matrix.slab(run))
+    x: mx.array | None = None
+    for run in slabs(matrix.shape):
+        part = y[:, run] @ matrix.slab(run)
+        x = part if x is None else x + part
+        if stepwise:
+            mx.eval(x)
+    assert x is not None
     return x
-
-
-def _alone(y: mx.array) -> mx.array:
-    """The same numbers without what they were computed from, which autodiff would keep: all of the
-    matrix in float32."""
-    return mx.array(np.array(y))
