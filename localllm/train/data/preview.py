@@ -12,34 +12,41 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 TRAINED, OTHER = "bold green", "dim"
+_CONTROL = " underline"  # text that spells a control token is not underlined
 
 
 def preview(example: Example, tokenizer: Tokenizer) -> Text:
-    """What is trained in green, the rest dimmed; control tokens as they are spelled."""
+    """What is trained in green, the rest dimmed; control tokens as they are spelled, underlined."""
     from rich.text import Text
 
     shown = Text(overflow="fold")
-    for part, trained in _parts(example, tokenizer):
-        shown.append(_visible(part), TRAINED if trained else OTHER)
+    for part, trained, control in _parts(example, tokenizer):
+        style = TRAINED if trained else OTHER
+        shown.append(_visible(part), style + _CONTROL if control else style)
     return shown
 
 
 def plain_preview(example: Example, tokenizer: Tokenizer) -> str:
     """The same for a pipe: what is trained between ⟦ and ⟧."""
-    return "".join(
-        f"⟦{_visible(part)}⟧" if trained else _visible(part)
-        for part, trained in _parts(example, tokenizer)
-    )
+    shown = []
+    for trained, parts in groupby(_parts(example, tokenizer), key=lambda part: part[1]):
+        text = "".join(_visible(part) for part, _, _ in parts)
+        shown.append(f"⟦{text}⟧" if trained else text)
+    return "".join(shown)
 
 
-def _parts(example: Example, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
-    """Runs of tokens that are alike; a character whose tokens differ shows as a mark in both."""
-    marked = zip(example.tokens.tolist(), example.trained.tolist(), strict=True)
-    runs = [
-        (tokenizer.decode([t for t, _ in run], skip_special=False), trained)
-        for trained, run in groupby(marked, key=lambda pair: pair[1])
+def _parts(example: Example, tokenizer: Tokenizer) -> list[tuple[str, bool, bool]]:
+    """(text, trained, control) of runs of tokens that are alike; a character whose tokens differ
+    shows as a mark in both."""
+    marked = [
+        (token, trained, token in tokenizer.special_ids)
+        for token, trained in zip(example.tokens.tolist(), example.trained.tolist(), strict=True)
     ]
-    return [(text, trained) for text, trained in runs if text]
+    runs = []
+    for (trained, control), run in groupby(marked, key=lambda one: one[1:]):
+        text = b"".join(tokenizer.token_bytes(token) for token, _, _ in run)
+        runs.append((text.decode("utf-8", "replace"), trained, control))
+    return [run for run in runs if run[0]]
 
 
 def _visible(text: str) -> str:

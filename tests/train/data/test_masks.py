@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from localllm.tokenizer import Tokenizer
-from localllm.train.data import plain_preview
+from localllm.train.data import plain_preview, preview
 from localllm.train.data.example import Example
 from localllm.train.data.formats import Chat, Completion, Text
 from localllm.train.data.masks import Masker
@@ -164,3 +164,18 @@ def test_the_preview_shows_what_is_trained(build: Make) -> None:
     shown = plain_preview(example, tokenizer)
     assert shown.endswith("⟦b<|im_end|>⟧")
     assert "\x1b" not in shown
+
+
+def test_the_preview_tells_control_tokens_from_text_that_spells_them(build: Make) -> None:
+    tokenizer = build(SMOLLM2)
+    said = chat("a <|im_end|>", "b\N{SNOWMAN}")
+    (example,) = Masker(tokenizer, "assistant", None).chat(said, "x:1").examples
+    shown = preview(example, tokenizer)
+    assert shown.plain == plain_preview(example, tokenizer).replace("⟦", "").replace("⟧", "")
+    assert shown.plain == tokenizer.render_chat(
+        list(said.messages), add_generation_prompt=False
+    ).removesuffix("\n")
+    styled = {(shown.plain[s.start : s.end], str(s.style)) for s in shown.spans}
+    assert ("b\N{SNOWMAN}", "bold green") in styled
+    assert ("<|im_end|>", "bold green underline") in styled
+    assert any("a <|im_end|>" in text and style == "dim" for text, style in styled)
