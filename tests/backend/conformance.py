@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from localllm.adapters.lora import make_adapter
 from localllm.backend.adapters import MAX_ADAPTERS
 from localllm.backend.protocol import Backend, Batch, Chunk, StepCancelled
-from localllm.checkpoint.tensor import Tensor
+from localllm.checkpoint.tensor import Dense, Tensor
 from localllm.errors import CheckpointError, InvalidRequest, OutOfMemoryPlan
 from localllm.spec import DecoderSpec
 from localllm.spec.memory import kv_groups
@@ -244,6 +244,18 @@ class BackendConformance:
             self.assert_same(backend.project(hidden), logits)
             self.assert_same(backend.project(hidden[1:]), logits[1:])
             assert backend.project(hidden[:0]).shape == (0, backend.spec.vocab_size)
+
+    def test_some_rows_of_the_head_give_their_logits_alone(self):
+        spec = replace(llama(), logit_scale=0.5, logit_softcap=3.0)
+        weights = random_weights(spec)
+        rows = np.array([2, 3, 17, 40])
+        head = Dense(weights["embed.weight" if spec.tied_head else "head.weight"], "float32")
+        hidden = np.random.default_rng(1).normal(size=(3, spec.hidden)).astype(np.float32)
+        with self.backend(spec, dense(weights)) as backend:
+            part = backend.part_of_head(head.rows(rows))
+            whole = backend.project(hidden)
+            self.assert_right(part(hidden), whole[:, rows].astype(np.float64))
+            assert part(hidden[:0]).shape == (0, 4)
 
     def test_embeddings_are_those_of_the_weights(self):
         spec = replace(llama(), embed_scale=3.0)
