@@ -11,7 +11,7 @@ NATIVE := $(shell find kernels_cpu -name '*.cpp' -o -name '*.h' -o -name CMakeLi
 CXX_FILES = $(shell find kernels_cpu -name '*.cpp' -o -name '*.h')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup chat test test-all check format bench goldens clean FORCE
+.PHONY: help setup chat test test-all check format bench example-finetune goldens clean FORCE
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is"
@@ -50,6 +50,11 @@ format: $(SETUP) .venv/.stamp-dev ## let ruff and clang-format rewrite the sourc
 bench: $(SETUP) .venv/.stamp-bench ## measure; every figure in the README comes from here
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; \
 	  $(BIN)/python -m "benchmarks.$$(basename $$script .py)" || exit 1; done
+
+example-finetune: $(SETUP) ## teach a small model to answer in JSON; before and after
+	@rm -rf build/json-answers
+	@$(BIN)/localllm finetune --config examples/json_answers/finetune.toml --out build/json-answers
+	@$(BIN)/python examples/json_answers/score.py smollm2:135m build/json-answers
 
 goldens: $(SETUP) .venv/.stamp-parity ## write the expected values in tests/ again, from the originals
 	@for script in scripts/goldens/[a-z]*.py; do echo "== $$script"; \

@@ -134,6 +134,11 @@ class AsyncStream:
         whole = answers and all(answer.result is not None for answer in answers)
         return best(answers) if whole else None
 
+    @property
+    def news(self) -> bool:
+        """Whether the next delta, or the end, comes without waiting."""
+        return self._over or self._call.news
+
     def __aiter__(self) -> AsyncStream:
         return self
 

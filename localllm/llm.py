@@ -12,7 +12,7 @@ from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 
-from localllm.adapters import load_adapter, weighted, weights_in
+from localllm.adapters import load_adapter, weights_in
 from localllm.answer import Answer, Detokenizer, best
 from localllm.backend.protocol import Activations
 from localllm.engine import Engine, Request, Watch
@@ -274,10 +274,12 @@ class LLM:
         model, OutOfMemoryPlan for one that is too large, InvalidRequest for a name that is taken.
         """
         base = weights_in(self._model.path, self.spec)
-        adapter = load_adapter(path, self.spec, name=name, base=base)
+        adapter = load_adapter(path, self.spec, name=name, base=base, weight=weight)
         folder: Path | None = Path(path).resolve()
-        if weight != 1.0:
-            adapter, folder = weighted(adapter, weight), None
+        if weight != 1.0 or any(pair.gains is not None for pair in adapter.targets.values()):
+            # A folder that is read again has the weight 1; and DoRA's gains took a reading of the
+            # whole base. So these are kept.
+            folder = None
 
         def register(engine: Engine) -> None:
             engine.adapters.register(adapter, folder)

@@ -79,12 +79,33 @@ def resident_memory(root: Path = _ROOT) -> tuple[int | None, int | None]:
     return (int(now) * 1024 if now.isdigit() else None), None
 
 
+def forget_peak_memory() -> bool:
+    """Makes the highest memory so far the present one; False where the system cannot (not Linux)"""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
 def return_freed_memory() -> None:
     """Gives what was freed back to the system; glibc would keep it for allocations to come."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:  # other C libraries have none
             trim(0)
+
+
+def give_large_blocks_back() -> None:
+    """From now on blocks of a megabyte or more go back to the system as soon as they are freed.
+
+    glibc would keep those of up to 32 MB once it has seen one, and where sizes differ from step to
+    step its heap grows with the holes between them.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:  # other C libraries have none
+            mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
 
 
 def cpu_model(root: Path = _ROOT) -> str:

@@ -9,6 +9,14 @@ from localllm.models.registry import (
     load_kinds,
     load_spec,
     load_weights,
+    spec_of_config,
 )
 
-__all__ = ["known_architectures", "load_forms", "load_kinds", "load_spec", "load_weights"]
+__all__ = [
+    "known_architectures",
+    "load_forms",
+    "load_kinds",
+    "load_spec",
+    "load_weights",
+    "spec_of_config",
+]

@@ -86,8 +86,8 @@ def _of_gguf(checkpoint: Checkpoint, spec: DecoderSpec) -> dict[str, Any]:
         }
     if kind == "qwen3_moe":
         values["num_experts"] = values["num_local_experts"]
-    for name in ("bos", "eos"):
-        token = checkpoint.config.get(f"tokenizer.ggml.{name}_token_id")
-        if isinstance(token, int) and 0 <= token < spec.vocab_size:
-            values[f"{name}_token_id"] = token
+    for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+        token = checkpoint.config.get(f"tokenizer.ggml.{key}_token_id")
+        there = isinstance(token, int) and 0 <= token < spec.vocab_size
+        values[f"{name}_token_id"] = token if there else None  # else some would be assumed
     return {"model_type": kind, "architectures": [_CLASSES[kind]], **values}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -95,6 +97,15 @@ def load_spec(checkpoint: Checkpoint) -> DecoderSpec:
     config = Config(checkpoint.config, checkpoint.path)
     spec = _architecture(config).spec(config)
     return _tied_as_stored(checkpoint, spec)
+
+
+def spec_of_config(values: Mapping[str, Any], path: Path) -> DecoderSpec:
+    """The decoder of a config.json without weights; path: the file, for messages.
+
+    Raises what `load_spec` raises.
+    """
+    config = Config(values, path)
+    return _architecture(config).spec(config)
 
 
 def load_weights(

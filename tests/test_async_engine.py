@@ -576,10 +576,10 @@ def test_a_slow_grammar_holds_nobody_up(llm, monkeypatch):
     release = threading.Event()
     prepare = llm.prepare
 
-    def slow(prompt, params, options):
+    def slow(prompt, params, options, **more):
         if params.constrained:
             release.wait(10)
-        return prepare(prompt, params, options)
+        return prepare(prompt, params, options, **more)
 
     monkeypatch.setattr(llm, "prepare", slow)
 

@@ -2,6 +2,6 @@
 
 from localllm.adapters.dora import weights_in
 from localllm.adapters.loading import load_adapter
-from localllm.adapters.lora import LoraAdapter, LowRank, weighted
+from localllm.adapters.lora import LoraAdapter, LowRank
 
-__all__ = ["LoraAdapter", "LowRank", "load_adapter", "weighted", "weights_in"]
+__all__ = ["LoraAdapter", "LowRank", "load_adapter", "weights_in"]

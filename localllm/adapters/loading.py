@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 from localllm.adapters import mlx_lm, peft
@@ -10,27 +12,40 @@ from localllm.adapters.files import AdapterFile
 from localllm.adapters.lora import LoraAdapter, make_adapter
 from localllm.adapters.mapping import map_targets
 from localllm.checkpoint.shards import read_json
-from localllm.errors import CheckpointError, UnsupportedModel
+from localllm.errors import CheckpointError, InvalidRequest, UnsupportedModel
 from localllm.spec import DecoderSpec
 
 _PICKLE = "adapter_model.bin"
 
 
 def load_adapter(
-    folder: str | Path, spec: DecoderSpec, *, name: str | None = None, base: Base | None = None
+    folder: str | Path,
+    spec: DecoderSpec,
+    *,
+    name: str | None = None,
+    base: Base | None = None,
+    weight: float = 1.0,
 ) -> LoraAdapter:
     """Reads a PEFT or MLX-LM folder for the model that `spec` describes.
 
     name: None for the folder's. base: the model's weights (`weights_in`), which DoRA needs.
+    weight: how much of it is added, as if it had been saved with so many times its scale.
     Raises CheckpointError for files that are damaged or do not fit the model or each other,
-    UnsupportedModel for what is sound but not computed here.
+    UnsupportedModel for what is sound but not computed here, InvalidRequest for a weight that is
+    no number.
     """
+    if not math.isfinite(weight):
+        raise InvalidRequest(f"an adapter's weight must be a number, not {weight}")
     folder = Path(folder)
     adapter = _open(folder)
     try:
         targets, magnitudes = map_targets(adapter, spec)
     finally:
         adapter.file.close()
+    if weight != 1.0:
+        targets = {
+            target: replace(pair, scale=pair.scale * weight) for target, pair in targets.items()
+        }
     if magnitudes:
         if base is None:
             raise UnsupportedModel(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from localllm.checkpoint.tensor import Dense
-from localllm.errors import InvalidRequest
 
 # The linears of a layer that an adapter may touch: `layers.N.` and one of these.
 LINEARS = ("attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ffn.down")
@@ -83,22 +82,6 @@ class LoraAdapter:
     def nbytes(self) -> int:
         """Bytes of its matrices."""
         return sum(pair.nbytes for pair in self.targets.values())
-
-
-def weighted(adapter: LoraAdapter, weight: float) -> LoraAdapter:
-    """The adapter with so much of it added. Raises InvalidRequest for a weight that is no number,
-    or an adapter with DoRA, whose gains know no half."""
-    if not np.isfinite(weight):
-        raise InvalidRequest(f"an adapter's weight must be a number, not {weight}")
-    if any(pair.gains is not None for pair in adapter.targets.values()):
-        raise InvalidRequest(
-            f"adapter {adapter.name!r} is a DoRA adapter, which cannot be added in part",
-            hint="use it with the weight 1",
-        )
-    targets = {
-        name: replace(pair, scale=pair.scale * weight) for name, pair in adapter.targets.items()
-    }
-    return make_adapter(adapter.name, targets)
 
 
 def make_adapter(name: str, targets: Mapping[str, LowRank]) -> LoraAdapter:

@@ -43,6 +43,7 @@ class GGUFCheckpoint:
             self.close()
             raise
         self.config: Mapping[str, Any] = headers[0].metadata
+        self.kinds = headers[0].metadata.kinds
 
     def _open(self, path: Path) -> Header:
         file = WeightFile(path)

@@ -84,6 +84,14 @@ class Cursor:
             raise self.error(f"{what} is unprintable: {name!r}")
         return name
 
+    def kinds(self, what: str) -> tuple[int, int | None]:
+        """The type of the value that stands here, and of its elements if it is an array."""
+        start = self.position
+        kind = self.integer("<I", f"{what}: its type")
+        inner = self.integer("<I", f"{what}: its type") if kind == _ARRAY else None
+        self.position = start
+        return kind, inner
+
     def value(self, what: str) -> Any:
         """A typed value; arrays come as `StoredArray`, checked but not decoded."""
         kind = self.integer("<I", f"{what}: its type")

@@ -28,10 +28,14 @@ _MIN_TENSOR_BYTES = 8 + 4 + 4 + 8  # name length, number of dims, type, offset
 
 
 class Metadata(Mapping[str, Any]):
-    """Keys as in the file. An array is decoded to a list when it is first asked for."""
+    """Keys as in the file. An array is decoded to a list when it is first asked for.
 
-    def __init__(self, values: dict[str, Any]) -> None:
+    kinds: of each value the number of its type, and that of its elements if it is an array.
+    """
+
+    def __init__(self, values: dict[str, Any], kinds: dict[str, tuple[int, int | None]]) -> None:
         self._values = values
+        self.kinds = kinds
 
     def __getitem__(self, key: str) -> Any:
         value = self._values[key]
@@ -69,7 +73,7 @@ def read_header(file: WeightFile) -> Header:
     _check_version(cursor)
     tensor_count = cursor.count("tensors", _MIN_TENSOR_BYTES, _MAX_TENSORS)
     key_count = cursor.count("metadata keys", _MIN_KEY_BYTES, _MAX_KEYS)
-    metadata = Metadata(_read_metadata(cursor, key_count))
+    metadata = _read_metadata(cursor, key_count)
     alignment = _alignment(cursor, metadata)
     tensors: dict[str, TensorInfo] = {}
     for index in range(tensor_count):
@@ -106,14 +110,16 @@ def _check_version(cursor: Cursor) -> None:
         )
 
 
-def _read_metadata(cursor: Cursor, count: int) -> dict[str, Any]:
+def _read_metadata(cursor: Cursor, count: int) -> Metadata:
     values: dict[str, Any] = {}
+    kinds: dict[str, tuple[int, int | None]] = {}
     for index in range(count):
         key = cursor.name(f"metadata key {index}", _MAX_NAME_BYTES)
         if key in values:
             raise cursor.error(f"metadata key '{key}' is listed twice")
+        kinds[key] = cursor.kinds(f"metadata key '{key}'")
         values[key] = cursor.value(f"metadata key '{key}'")
-    return values
+    return Metadata(values, kinds)
 
 
 def _alignment(cursor: Cursor, metadata: Metadata) -> int:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
@@ -59,6 +59,12 @@ def finetune(
     full: Annotated[
         bool, typer.Option("--full", help="Train all weights instead of an adapter.")
     ] = False,
+    scratch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Train a new model of this config.json, with --model's tokenizer."
+        ),
+    ] = None,
     dequantize: Annotated[
         bool, typer.Option("--dequantize", help="With --full: a quantized model too, in float32.")
     ] = False,
@@ -147,6 +153,19 @@ def finetune(
         list[str] | None, typer.Option(help="A prompt for them; may be given again.")
     ] = None,
     sample_tokens: Annotated[int | None, typer.Option(help="Of an answer, 64.")] = None,
+    draft_tokens: Annotated[
+        int | None,
+        typer.Option(help="draft-head: tokens of the model's own answers to learn from; 150,000."),
+    ] = None,
+    draft_vocabulary: Annotated[
+        int | None, typer.Option(help="draft-head: how many tokens it may guess; 8192, 0 for all.")
+    ] = None,
+    draft_inner: Annotated[
+        int | None, typer.Option(help="draft-head: its width; four times the model's.")
+    ] = None,
+    draft_unroll: Annotated[
+        int | None, typer.Option(help="draft-head: guesses in a row that it learns; 3.")
+    ] = None,
     threads: options.Threads = None,
     program: Annotated[
         str | None, typer.Option(help="native or reference; auto takes the faster that can.")
@@ -182,7 +201,8 @@ def finetune(
         "data.valid_fraction": valid_fraction,
         "out": out,
         "method.name": method,
-        "tune": "full" if full else None,
+        "tune": "full" if full or scratch is not None else None,
+        "scratch": scratch,
         "dequantize": dequantize or None,
         "run.steps": steps,
         "run.epochs": epochs,
@@ -221,6 +241,10 @@ def finetune(
         "run.sample_every": sample_every,
         "run.sample_prompts": tuple(sample_prompt) if sample_prompt else None,
         "run.sample_tokens": sample_tokens,
+        "draft.tokens": draft_tokens,
+        "draft.vocabulary": draft_vocabulary,
+        "draft.inner": draft_inner,
+        "draft.unroll": draft_unroll,
         "threads": threads,
         "program": program,
         "offline": offline or None,
@@ -228,6 +252,29 @@ def finetune(
     changes = {name: value for name, value in given.items() if value is not None}
     if run is not None and not resume:
         raise typer.BadParameter(f"{run} names a run, which only --resume takes")
+
+    if method == "draft-head":
+        from localllm.cli.draft_head import train_draft_head_command
+
+        unused = {
+            "config": config is not None,
+            "preview": preview,
+            "dry-run": dry_run,
+            "tensorboard": tensorboard is not None,
+            "wandb": wandb is not None,
+        }
+        train_draft_head_command(
+            changes,
+            run=run,
+            resume=resume,
+            unused=unused,
+            json_out=json_out,
+            interruptible=_interruptible,
+        )
+        return
+    if drafting := [name for name in changes if name.startswith("draft.")]:
+        flags = ", ".join(f"--{name.replace('.', '-')}" for name in drafting)
+        raise typer.BadParameter(f"{flags}: only with --method draft-head")
 
     with ExitStack() as stack:
         from localllm.cli.training_display import display
@@ -244,13 +291,13 @@ def finetune(
         if dry_run:
             trainer.prepare()
             return
-        if tensorboard is not None:
+        if tensorboard is not None and trainer.leads:
             trainer.add(_tensorboard(tensorboard))
-        if wandb is not None:
+        if wandb is not None and trainer.leads:
             trainer.add(_wandb(wandb, trainer))
         with _interruptible(trainer):
             result = trainer.train()
-    _end(result, json_out)
+    _end(result, json_out, trainer.leads)
 
 
 def _fresh(config: Path | None, changes: dict[str, Any], callbacks: list[Callback]) -> Trainer:
@@ -282,7 +329,7 @@ def _show_preview(trainer: Trainer) -> None:
     """Examples with what is learned marked: in colour on a terminal, in brackets elsewhere."""
     from rich.console import Console
 
-    from localllm.train.data import preview
+    from localllm.train.data import Preference, plain_preview, preview
 
     opened = trainer.open_data()
     data, tokenizer = opened.data, opened.tokenizer
@@ -290,12 +337,16 @@ def _show_preview(trainer: Trainer) -> None:
     for line in data.report.lines():
         console.print(line, markup=False, highlight=False)
     for example in data.train[:_PREVIEWED]:
-        sides = [("", example)]
-        if hasattr(example, "chosen"):
+        if isinstance(example, Preference):
             sides = [("chosen ", example.chosen), ("rejected ", example.rejected)]
+        else:
+            sides = [("", example)]
         for side, one in sides:
             console.print(f"\n{side}{one.origin}", style="dim", markup=False, highlight=False)
-            console.print(preview(one, tokenizer))
+            if console.is_terminal:
+                console.print(preview(one, tokenizer))
+            else:
+                print(plain_preview(one, tokenizer))
 
 
 def _tensorboard(folder: Path) -> Callback:
@@ -311,12 +362,14 @@ def _wandb(project: str, trainer: Trainer) -> Callback:
     return WeightsAndBiases(project, flat(trainer.config))
 
 
-def _end(result: Result, json_out: bool) -> None:
+def _end(result: Result, json_out: bool, leads: bool) -> None:
     """What to do now, on the way out with the right exit code."""
     if not json_out and result.adapter is not None:
         print(f"\nwhat was trained is in {result.adapter}")
         print(f"  talk to it: {_chat(result)}")
         print(f"  its curve:  localllm runs show {result.run.name}")
+    if result.status == "interrupted" and not leads:
+        raise typer.Exit(130)
     if result.status == "interrupted":
         print(
             f"\ninterrupted after step {result.step} of {result.steps}, and saved; go on with\n"
@@ -343,8 +396,12 @@ def _targets(text: str | None) -> str | tuple[str, ...] | None:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
+class _Stoppable(Protocol):
+    def stop(self) -> None: ...
+
+
 @contextmanager
-def _interruptible(trainer: Trainer) -> Iterator[None]:
+def _interruptible(trainer: _Stoppable) -> Iterator[None]:
     """The first Ctrl-C ends the run after its step; the second leaves at once."""
 
     def handle(signum: int, frame: FrameType | None) -> None:

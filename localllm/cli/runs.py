@@ -169,9 +169,11 @@ def _curves(run: Run) -> dict[str, list[tuple[float, float]]]:
 
 
 def _lines(run: Run, curves: dict[str, list[tuple[float, float]]]) -> Iterator[str]:
+    from localllm.hub.progress import human_bytes
     from localllm.train.plots import braille
 
     facts = run.facts
+    peak = facts.get("peak_bytes")
     yield f"{run.name}  {run.status}"
     if facts.get("reason"):
         yield f"  {facts['reason']}"
@@ -185,7 +187,7 @@ def _lines(run: Run, curves: dict[str, list[tuple[float, float]]]) -> Iterator[s
         ("best", _best(facts)),
         ("tokens", facts.get("tokens")),
         ("seconds", facts.get("seconds")),
-        ("peak memory", facts.get("peak_bytes")),
+        ("peak memory", human_bytes(peak) if isinstance(peak, int) else None),
     )
     for name, value in told:
         if value is not None:

@@ -137,16 +137,17 @@ class _Copied:
 
     def __init__(self, checkpoint: GGUFCheckpoint) -> None:
         self.architecture = str(checkpoint.config["general.architecture"])
-        self._path = checkpoint.files()[0]
+        self._checkpoint = checkpoint
 
     def put(self, writer: gguf.GGUFWriter) -> None:
         import gguf
 
-        for field in gguf.GGUFReader(self._path).fields.values():
-            if field.name.startswith(("GGUF.", "split.")) or field.name in _NOT_COPIED:
+        for key, value in self._checkpoint.config.items():
+            if key.startswith("split.") or key in _NOT_COPIED:
                 continue
-            inner = field.types[-1] if len(field.types) > 1 else None
-            writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=inner)
+            kind, inner = self._checkpoint.kinds[key]
+            of = None if inner is None else gguf.GGUFValueType(inner)
+            writer.add_key_value(key, value, gguf.GGUFValueType(kind), sub_type=of)
 
 
 class _Made:

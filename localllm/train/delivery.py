@@ -9,6 +9,7 @@ import numpy as np
 from localllm.adapters.writing import save_adapter
 from localllm.train.config import TrainConfig
 from localllm.train.lora import LoRAConfig
+from localllm.train.model_folder import write_model
 from localllm.train.parts import Parts
 from localllm.train.samples import Sampler
 
@@ -19,10 +20,22 @@ class Delivery:
     def __init__(self, parts: Parts, config: TrainConfig) -> None:
         self._parts, self._config = parts, config
 
-    def write(self, folder: Path, parameters: np.ndarray) -> None:
-        """Into a folder that is there or not; atomically, so that no half adapter is ever met."""
+    def write(self, folder: Path, parameters: np.ndarray) -> Path:
+        """Into a folder that is there or not; gives where a user finds it.
+
+        Atomically, so that nothing half written is ever met: an adapter in the folder itself, all
+        weights as a model below it.
+        """
         parts = self._parts
-        assert isinstance(parts.tune, LoRAConfig)
+        if not isinstance(parts.tune, LoRAConfig):
+            write_model(
+                folder / "model",
+                parts.spec,
+                parts.layout.views(parameters),
+                beside=parts.tokenizer_at,
+                config=parts.scratch,
+            )
+            return folder / "model"
         save_adapter(
             folder,
             parts.layout,
@@ -31,6 +44,7 @@ class Delivery:
             base_model=self._config.model,
             spec=parts.spec,
         )
+        return folder
 
     def sampler(self) -> Sampler:
         config = self._config

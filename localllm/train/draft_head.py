@@ -95,6 +95,19 @@ class DraftHeadConfig:
         return facts
 
 
+def resumed_config(out: Path, threads: int | None = None) -> DraftHeadConfig:
+    """The config of the run in `out`, to go on with. Raises InvalidRequest where there is none."""
+    path = out / _SETTINGS
+    if not path.exists():
+        raise InvalidRequest(f"{out}: there is no run to resume")
+    facts = {name: value for name, value in read_json(path).items() if name != "prompts_sha256"}
+    facts["prompts"] = None if facts.get("prompts") is None else Path(facts["prompts"])
+    try:
+        return DraftHeadConfig(out=out, threads=threads, resume=True, **facts)
+    except TypeError as error:
+        raise InvalidRequest(f"{path}: not the settings of a draft head: {error}") from error
+
+
 @dataclass(frozen=True)
 class DraftProgress:
     """done, total: tokens of answers or states, steps of training, prompts measured.

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from localllm import hub
 from localllm.checkpoint import open_checkpoint
 from localllm.errors import InvalidRequest, UnsupportedModel
 from localllm.machine import memory, resident_memory
@@ -20,6 +24,7 @@ from localllm.train.lora import FullConfig, TuneConfig
 from localllm.train.methods import Method, make_method
 from localllm.train.program import Layout, Program
 from localllm.train.programs import open_program
+from localllm.train.scratch import scratch_weights
 
 if TYPE_CHECKING:
     from localllm.train.data import Example, Preference, TrainingData
@@ -35,6 +40,7 @@ class Opened:
     config: TrainConfig
     base: BaseWeights
     tokenizer: Tokenizer
+    tokenizer_at: Path
     data: TrainingData
 
 
@@ -42,7 +48,8 @@ class Opened:
 class Parts:
     """note: why the native program is not used, where it is not. fingerprint: of the model's files.
 
-    initial: float32 [layout.size], what training starts from.
+    initial: float32 [layout.size], what training starts from. tokenizer_at: the model or folder
+    that the tokenizer is of; scratch: a new model's config.json, None where one is tuned.
     """
 
     config: TrainConfig
@@ -55,6 +62,8 @@ class Parts:
     note: str | None
     method: Method
     fingerprint: str
+    tokenizer_at: Path = Path()
+    scratch: Mapping[str, Any] | None = None
 
     @property
     def budget(self) -> int | None:
@@ -77,13 +86,7 @@ def open_data(config: TrainConfig) -> Opened:
     """Everything but the weights. Raises what loading a model and data raises."""
     from localllm.train.data import load_data
 
-    base = base_weights(config.model, offline=config.offline or None)
-    assert base.path is not None, "a model by name has files"
-    checkpoint = open_checkpoint(base.path)
-    try:
-        tokenizer = load_tokenizer(base.path, checkpoint.config)
-    finally:
-        checkpoint.close()
+    base, tokenizer, place = _model_of(config)
     if tokenizer is None:
         raise UnsupportedModel(
             f"{config.model} has no tokenizer, so no text can be turned into its tokens",
@@ -116,7 +119,24 @@ def open_data(config: TrainConfig) -> Opened:
         chat_template=config.data.chat_template,
     )
     config = replace(config, data=replace(config.data, seq_len=length))
-    return Opened(config, base, tokenizer, data)
+    return Opened(config, base, tokenizer, place, data)
+
+
+def _model_of(config: TrainConfig) -> tuple[BaseWeights, Tokenizer | None, Path]:
+    """The weights, the tokenizer, and the file or folder that the tokenizer is of."""
+    given = Path(config.model).expanduser()
+    if config.scratch is not None and given.is_dir():
+        place = given  # with a tokenizer, and no model beside it
+    else:
+        place = hub.resolve(config.model, offline=config.offline or None).path
+    tokenizer = load_tokenizer(place)
+    if config.scratch is None:
+        return base_weights(config.model, offline=config.offline or None), tokenizer, place
+    base = scratch_weights(config.scratch, seed=config.seed)
+    if tokenizer is not None and base.spec.vocab_size < tokenizer.vocab_size:
+        size = tokenizer.vocab_size
+        base = scratch_weights(config.scratch, seed=config.seed, vocab_size=size)
+    return base, tokenizer, place
 
 
 def open_parts(config: TrainConfig) -> Parts:
@@ -142,7 +162,9 @@ def open_parts(config: TrainConfig) -> Parts:
         program=program,
         note=note,
         method=method,
-        fingerprint=fingerprint(base),
+        fingerprint=_scratch_digest(config) or fingerprint(base),
+        tokenizer_at=opened.tokenizer_at,
+        scratch=None if config.scratch is None else _read_config(config.scratch),
     )
 
 
@@ -185,6 +207,18 @@ def fingerprint(base: BaseWeights) -> str:
             while block := file.read(_BLOCK):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    file = Path(path)
+    return dict(json.loads((file / "config.json" if file.is_dir() else file).read_text("utf-8")))
+
+
+def _scratch_digest(config: TrainConfig) -> str:
+    if config.scratch is None:
+        return ""
+    told = json.dumps(_read_config(config.scratch), sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _kind(config: TrainConfig) -> str:

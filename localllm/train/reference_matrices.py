@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 import mlx.core as mx
+import numpy as np
 
 from localllm.backend.reference_decoder import Weight
 from localllm.backend.reference_linear import (
@@ -28,11 +29,14 @@ class FrozenMatrix(Part):
     def __init__(self, matrix: Matrix) -> None:
         super().__init__()
         self.matrix = matrix
-        product = mx.custom_function(matrix.matmul)
+
+        @mx.custom_function
+        def product(x: mx.array) -> mx.array:
+            return _matmul(matrix, x)
 
         @product.vjp
         def back(x: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
-            return _turned_matmul(matrix, cotangent)
+            return turned_matmul(matrix, cotangent)
 
         self._product = cast(Callable[[mx.array], mx.array], product)
 
@@ -100,11 +104,22 @@ def _trained(array: mx.array) -> Weight:
     return [TrainedMatrix(array[index]) for index in range(array.shape[0])]
 
 
-def _turned_matmul(matrix: Matrix, y: mx.array) -> mx.array:
+def _matmul(matrix: Matrix, x: mx.array) -> mx.array:
+    """float32 [n, in] -> [n, out]: x W^T, a slab of W in float32 at a time."""
+    parts = [_alone(x @ mx.contiguous(matrix.slab(run).T)) for run in slabs(matrix.shape)]
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
+
+
+def turned_matmul(matrix: Matrix, y: mx.array) -> mx.array:
     """float32 [n, out] -> [n, in]: y W."""
     runs = slabs(matrix.shape)
-    x = y[:, runs[0]] @ matrix.slab(runs[0])
+    x = _alone(y[:, runs[0]] @ matrix.slab(runs[0]))
     for run in runs[1:]:
-        mx.eval(x)  # one slab in float32 at a time
-        x = x + y[:, run] @ matrix.slab(run)
+        x = _alone(x + y[:, run] @ matrix.slab(run))
     return x
+
+
+def _alone(y: mx.array) -> mx.array:
+    """The same numbers without what they were computed from, which autodiff would keep: all of the
+    matrix in float32."""
+    return mx.array(np.array(y))

@@ -49,8 +49,7 @@ def make_schedule(
     if not 0 <= minimum <= 1:
         raise InvalidRequest(f"the schedule's end must be from 0 to 1, not {minimum:g}")
     rising, falling = _steps("warm-up", warmup, steps), _steps("decay", decay, steps)
-    if name != "wsd":
-        falling = 0
+    falling = 0 if name != "wsd" else max(falling, int(decay > 0))
     if rising + falling > steps:
         raise InvalidRequest(
             f"{rising} steps of warm-up and {falling} of decay are more than all {steps}"

@@ -66,6 +66,7 @@ class Stepper:
             decay=told.decay,
         )
         self._total = np.zeros(parts.layout.size, np.float32)
+        self.eval_tokens = _EVAL_TOKENS
         # With one micro-batch a step its gradient is the step's, and no second one is held.
         alone = config.batch.accumulate == 1
         self._part = self._total if alone else np.zeros_like(self._total)
@@ -99,7 +100,10 @@ class Stepper:
 
     def evaluate(self, examples: Sequence[Any], parameters: np.ndarray) -> Done:
         """The same loss without noise or gradient, over all examples as one step."""
-        items = [[examples[place] for place in places] for places in _by_tokens(examples)]
+        items = [
+            [examples[place] for place in places]
+            for places in _by_tokens(examples, self.eval_tokens)
+        ]
         total = sum(self._method.count(micro) for micro in items)
         laid_out = list(_laid_out(self._method, items))
         results: list[Told] = []
@@ -194,15 +198,15 @@ def _laid_out(method: Method, items: Sequence[Sequence[Any]]) -> Iterator[Method
         yield made
 
 
-def _by_tokens(examples: Sequence[Any]) -> Iterator[tuple[int, ...]]:
+def _by_tokens(examples: Sequence[Any], budget: int) -> Iterator[tuple[int, ...]]:
     """Neighbours together, up to a number of tokens."""
     held: list[int] = []
-    room = _EVAL_TOKENS
+    room = budget
     for place, example in enumerate(examples):
         tokens = tokens_of(example)
         if held and tokens > room:
             yield tuple(held)
-            held, room = [], _EVAL_TOKENS
+            held, room = [], budget
         held.append(place)
         room -= tokens
     yield tuple(held)

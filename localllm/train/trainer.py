@@ -14,7 +14,12 @@ from typing import Any
 import numpy as np
 
 from localllm.errors import InvalidRequest, OutOfMemoryPlan, StoreError, TrainingStopped
-from localllm.machine import resident_memory, return_freed_memory
+from localllm.machine import (
+    forget_peak_memory,
+    give_large_blocks_back,
+    resident_memory,
+    return_freed_memory,
+)
 from localllm.train.base import base_weights
 from localllm.train.batching import Batches
 from localllm.train.callbacks import Callback, Event
@@ -48,6 +53,7 @@ from localllm.train.stepping import Stepper
 _OFTEN = 10  # evaluations and checkpoints a run, unless told otherwise
 _KEPT = ("step", "eval", "samples", "warning")  # in metrics.jsonl
 _ENGINE = 128 << 20  # bytes of an engine beside its weights
+_ASKED = 2000  # steps that are asked for the memory they take
 _APART = 200  # but no more steps between two
 
 
@@ -128,6 +134,7 @@ class Trainer:
         self._metrics: MetricsFile | None = None
         self._checkpoints: Checkpoints | None = None
         self._sampler: Sampler | None = None
+        self._copies: dict[str, np.ndarray] = {}
 
     @classmethod
     def resumed(
@@ -154,6 +161,11 @@ class Trainer:
         for callback in self._callbacks:
             callback.close()
 
+    @property
+    def leads(self) -> bool:
+        """Whether this process tells and writes; of several, the first."""
+        return self._group.rank == 0
+
     def add(self, callback: Callback) -> None:
         """One more to be told of events."""
         self._callbacks.append(callback)
@@ -173,6 +185,7 @@ class Trainer:
         """
         if self.plan is not None:
             return self.plan
+        give_large_blocks_back()
         parts = self._parts = self._open_parts(self.config)
         self._tell(
             {"type": "data", **parts.data.report.as_dict(), "lines": parts.data.report.lines()}
@@ -194,6 +207,10 @@ class Trainer:
             )
         self._parameters = parts.initial.copy()
         self._stepper = Stepper(parts, self.config, self._group)
+        # Evaluating takes no more at once than training does.
+        self._stepper.eval_tokens = sum(
+            tokens_of(parts.data.train[place]) for place in self._batches.largest
+        )
         self._tell(
             {
                 "type": "program",
@@ -305,7 +322,11 @@ class Trainer:
     def _draw_samples(self) -> None:
         if self._sampler is None:
             return
-        texts = self._sampler.answers(lambda folder: self._delivery.write(folder, self._parameters))
+
+        def save(folder: Path) -> None:
+            self._delivery.write(folder, self._parameters)
+
+        texts = self._sampler.answers(save)
         answers = [
             {"prompt": prompt, "answer": text}
             for prompt, text in zip(self.config.run.sample_prompts, texts, strict=True)
@@ -425,11 +446,11 @@ class Trainer:
     def _save(self) -> None:
         if self._checkpoints is None:
             return
+        started = time.perf_counter()
         self._tell_problems()
         assert self._metrics is not None
-        arrays = {"parameters": self._parameters.copy()}
-        for name, array in self._stepper.optimizer.state().items():
-            arrays[f"optimizer.{name}"] = np.array(array)
+        self._checkpoints.wait()  # its copy is about to be written over
+        arrays = self._copied()
         facts = {
             "progress": self._progress.facts(),
             "metrics": self._metrics.position(),
@@ -440,7 +461,24 @@ class Trainer:
         step = self._progress.step
         self._checkpoints.save(Snapshot(step, arrays, facts), best=self._progress.best_step)
         self._note()
-        self._tell({"type": "checkpoint", "step": step})
+        took = round(time.perf_counter() - started, 4)  # that the run stood still
+        self._tell({"type": "checkpoint", "step": step, "seconds": took})
+
+    def _copied(self) -> dict[str, np.ndarray]:
+        """Parameters and optimizer as they are now, for the writing thread.
+
+        Always in the same memory: new copies amid the steps' own would break the heap into pieces.
+        """
+        state = self._stepper.optimizer.state()
+        now = {"parameters": self._parameters}
+        now |= {f"optimizer.{name}": array for name, array in state.items()}
+        for name, array in now.items():
+            kept = self._copies.get(name)
+            if kept is None or kept.shape != array.shape or kept.dtype != array.dtype:
+                self._copies[name] = np.array(array)
+            else:
+                np.copyto(kept, array)
+        return dict(self._copies)
 
     def _tell_problems(self) -> None:
         if self._checkpoints is not None:
@@ -500,14 +538,13 @@ class Trainer:
 
     def _deliver(self, folder: Path, parameters: np.ndarray) -> Path:
         try:
-            self._delivery.write(folder, parameters)
+            return self._delivery.write(folder, parameters)
         except OSError as error:
             raise StoreError(
                 f"what was trained cannot be written to {folder}: {error.strerror or error}",
                 hint=f"its checkpoints are there: free some space, then `localllm finetune "
                 f"--resume {folder}`",
             ) from error
-        return folder
 
     def _chosen(self, status: str) -> np.ndarray | None:
         """The parameters that the run delivers; of a diverged one those of its last checkpoint."""
@@ -529,10 +566,11 @@ class Trainer:
     def _make_plan(self, parts: Parts) -> MemoryPlan:
         """Computes what the run will hold, refuses what cannot fit, and tries the largest piece."""
         batch = self.config.batch
+        largest = self._largest(parts)
         return_freed_memory()
         needs = Needs(
             resident=resident_memory()[0] or 0,
-            examples=tuple(lengths_of(parts.data.train[place]) for place in self._batches.largest),
+            examples=tuple(lengths_of(parts.data.train[place]) for place in largest),
             working=parts.program.working_bytes,
             vector=4 * parts.layout.size,
             accumulated=batch.accumulate > 1,
@@ -542,15 +580,18 @@ class Trainer:
         wish = Wish(batch.size, batch.accumulate, self.config.data.seq_len or 0, parts.budget)
         plan = plan_memory(needs, available_memory())
         require_fit(plan, needs, wish)
+        if self._group.rank == 0:
+            self._copied()
         try:
-            measured = self._dry_step()
+            measured = self._dry_step(largest)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
             raise OutOfMemoryPlan(
                 f"the largest micro-batch ({sum(needs.lengths):,} tokens) ran out of memory: "
                 f"{error}",
-                hint=advice(needs, wish, int(0.8 * plan.total)),
+                # It was a fifth of the micro-batch too much, at least.
+                hint=advice(needs, wish, plan.total - needs.working(needs.lengths) // 5),
             ) from error
         self._tell(
             {
@@ -565,10 +606,29 @@ class Trainer:
         )
         return plan
 
-    def _dry_step(self) -> int | None:
+    def _largest(self, parts: Parts) -> tuple[int, ...]:
+        """The micro-batch that takes most memory, longest example first.
+
+        That need not be the one of most tokens, so those of the first epoch are asked for as well.
+        """
+        asked = [self._batches.largest]
+        for step in range(min(self._batches.steps_in(1), self.config.run.steps or 1, _ASKED)):
+            asked += self._batches.at(step).micro_batches
+
+        def taken(places: tuple[int, ...]) -> int:
+            rows = [length for place in places for length in lengths_of(parts.data.train[place])]
+            return parts.program.working_bytes(rows)
+
+        most = max(asked, key=taken)
+        return tuple(sorted(most, key=lambda place: -tokens_of(parts.data.train[place])))
+
+    def _dry_step(self, places: tuple[int, ...]) -> int | None:
         """Computes the largest micro-batch for nothing; the process's memory at its highest."""
-        self._stepper.dry(self._batches.largest, self._parameters)
-        return resident_memory()[1]
+        loading = resident_memory()[1]
+        alone = forget_peak_memory()  # else the highest may have been while loading
+        self._stepper.dry(places, self._parameters)
+        self._loading_peak = loading or 0
+        return resident_memory()[1] if alone else None
 
     # ---- telling
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-m", "tests.train.standin"]
+COMMAND = [sys.executable, "-c", "from localllm.cli import main; main()"]
 
 _NUMBER, _TEXT, _MAYBE = {"type": "number"}, {"type": "string"}, {"type": ["number", "null"]}
 _COUNT = {"type": "integer", "minimum": 0}
@@ -48,7 +47,7 @@ EVENTS = {
     },
     "eval": {"step": _COUNT, "loss": _NUMBER, "best": {"type": "boolean"}, "seconds": _NUMBER},
     "samples": {"step": _COUNT, "answers": {"type": "array", "items": {"type": "object"}}},
-    "checkpoint": {"step": _COUNT},
+    "checkpoint": {"step": _COUNT, "seconds": _NUMBER},
     "warning": {"text": _TEXT},
     "end": {
         "status": {"enum": ["finished", "early-stop", "interrupted", "diverged"]},
@@ -64,18 +63,8 @@ EVENTS = {
 
 
 @pytest.fixture
-def run(tmp_path):
-    def run(*arguments: object, **environment: str):
-        return subprocess.run(
-            [*COMMAND, *map(str, arguments)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            env={**os.environ, "LOCALLLM_HOME": str(tmp_path / "home"), **environment},
-        )
-
-    return run
+def run(localllm):
+    return localllm
 
 
 @pytest.fixture
@@ -87,7 +76,7 @@ def write_chats(path: Path, count: int) -> Path:
     lines = [
         {
             "messages": [
-                {"role": "user", "content": f"number {n}?"},
+                {"role": "user", "content": f"number {n} of {path.stem}?"},
                 {"role": "assistant", "content": "one " * (n % 5 + 1)},
             ]
         }
@@ -107,7 +96,8 @@ def test_train_then_list_show_compare_chat_and_delete(run, tiny, chats, tmp_path
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     told = done.stdout
-    for word in ("12 rows of chat", "runs on the", "largest micro-batch", "6 steps", "step 6/6"):
+    words = ("12 to train, 3 to validate", "runs on the", "largest micro-batch", "6 steps")
+    for word in (*words, "step 6/6"):
         assert word in told
     assert "validation loss" in told
     assert "step 3 > hi" in told
@@ -136,8 +126,8 @@ def test_train_then_list_show_compare_chat_and_delete(run, tiny, chats, tmp_path
 
 def test_json_events_are_as_documented(run, tiny, chats, tmp_path):
     done = run(
-        "finetune", "--model", tiny, "--data", chats, "--valid", chats, "--out", tmp_path / "run",
-        "--steps", 4, "--save-every", 2, "--json",
+        "finetune", "--model", tiny, "--data", chats, "--out", tmp_path / "run",
+        "--valid-fraction", 0.25, "--steps", 4, "--save-every", 2, "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]
@@ -157,6 +147,9 @@ def test_dry_run_and_preview_train_nothing(run, tiny, chats, tmp_path):
     done = run(*wish, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "in all" in done.stdout
+    shown = run(*wish, "--preview")
+    assert shown.returncode == 0, shown.stderr
+    assert "<|user|>number 0 of chats?<|end|><|assistant|>⟦one <|end|>⟧" in shown.stdout
     assert not (tmp_path / "home" / "runs").exists()
 
 
@@ -165,7 +158,6 @@ def test_ctrl_c_then_resume_as_it_says(run, tiny, chats, tmp_path):
     words = ["finetune", "--model", tiny, "--data", chats, "--out", out, "--steps", 4000]
     process = subprocess.Popen(
         [*COMMAND, *map(str, words), "--json", "--lr", "0"],
-        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -215,6 +207,19 @@ def test_mistakes_are_told_in_a_line(run, tiny, chats, words, code, told):
     # Typer draws a box around bad usage and may break its lines.
     assert told in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("scratch", [False, True])
+def test_all_weights_become_a_model_that_runs(run, tiny, chats, tmp_path, scratch):
+    out = tmp_path / "run"
+    wish = ["finetune", "--model", tiny, "--data", chats, "--steps", 3, "--out", out]
+    wish += ["--scratch", tiny / "config.json"] if scratch else ["--full"]
+    done = run(*wish, "--lr", "1e-3")
+    assert done.returncode == 0, done.stderr
+    assert f"localllm chat {out / 'model'}" in done.stdout
+    assert run(*wish, "--lr", "1e-3", "--resume").returncode == 0
+    answer = run("run", out / "model", "hi", "--max-tokens", 3)
+    assert answer.returncode == 0, answer.stderr
 
 
 def test_a_config_file_and_flags(run, tiny, chats, tmp_path):

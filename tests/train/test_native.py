@@ -1,6 +1,9 @@
 """What native training promises: the reference's gradients, and the same bits however it is cut."""
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
@@ -340,3 +343,33 @@ def test_a_run_takes_the_native_program_where_it_covers_it():
     program, note = open_program(weights, layout_for(spec, config), config)
     assert program.name == "reference"
     assert "DoRA" in note
+
+
+MEASURE = """
+import numpy as np
+from tests.train.native_case import *
+from localllm.train.native import NativeProgram
+
+def resident():
+    status = open("/proc/self/status").read()
+    return int(status.split("VmRSS:")[1].split()[0]) * 1024
+
+spec = small_spec(hidden=256, ffn=768, heads=4, head_dim=64, layers=6, vocab=4000)
+layout = make_layout(spec, 8)
+tensors = random_weights(spec)
+parameters, rows = random_parameters(layout), random_rows(spec, ({rows},))
+weights, gradient = np.ones({rows}, np.float32), np.ones_like(parameters)
+program = NativeProgram(spec, Held(tensors), layout, threads=1, keep_bytes={keep})
+before = resident()
+program.gradients(rows, weights, parameters, gradient)
+print(resident() - before, program.working_bytes([{rows}]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("keep", [0, 1 << 30])
+def test_the_memory_planned_is_what_a_step_takes(keep):
+    command = [sys.executable, "-c", MEASURE.format(rows=900, keep=keep)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    taken, planned = map(int, done.stdout.split())
+    assert abs(taken - planned) < 0.1 * planned

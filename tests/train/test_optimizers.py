@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import mlx.core as mx
 import mlx.optimizers
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from localllm.errors import CheckpointError, InvalidRequest
 from localllm.train.optimizers import OPTIMIZERS, clip, make_optimizer
+from localllm.train.optimizers.adamw import adamw, fastest_adamw
 from localllm.train.optimizers.adamw8 import BLOCK, SIGNED, UNSIGNED
 from localllm.train.program import Layout
 
@@ -66,8 +69,12 @@ def test_adamw_is_its_formula():
     np.testing.assert_allclose(ours, by_name(update), rtol=2e-6, atol=2e-7)
 
 
-def test_adamw_keeps_to_the_order_of_float32_operations():
-    """What the native module must give to the bit, entry by entry in scalars."""
+@pytest.mark.parametrize("native", [True, False])
+def test_adamw_keeps_to_the_order_of_float32_operations(monkeypatch, native):
+    """In the native module and without it."""
+    if not native:
+        monkeypatch.setitem(sys.modules, "localllm.train.native", None)
+    assert (fastest_adamw() is not adamw) == native
     start, gradients = draws(3)
     ours = start.copy()
     optimizer = make_optimizer("adamw", LAYOUT)
@@ -76,10 +83,10 @@ def test_adamw_keeps_to_the_order_of_float32_operations():
     expected = start.copy()
     for t, g in enumerate(gradients, 1):
         optimizer.update(ours, g, RATE, t)
-        m = f(0.9) * m + f(1 - 0.9) * g
-        v = f(0.999) * v + f(1 - 0.999) * (g * g)
-        c1, c2 = 1 / (1 - 0.9**t), 1 / (1 - 0.999**t)
-        expected = expected - f(RATE * c1) * (m / (np.sqrt(v * f(c2)) + f(1e-8)))
+        m = f(0.9) * m + (f(1) - f(0.9)) * g
+        v = f(0.999) * v + (f(1) - f(0.999)) * (g * g)
+        c1, c2 = f(1 / (1 - 0.9**t)), f(1 / (1 - 0.999**t))
+        expected = expected - f(RATE) * c1 * (m / (np.sqrt(v * c2) + f(1e-8)))
         assert np.array_equal(ours, expected)
 
 

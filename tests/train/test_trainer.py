@@ -17,7 +17,10 @@ import pytest
 from localllm.adapters import load_adapter
 from localllm.errors import InvalidRequest, OutOfMemoryPlan, TrainingStopped
 from localllm.train import checkpoint as checkpoint_module
+from localllm.train.base import base_weights
 from localllm.train.config import load_config
+from localllm.train.layout import initial, layout_for
+from localllm.train.lora import FullConfig
 from localllm.train.metrics import read_metrics
 from localllm.train.trainer import Trainer
 from tests.tiny_model import write_tiny_model
@@ -320,6 +323,17 @@ def test_dpo_begins_at_ln_2_and_learns_to_prefer(model, tmp_path):
     assert first["rewards/margin"] == 0
     assert last["rewards/margin"] > 0
     assert last["loss"] < first["loss"]
+
+
+def test_all_weights_are_delivered_to_the_bit(model, tmp_path):
+    config = toy_config(model, out=str(tmp_path / "run"), tune="full", run__steps=4)
+    result = train(config)
+    made = base_weights(result.adapter)
+    layout = layout_for(made.spec, FullConfig())
+    last = checkpoint_module.Checkpoints(tmp_path / "run" / "checkpoints").read(4)
+    loaded = initial(layout, 0, made)
+    assert loaded.tobytes() == last.arrays["parameters"].tobytes()
+    assert loaded.tobytes() != initial(layout, 0, base_weights(model)).tobytes()
 
 
 def test_one_example_is_enough(model, tmp_path):

@@ -11,6 +11,7 @@ from localllm.train.base import base_weights
 from localllm.train.config import TrainConfig, make_config
 from localllm.train.data import DataReport, Example, Preference, TrainingData
 from localllm.train.layout import initial, layout_for
+from localllm.train.lora import FullConfig
 from localllm.train.methods import make_method
 from localllm.train.parts import Parts, fingerprint
 from localllm.train.programs import open_program
@@ -25,10 +26,11 @@ def toy_config(model, **changes) -> TrainConfig:
         "data.source": "toy:24",
         "run.steps": 12,
         "batch.size": 4,
-        "lora.rank": 4,
         "optimizer.lr": 1e-2,
         "optimizer.schedule": "constant",
     }
+    if named.get("tune") != "full":
+        defaults["lora.rank"] = 4
     return make_config(None, {**defaults, **named})
 
 
@@ -62,22 +64,22 @@ def toy_data(config: TrainConfig) -> TrainingData:
 def toy_parts(config: TrainConfig) -> Parts:
     method = make_method(config.method.name)
     base = base_weights(config.model)
-    layout = layout_for(base.spec, config.lora)
-    program, note = open_program(
-        base, layout, config.lora, threads=config.threads, program=config.program
-    )
+    tune = config.lora if config.tune == "lora" else FullConfig(config.dequantize)
+    layout = layout_for(base.spec, tune)
+    program, note = open_program(base, layout, tune, threads=config.threads, program=config.program)
     config = replace(config, data=replace(config.data, seq_len=config.data.seq_len or 64))
     return Parts(
         config=config,
         spec=base.spec,
         data=toy_data(config),
-        tune=config.lora,
+        tune=tune,
         layout=layout,
         initial=initial(layout, config.seed, base),
         program=program,
         note=note,
         method=method,
         fingerprint=fingerprint(base),
+        tokenizer_at=base.path,
     )
 
 

@@ -23,6 +23,12 @@ SEA = [{"role": "user", "content": "Write two sentences about the sea."}]
 Scenario = Callable[[RemoteEngine], Awaitable[None]]
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where it does not matter what is said."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"), max_position_embeddings=16_384)
+
+
 def run(scenario: Scenario, command: list[str] | None = None) -> None:
     async def whole() -> None:
         engine = RemoteEngine(command)
@@ -74,9 +80,9 @@ def test_it_answers_counts_continues_and_shows_its_blocks(smollm2: Path) -> None
     run(scenario)
 
 
-def test_several_answers_share_a_batch_and_a_stopped_one_keeps_its_part(smollm2: Path) -> None:
+def test_several_answers_share_a_batch_and_a_stopped_one_keeps_its_part(tiny: Path) -> None:
     async def scenario(engine: RemoteEngine) -> None:
-        await engine.open(str(smollm2), context=1024)
+        await engine.open(str(tiny), context=1024)
         seen, tokens = ["", "", ""], [0, 0, 0]
         asked = engine.ask(SEA, {"temperature": 1.0, "ignore_eos": True, "max_tokens": 900}, n=3)
         other = asyncio.create_task(answer(engine))
@@ -151,11 +157,11 @@ def test_a_call_that_must_be_made_is_one_and_none_of_it_is_shown(smollm2: Path) 
     run(scenario)
 
 
-def test_an_answer_that_is_stopped_at_once_ends_at_once(smollm2: Path) -> None:
+def test_an_answer_that_is_stopped_at_once_ends_at_once(tiny: Path) -> None:
     async def scenario(engine: RemoteEngine) -> None:
-        await engine.open(str(smollm2), context=4096)
-        long = [{"role": "user", "content": "the sea " * 1000}]
-        asked = engine.ask(long, {"ignore_eos": True, "max_tokens": 1000})
+        await engine.open(str(tiny), context=4096)
+        long = [{"role": "user", "content": "the sea " * 400}]
+        asked = engine.ask(long, {"ignore_eos": True, "max_tokens": 800})
         await asyncio.sleep(0)  # it is on its way, its prompt is not made yet
         asked.stop()
         pieces = [piece async for piece in asked]
@@ -165,14 +171,14 @@ def test_an_answer_that_is_stopped_at_once_ends_at_once(smollm2: Path) -> None:
     run(scenario)
 
 
-def test_a_wrong_name_costs_the_loaded_model_nothing(smollm2: Path) -> None:
+def test_a_wrong_name_costs_the_loaded_model_nothing(tiny: Path) -> None:
     async def scenario(engine: RemoteEngine) -> None:
-        await engine.open(str(smollm2), context=512)
+        await engine.open(str(tiny), context=512)
         with pytest.raises(ModelNotFound):
             await engine.open("no-such-model")
         assert engine.state.phase == "ready"
         assert engine.state.model is not None
-        assert engine.state.model.path == str(smollm2)
+        assert engine.state.model.path == str(tiny)
         assert await answer(engine)
 
     run(scenario)
@@ -207,7 +213,7 @@ def test_an_adapter_is_added_in_part(tmp_path: Path) -> None:
     run(scenario)
 
 
-def test_what_is_wrong_is_told_by_its_kind_and_the_engine_lives_on(smollm2: Path) -> None:
+def test_what_is_wrong_is_told_by_its_kind_and_the_engine_lives_on(tiny: Path) -> None:
     async def scenario(engine: RemoteEngine) -> None:
         with pytest.raises(EngineGone):
             await answer(engine)
@@ -215,7 +221,7 @@ def test_what_is_wrong_is_told_by_its_kind_and_the_engine_lives_on(smollm2: Path
             await engine.open("no-such-model")
         assert engine.state.phase == "dead"
         assert engine.state.error == str(missing.value)
-        await engine.open(str(smollm2), context=512)
+        await engine.open(str(tiny), context=512)
         with pytest.raises(InvalidRequest, match="'temprature'"):
             await answer(engine, temprature=1)
         with pytest.raises(InvalidRequest, match="top_p"):
@@ -227,9 +233,9 @@ def test_what_is_wrong_is_told_by_its_kind_and_the_engine_lives_on(smollm2: Path
     run(scenario)
 
 
-def test_a_killed_engine_is_told_of_and_comes_back(smollm2: Path) -> None:
+def test_a_killed_engine_is_told_of_and_comes_back(tiny: Path) -> None:
     async def scenario(engine: RemoteEngine) -> None:
-        await engine.open(str(smollm2), context=512)
+        await engine.open(str(tiny), context=512)
         asked = engine.ask(SEA, {"ignore_eos": True, "max_tokens": 400})
         got: list[Piece] = []
 
@@ -251,9 +257,9 @@ def test_a_killed_engine_is_told_of_and_comes_back(smollm2: Path) -> None:
     run(scenario)
 
 
-def test_no_engine_outlives_its_app(smollm2: Path) -> None:
+def test_no_engine_outlives_its_app(tiny: Path) -> None:
     async def scenario(engine: RemoteEngine) -> None:
-        await engine.open(str(smollm2), context=512)
+        await engine.open(str(tiny), context=512)
         pid = engine.pid
         assert pid is not None
         engine.ask(SEA, {"ignore_eos": True, "max_tokens": 400})
@@ -283,9 +289,9 @@ def test_a_child_that_is_no_engine_ends_in_words(program: str, why: str) -> None
     run(scenario, [sys.executable, "-c", program])
 
 
-def test_a_message_beyond_all_bounds_is_refused_here(smollm2: Path) -> None:
+def test_a_message_beyond_all_bounds_is_refused_here(tiny: Path) -> None:
     async def scenario(engine: RemoteEngine) -> None:
-        await engine.open(str(smollm2), context=512)
+        await engine.open(str(tiny), context=512)
         huge = [{"role": "user", "content": "x" * (33 << 20)}]
         with pytest.raises(InvalidRequest, match="more than the engine takes"):
             await answer(engine, huge)

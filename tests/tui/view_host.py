@@ -19,6 +19,7 @@ class Answers:
     def __init__(self) -> None:
         self.gone_on: list[int] = []
         self.live: dict[int, Any] = {}
+        self.opened: str | None = None
 
     def params(self, chat: Chat) -> dict[str, Any]:
         return {"max_tokens": 64, **chat.params}

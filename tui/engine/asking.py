@@ -21,6 +21,7 @@ from localllm.tokenizer.tool_prompts import (
     knows_tools,
     style_of,
 )
+from localllm.tui.engine.harmony import FINAL, HarmonySplitter, harmony_ids
 from localllm.tui.engine.thinking import ThinkingSplitter
 
 _COUNTED = 64  # messages whose own tokens are told exactly; of older ones they are estimated
@@ -43,11 +44,11 @@ class Asking:
 
     def detokenizer(self, tokenizer: Tokenizer) -> Callable[[], Detokenizer]:
         """Spells what marks a call, and takes a continued answer for no beginning of a text."""
-        keep = mark_ids(tokenizer) if self.tools else frozenset()
+        keep = harmony_ids(tokenizer) or (mark_ids(tokenizer) if self.tools else frozenset())
 
         def make() -> Detokenizer:
             stream = tokenizer.stream(keep=keep)
-            if self.continued:
+            if self.continued:  # so that a space which begins the rest is no beginning of a text
                 for token in self.prompt[-self.continued :]:
                     stream.push(token)
             return stream
@@ -58,7 +59,14 @@ class Asking:
         end = ""
         if tokenizer is not None and not self.continued:
             end = tokenizer.decode(self.prompt[-_END:], skip_special=False)
-        return [Voice(k, tokenizer, end, self.tools) for k in range(self.params.n)]
+        harmony = bool(harmony_ids(tokenizer))
+
+        def splitter() -> ThinkingSplitter | HarmonySplitter:
+            if harmony:
+                return HarmonySplitter(continued=bool(self.continued))
+            return ThinkingSplitter(end)
+
+        return [Voice(k, tokenizer, splitter(), self.tools) for k in range(self.params.n)]
 
 
 def asking(llm: LLM, message: Fields) -> Asking:
@@ -82,6 +90,8 @@ def asking(llm: LLM, message: Fields) -> Asking:
     start = _prompt(llm, messages[:-1], tools, variables)
     assert llm.tokenizer is not None  # it has rendered the messages
     said = llm.tokenizer.encode(str(messages[-1].get("content") or ""), add_special=False)
+    if harmony_ids(llm.tokenizer):
+        start += llm.tokenizer.encode(FINAL, add_special=False, parse_special=True)
     return Asking([*start, *said], params, len(said), names)
 
 
@@ -116,15 +126,18 @@ class Voice:
     """One answer on its way: its text split from thinking and calls, its tokens described."""
 
     def __init__(
-        self, index: int, tokenizer: Tokenizer | None, prompt_end: str, tools: Sequence[str] = ()
+        self,
+        index: int,
+        tokenizer: Tokenizer | None,
+        splitter: ThinkingSplitter | HarmonySplitter,
+        tools: Sequence[str] = (),
     ) -> None:
         self._index = index
         self._tokenizer = tokenizer
-        self._splitter = ThinkingSplitter(prompt_end)
+        self._splitter = splitter
         self._calls = ToolCallParser(tools) if tools else None
         self._text = self._reasoning = ""
         self._tokens: list[dict[str, Any]] = []
-        self.sent = 0.0  # when its last piece was, by time.monotonic()
         self.finished: dict[str, Any] | None = None
 
     def take(self, delta: GenerationDelta) -> None:
@@ -145,16 +158,16 @@ class Voice:
             self._tokens.append(info)
         if delta.result is not None:
             self._add(self._splitter.finish())
-            calls = []
+            calls = list(self._splitter.calls)
             if self._calls is not None:
                 self._text += self._calls.finish()
-                calls = [asdict(call) for call in self._calls.calls]
+                calls += self._calls.calls
             receipt = delta.result.receipt.to_dict()
             self.finished = {
                 "reason": delta.result.finish_reason,
                 "receipt": receipt,
                 "seed": receipt["seed"],
-                "tool_calls": calls,
+                "tool_calls": [asdict(call) for call in calls] if self._calls is not None else [],
             }
 
     def piece(self) -> dict[str, Any] | None:

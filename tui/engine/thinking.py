@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
+
+from localllm.tokenizer.tool_calls import ToolCall
 
 # What thinking stands between, by the families that write it as text.
 MARKS = (("<think>", "</think>"), ("<|START_THINKING|>", "<|END_THINKING|>"))
@@ -14,6 +17,8 @@ class ThinkingSplitter:
 
     prompt_end: the end of the prompt, which may have opened the thinking already.
     """
+
+    calls: Sequence[ToolCall] = ()  # they are no part of this
 
     def __init__(self, prompt_end: str = "") -> None:
         self._state: Literal["before", "thinking", "answer"] = "before"

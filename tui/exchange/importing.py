@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from localllm.tui.exchange.reading import read_chats
-from localllm.tui.exchange.trees import ChatTree, paths_of, tree_of
+from localllm.tui.exchange.trees import OF_OTHERS, ChatTree, Node, paths_of, tree_of
 from localllm.tui.store import Store
 from localllm.tui.store.records import Role
 
@@ -58,6 +59,15 @@ def put_in(store: Store, trees: Iterable[ChatTree]) -> Iterator[int | None]:
         yield number
 
 
+def _with_numbers(node: Node, numbers: Mapping[str | None, int | None]) -> dict[str, Any]:
+    """What it carries, other messages by the numbers that they have here."""
+    extra = dict(node.extra)
+    for name in OF_OTHERS:
+        if name in extra and (number := numbers.get(str(extra.pop(name)))) is not None:
+            extra[name] = number
+    return extra
+
+
 def _begin(role: str, content: str) -> bytes:
     return hashlib.sha256(f"{role} {content}".encode()).digest()
 
@@ -99,7 +109,7 @@ def _put(store: Store, tree: ChatTree) -> int:
                 adapter=node.adapter,
                 params=node.params,
                 receipt=node.receipt,
-                extra=node.extra,
+                extra=_with_numbers(node, numbers),
                 created=created if node.created is None else node.created,
                 open_branch=False,
             )

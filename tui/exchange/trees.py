@@ -20,6 +20,7 @@ _MOST_JSON = 1 << 18  # characters of a message's params or extra
 _MOST_LINE = 500  # characters of a title, a name …
 _MOST_TAGS = 50
 _LATEST = 4_102_444_800.0  # 2100: what is later was no time in seconds
+OF_OTHERS = ("edited_from", "forked_from")  # in a message's extra: another one's key, as a number
 ROLES = frozenset(get_args(Role))
 _STATUSES = frozenset(get_args(Status)) - {"writing"}
 _EXTRAS: Mapping[str, type] = {
@@ -29,6 +30,11 @@ _EXTRAS: Mapping[str, type] = {
     "attachments": list,
     "typed": int,
     "error": str,
+    "state": str,
+    "arguments": dict,
+    "prefix": str,
+    "edited_from": int,
+    "forked_from": int,
 }
 
 
@@ -258,15 +264,34 @@ def _receipt_forms() -> Mapping[str, tuple[type, ...]]:
 
 
 def _extra(value: Any) -> Mapping[str, Any]:
-    return {
+    given = _plain(value)
+    found: dict[str, Any] = {
         name: part
-        for name, part in _plain(value).items()
-        if name in _EXTRAS and isinstance(part, _EXTRAS[name]) and _dicts_alone(part)
+        for name, part in given.items()
+        if name in _EXTRAS and isinstance(part, _EXTRAS[name]) and not isinstance(part, bool)
     }
+    if not all(_is_attachment(one) for one in found.get("attachments", ())):
+        del found["attachments"]
+    if not all(_is_call(one) for one in found.get("tool_calls", ())):
+        del found["tool_calls"]
+    return found
 
 
-def _dicts_alone(value: Any) -> bool:
-    return not isinstance(value, list) or all(isinstance(one, dict) for one in value)
+def _is_attachment(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("name"), str)
+        and type(value.get("bytes")) is int
+    )
+
+
+def _is_call(value: Any) -> bool:
+    function = value.get("function") if isinstance(value, dict) else None
+    return (
+        isinstance(function, dict)
+        and isinstance(function.get("name"), str)
+        and isinstance(function.get("arguments"), dict | str)
+    )
 
 
 def ordered(nodes: Iterable[Node], skipped: Mapping[str, str | None]) -> list[Node]:

@@ -187,6 +187,7 @@ class ModelsScreen(View):
         self.title_is(f"Models — loading {name}")
         try:
             await self.engine.open(name)
+            self.host.answers.opened = name
         except LocalLLMError as error:
             self.tell(error)
             return

@@ -26,7 +26,10 @@ class Live(Protocol):
 
 
 class Answering(Protocol):
-    """What screens ask of the app's answers."""
+    """What screens ask of the app's answers. opened: the model that the engine was last asked for;
+    a screen that opens another one says so here, lest it be loaded again for the next answer."""
+
+    opened: str | None
 
     @property
     def live(self) -> Mapping[int, Live]:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import secrets
-import string
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from localllm.tui.engine.client import Asked, Engine, Finished, Json, Piece, ToolCall
-from localllm.tui.tools.tool import Call, Outcome, Tool, ToolFailed, bounded, check_arguments
-
-Approve = Callable[[Call], Awaitable[bool]]
-_SECONDS = 120.0  # for a call; a server's own limit comes before
-_REFUSED = "The user did not allow this call."
-_ALPHABET = string.ascii_letters + string.digits
+from localllm.tui.engine.client import Asked, Engine, Finished, Json, Piece
+from localllm.tui.tools.caller import Approve, Caller
+from localllm.tui.tools.tool import Call, Outcome, Tool
 
 
 @dataclass(frozen=True)
@@ -49,14 +42,14 @@ Step = Piece | Turn | Called
 class ToolLoop:
     """Asks an engine, with tools. Ends with a Turn without calls, or once `rounds` are over.
 
-    approve: whether a call may be made; asked of every one whose tool is not harmless.
+    approve: see `Caller`.
     """
 
     def __init__(
         self, engine: Engine, tools: Sequence[Tool], approve: Approve, *, rounds: int = 5
     ) -> None:
         self._engine = engine
-        self._tools = {tool.called: tool for tool in tools}
+        self._caller = Caller(tools, self._unless_stopped)
         self._approve = approve
         self._rounds = rounds
         self._asked: Asked | None = None
@@ -77,7 +70,7 @@ class ToolLoop:
         what asking raises.
         """
         told = [dict(message) for message in messages]
-        schemas = [tool.schema for tool in self._tools.values()]
+        schemas = self._caller.schemas
         for number in range(self._rounds + 1):
             last = number == self._rounds
             wish = {**params, "tool_choice": "none"} if last else params
@@ -90,7 +83,7 @@ class ToolLoop:
             told.append(turn.message)
             for call in () if last else turn.calls:
                 yield Called(call)
-                outcome = await self._outcome(call)
+                outcome = await self._caller.outcome(call)
                 told.append(outcome.message)
                 yield Called(call, outcome)
             if not turn.calls or self._stopped:
@@ -110,34 +103,8 @@ class ToolLoop:
             reasoning += piece.reasoning
             yield piece
         finished = asked.result.get(0) or Finished("cancelled")
-        calls = () if self._stopped else tuple(map(self._call_of, finished.tool_calls))
+        calls = () if self._stopped else self._caller.calls(finished.tool_calls)
         yield Turn(content, reasoning, finished, calls)
 
-    def _call_of(self, told: ToolCall) -> Call:
-        # Nine letters and digits are what the strictest template (Mistral's) takes.
-        number = "".join(secrets.choice(_ALPHABET) for _ in range(9))
-        if told.arguments is None:
-            return Call(number, told.name or "unknown", {"unreadable": told.raw[:2000]})
-        return Call(number, told.name, told.arguments, self._tools.get(told.name))
-
-    async def _outcome(self, call: Call) -> Outcome:
-        tool = call.tool
-        if tool is None:
-            if "unreadable" in call.arguments:
-                why = "The call could not be read: it must be JSON with a name and arguments."
-            else:
-                known = ", ".join(self._tools) or "none"
-                why = f"There is no function {call.name!r}; there are: {known}."
-            return Outcome(call, "failed", why)
-        try:
-            check_arguments(call.arguments, tool.parameters)
-            if self._stopped or not (tool.harmless or await self._approve(call)):
-                return Outcome(call, "refused", _REFUSED)
-            async with asyncio.timeout(_SECONDS):
-                return Outcome(call, "done", bounded(await tool.call(call.arguments)))
-        except ToolFailed as error:
-            return Outcome(call, "failed", bounded(f"Error: {error}"))
-        except TimeoutError:
-            return Outcome(call, "failed", f"Error: no result within {_SECONDS:g} seconds")
-        except Exception as error:  # a tool's own fault is no reason to end the answer
-            return Outcome(call, "failed", f"Error: {type(error).__name__}: {error}"[:500])
+    async def _unless_stopped(self, call: Call) -> bool:
+        return not self._stopped and await self._approve(call) and not self._stopped

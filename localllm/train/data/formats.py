@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from localllm.errors import InvalidRequest
+from localllm.train.data.messages import (
+    Message,
+    dialogue_of,
+    is_messages,
+    messages_of,
+    said,
+    tools_of,
+)
 
 Kind = Literal["chat", "prompt-completion", "text", "preference"]
 KINDS: tuple[Kind, ...] = ("chat", "prompt-completion", "text", "preference")
-Message = Mapping[str, Any]
 
 # (prompt, completion) by the names that data sets use.
 _COMPLETIONS = (
@@ -21,17 +27,15 @@ _COMPLETIONS = (
     ("instruction", "response"),
     ("question", "answer"),
 )
-_SHAREGPT = {
-    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
-    "chatgpt": "assistant", "model": "assistant", "system": "system", "tool": "tool",
-    "function": "tool", "observation": "tool",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Chat:
+    """prompt: so many messages at the beginning are never trained."""
+
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
+    prompt: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,13 +62,13 @@ Item = Chat | Completion | Text | Pair
 
 def kind_of(origin: str, row: Mapping[str, Any]) -> Kind:
     """Raises InvalidRequest where a row could be two things, or is none."""
+    given = {key for key, value in row.items() if value is not None}
     found: list[Kind] = []
-    if "chosen" in row and "rejected" in row:
+    if {"chosen", "rejected"} <= given:
         found.append("preference")
-    elif any(a in row and b in row for a, b in _COMPLETIONS):
+    elif any({a, b} <= given for a, b in _COMPLETIONS):
         found.append("prompt-completion")
-    if any(isinstance(row.get(key), Sequence) and not isinstance(row.get(key), str)
-           for key in ("messages", "conversations")):  # fmt: skip
+    if any(is_messages(row.get(key)) for key in ("messages", "conversations")):
         found.append("chat")
     if isinstance(row.get("text"), str):
         found.append("text")
@@ -92,48 +96,58 @@ def item_of(origin: str, row: Mapping[str, Any], kind: Kind) -> Item:
 
 
 def _chat(origin: str, row: Mapping[str, Any]) -> Chat:
-    key = "messages" if "messages" in row else "conversations"
-    if key not in row:
-        raise InvalidRequest(f"{origin}: there is no 'messages' in this row")
-    messages = _messages(origin, key, row[key])
-    system = row.get("system")
-    if isinstance(system, str) and system and messages and messages[0]["role"] != "system":
-        messages = ({"role": "system", "content": system}, *messages)
-    return Chat(messages, _tools(origin, row.get("tools")))
+    key = "messages" if row.get("messages") is not None else "conversations"
+    if row.get(key) is None:
+        raise _missing(origin, row, "messages")
+    messages = messages_of(origin, key, row[key])
+    return Chat(_with_system(row, messages), tools_of(origin, row.get("tools")))
 
 
 def _completion(origin: str, row: Mapping[str, Any]) -> Chat | Completion:
     for prompt_key, completion_key in _COMPLETIONS:
-        if prompt_key in row and completion_key in row:
+        if row.get(prompt_key) is not None and row.get(completion_key) is not None:
             break
     else:
-        raise InvalidRequest(f"{origin}: there is no prompt with a completion in this row")
+        raise _missing(origin, row, "prompt' with a 'completion")
     prompt, completion = row[prompt_key], row[completion_key]
-    if isinstance(prompt, str) and isinstance(completion, str):
-        more = row.get("input") if prompt_key == "instruction" else None
+    if isinstance(prompt, str) and prompt_key == "instruction":
+        more = row.get("input")
         if isinstance(more, str) and more.strip():
             prompt = f"{prompt}\n\n{more}"
+    system = _system(row)
+    if isinstance(prompt, str) and isinstance(completion, str) and not system:
         return Completion(prompt, completion)
-    start = _said(origin, prompt_key, prompt, "user")
-    end = _said(origin, completion_key, completion, "assistant")
-    return Chat((*start, *end), _tools(origin, row.get("tools")))
+    start = _with_system(row, said(origin, prompt_key, prompt, "user"))
+    end = said(origin, completion_key, completion, "assistant")
+    return Chat((*start, *end), tools_of(origin, row.get("tools")), prompt=len(start))
 
 
 def _pair(origin: str, row: Mapping[str, Any]) -> Pair:
     for key in ("chosen", "rejected"):
-        if key not in row:
-            raise InvalidRequest(f"{origin}: there is no '{key}' in this row")
+        if row.get(key) is None:
+            raise _missing(origin, row, key)
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
-    if isinstance(chosen, str) and isinstance(rejected, str) and isinstance(prompt, str):
-        return Pair(Completion(prompt, chosen), Completion(prompt, rejected))
-    tools = _tools(origin, row.get("tools"))
-    start = () if prompt is None else _said(origin, "prompt", prompt, "user")
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        if isinstance(prompt, str) and not _system(row):
+            return Pair(Completion(prompt, chosen), Completion(prompt, rejected))
+        if prompt is None:
+            chosen, rejected = dialogue_of(chosen), dialogue_of(rejected)
+    if prompt is None and (isinstance(chosen, str) or isinstance(rejected, str)):
+        raise InvalidRequest(
+            f"{origin}: there is no 'prompt' in this row",
+            hint="without one, chosen and rejected are whole conversations: lists of messages",
+        )
+    tools = tools_of(origin, row.get("tools"))
+    start = () if prompt is None else said(origin, "prompt", prompt, "user")
     sides = []
     for key, side in (("chosen", chosen), ("rejected", rejected)):
-        said = _said(origin, key, side, "assistant")
-        sides.append(Chat((*start, *said), tools))
-    if prompt is None and isinstance(chosen, str):
-        raise InvalidRequest(f"{origin}: there is no 'prompt' in this row")
+        messages = said(origin, key, side, "assistant")
+        if messages[: len(start)] != start:  # some data sets repeat the prompt in both
+            messages = (*start, *messages)
+        messages = _with_system(row, messages)
+        if messages[-1]["role"] != "assistant":
+            raise InvalidRequest(f"{origin}: '{key}' must end with a message of the assistant")
+        sides.append(Chat(messages, tools, prompt=len(messages) - 1))
     if sides[0].messages[:-1] != sides[1].messages[:-1]:
         raise InvalidRequest(
             f"{origin}: 'chosen' and 'rejected' must differ in their last message alone"
@@ -141,60 +155,35 @@ def _pair(origin: str, row: Mapping[str, Any]) -> Pair:
     return Pair(sides[0], sides[1])
 
 
-def _said(origin: str, key: str, value: Any, role: str) -> tuple[Message, ...]:
-    if isinstance(value, str):
-        return ({"role": role, "content": value},)
-    return _messages(origin, key, value)
+def _system(row: Mapping[str, Any]) -> str:
+    """Some data sets have the system message in a field of its own."""
+    system = row.get("system")
+    return system if isinstance(system, str) and system.strip() else ""
 
 
-def _messages(origin: str, key: str, value: Any) -> tuple[Message, ...]:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            value = None
-    if not isinstance(value, Iterable) or isinstance(value, Mapping):
-        raise InvalidRequest(f"{origin}: '{key}' must be a list of messages")
-    found = []
-    for number, message in enumerate(value, 1):
-        where = f"{origin}: message {number} of '{key}'"
-        if not isinstance(message, Mapping):
-            raise InvalidRequest(f"{where} is no object")
-        if "role" not in message and "from" in message:
-            role = _SHAREGPT.get(str(message["from"]))
-            if role is None:
-                raise InvalidRequest(f"{where} is from {message['from']!r:.40}, whom nobody knows")
-            message = {"role": role, "content": message.get("value", "")}
-        if not isinstance(message.get("role"), str):
-            raise InvalidRequest(f"{where} has no role")
-        # Parquet fills up what other rows have.
-        found.append({key: value for key, value in message.items() if value is not None})
-        found[-1].setdefault("content", "")
-    if not found:
-        raise InvalidRequest(f"{origin}: '{key}' is empty")
-    return tuple(found)
-
-
-def _tools(origin: str, value: Any) -> tuple[Mapping[str, Any], ...]:
-    if value is None or value == "":
-        return ()
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise InvalidRequest(f"{origin}: 'tools' is no JSON") from None
-    if not isinstance(value, Sequence) or not all(isinstance(one, Mapping) for one in value):
-        raise InvalidRequest(f"{origin}: 'tools' must be a list of objects")
-    return tuple(value)
+def _with_system(row: Mapping[str, Any], messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    system = _system(row)
+    if not system or messages[0]["role"] == "system":
+        return messages
+    return ({"role": "system", "content": system}, *messages)
 
 
 def _string(origin: str, row: Mapping[str, Any], key: str) -> str:
     value = row.get(key)
+    if value is None:
+        raise _missing(origin, row, key)
     if not isinstance(value, str):
         raise InvalidRequest(f"{origin}: '{key}' must be text, not {type(value).__name__}")
     return value
 
 
+def _missing(origin: str, row: Mapping[str, Any], what: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{origin}: there is no '{what}' in this row, which has {_listed(row)}",
+        hint="every row of a file is of one kind, as its first or as --kind says",
+    )
+
+
 def _listed(row: Mapping[str, Any]) -> str:
-    names = [repr(str(key)[:40]) for key in list(row)[:6]]
+    names: Sequence[str] = [repr(str(key)[:40]) for key in list(row)[:6]]
     return ", ".join(names) + (" …" if len(row) > 6 else "") if names else "no fields"

@@ -20,6 +20,8 @@ from localllm.train.data.report import DataReport
 
 MAX_ROWS = 20_000_000
 _TRAIN_ON = ("assistant", "completion", "last", "all")
+# Counts that `Made` and `DataReport` share.
+_TURN_COUNTS = ("empty_turns", "unmarked", "trailing", "rejoined", "endless", "unlike")
 
 
 @dataclass(frozen=True)
@@ -48,24 +50,22 @@ def load_data(
     """Examples of a file; `localllm.train.data.reading` says of which kinds.
 
     kind: of the rows, "auto" looks at the first. train_on: see `Masker`. max_length: tokens of an
-    example at most; on_long: what becomes of longer ones: "refuse" (an error), "drop", or "cut" at
-    the end (texts are cut into pieces, and nothing of them is lost). valid: a file of validation
-    rows; valid_fraction: or a share of `source`, chosen by content and seed, so that a row stays
-    where it is when others come. limit: rows read at most. chat_template: instead of the model's.
+    example at most; on_long: what becomes of longer ones: "refuse" (an error that counts them),
+    "drop", or "cut" at the end (texts are cut into pieces, and nothing of them is lost). valid: a
+    file of validation rows; valid_fraction: or about that share of `source`, chosen by content and
+    seed, so that a row stays where it is when others come. limit: rows read at most.
+    chat_template: instead of the model's; a template, or the name of one of its own.
 
     Rows that are empty, repeated or in validation too are left out and counted. Raises
     InvalidRequest naming file, line and field.
     """
     _check(kind, train_on, on_long, max_length, valid, valid_fraction, limit)
     masker = Masker(tokenizer, train_on, chat_template)
-    found = _read(source, kind, limit)
-    if not found:
-        raise InvalidRequest(f"{source} holds no rows")
-    chosen = _kind_of(found[0].item)
+    chosen, found = _read(source, kind, limit)
     account = Counter[str](rows=len(found))
     held: list[_Row] = []
     if valid is not None:
-        held = _read(valid, chosen, None)
+        _, held = _read(valid, chosen, None)
         account["rows"] += len(held)
     found, again = _distinct(found)
     held, more = _distinct(held)
@@ -81,13 +81,14 @@ def load_data(
     maker = _Maker(masker, max_length, on_long, account)
     train: Any = maker.examples(found)
     validation: Any = maker.examples(held)
+    maker.refuse_long()
     everything = [example for one in (*train, *validation) for example in _sequences(one)]
     longest = max(everything, key=len, default=None)
     counts: dict[str, Any] = dict(account)
     facts = DataReport(kind=chosen, trained_on=train_on, **counts)
     report = replace(
         facts,
-        as_chat=masker.has_template and chosen != "text",
+        as_chat=chosen != "text" and masker.has_template,
         train=len(train),
         valid=len(validation),
         max_length=max_length,
@@ -95,7 +96,6 @@ def load_data(
         trained_tokens=sum(example.targets for example in everything),
         longest=0 if longest is None else len(longest),
         longest_at="" if longest is None else longest.origin,
-        expanded=account["expanded"],
         dated=masker.dated and chosen != "text",
     )
     return TrainingData(tuple(train), tuple(validation), report, _fingerprint(train, validation))
@@ -111,6 +111,7 @@ class _Maker:
         self._max = max_length
         self._on_long = on_long
         self._account = account
+        self._refused: list[Example] = []
 
     def examples(self, found: Iterable[_Row]) -> list[Example] | list[Preference]:
         singles: list[Example] = []
@@ -122,27 +123,55 @@ class _Maker:
                 singles += self._single(row.item, row.origin)
         return pairs or singles
 
+    def refuse_long(self) -> None:
+        """Raises InvalidRequest where examples are over the limit and nothing may become of them,
+        once all are counted."""
+        if not self._refused:
+            return
+        longest = max(self._refused, key=len)
+        count = len(self._refused)
+        raise InvalidRequest(
+            f"{self._refused[0].origin}: the example has {len(self._refused[0]):,} tokens, and at "
+            f"most {self._max:,} are taken; {count:,} {'is' if count == 1 else 'are'} longer, and "
+            f"the longest has {len(longest):,} ({longest.origin})",
+            hint="raise --seq-len, or choose with --on-long drop or --on-long cut",
+        )
+
     def _single(self, item: Chat | Completion | Text, origin: str) -> list[Example]:
         made = self._made(item, origin)
-        for name in ("empty", "unanswered", "empty_turns", "trailing", "expanded", "rejoined"):
+        for name in ("empty", "unanswered", "expanded", *_TURN_COUNTS):
             self._account[name] += int(getattr(made, name))
-        self._account["endless"] += made.endless
         pieces = isinstance(item, Text)
         return [one for example in made.examples for one in self._fitted(example, pieces)]
 
     def _pair(self, pair: Pair, origin: str) -> list[Preference]:
+        if pair.chosen == pair.rejected:
+            self._account["same"] += 1
+            return []
         sides = [self._made(side, origin) for side in (pair.chosen, pair.rejected)]
         if any(not side.examples for side in sides):
             self._account["empty"] += 1
             return []
-        if pair.chosen == pair.rejected:
-            self._account["same"] += 1
+        for name in _TURN_COUNTS:
+            self._account[name] += sum(int(getattr(side, name)) for side in sides)
+        # A row counts once, whichever of its answers is too long.
+        chosen, rejected = (side.examples[-1] for side in sides)
+        if len(chosen) <= self._max and len(rejected) <= self._max:
+            return [Preference(chosen, rejected, origin)]
+        self._account["long"] += 1
+        if self._on_long == "refuse":
+            self._refused.append(max(chosen, rejected, key=len))
             return []
-        self._account["endless"] += sum(side.endless for side in sides)
-        fitted = [self._fitted(side.examples[-1], pieces=False) for side in sides]
-        if any(not side for side in fitted):
+        if self._on_long == "drop":
+            self._account["dropped_long"] += 1
             return []
-        return [Preference(fitted[0][0], fitted[1][0], origin)]
+        cuts = [_part(side, 0, self._max) for side in (chosen, rejected)]
+        if not all(side.targets for side in cuts):
+            self._account["untrained"] += 1
+            return []
+        self._account["cut"] += 1
+        self._account["cut_tokens"] += len(chosen) + len(rejected) - sum(map(len, cuts))
+        return [Preference(cuts[0], cuts[1], origin)]
 
     def _made(self, item: Chat | Completion | Text, origin: str) -> Made:
         if isinstance(item, Text):
@@ -161,11 +190,8 @@ class _Maker:
             return [example]
         self._account["long"] += 1
         if self._on_long == "refuse":
-            raise InvalidRequest(
-                f"{example.origin}: the example has {len(example):,} tokens, and at most "
-                f"{self._max:,} are taken",
-                hint="raise --seq-len, or choose with --on-long drop or --on-long cut",
-            )
+            self._refused.append(example)
+            return []
         if self._on_long == "drop":
             self._account["dropped_long"] += 1
             return []
@@ -191,7 +217,7 @@ def _part(example: Example, start: int, end: int) -> Example:
     return replace(example, tokens=example.tokens[start:end], trained=trained)
 
 
-def _read(source: str, kind: str, limit: int | None) -> list[_Row]:
+def _read(source: str, kind: str, limit: int | None) -> tuple[Kind, list[_Row]]:
     found: list[_Row] = []
     chosen: Kind | None = None if kind == "auto" else next(k for k in KINDS if k == kind)
     for origin, row in rows(source):
@@ -203,15 +229,9 @@ def _read(source: str, kind: str, limit: int | None) -> list[_Row]:
             chosen = kind_of(origin, row)
         item = read_item(origin, row, chosen)
         found.append(_Row(origin, item, _digest(item)))
-    return found
-
-
-def _kind_of(item: Item) -> Kind:
-    if isinstance(item, Pair):
-        return "preference"
-    if isinstance(item, Text):
-        return "text"
-    return "chat" if isinstance(item, Chat) else "prompt-completion"
+    if chosen is None or not found:
+        raise InvalidRequest(f"{source} holds no rows")
+    return chosen, found
 
 
 def _digest(item: Item) -> bytes:
@@ -226,19 +246,20 @@ def _distinct(found: Sequence[_Row]) -> tuple[list[_Row], int]:
 
 
 def _split(found: list[_Row], fraction: float, seed: int) -> tuple[list[_Row], list[_Row]]:
-    """Validation first. At least a row, and never all of them."""
+    """Validation first. A row's side hangs on its content alone; but neither is left empty."""
     if len(found) < 2:
         return [], found
-    count = min(max(1, round(len(found) * fraction)), len(found) - 1)
     key = seed.to_bytes(16, "little", signed=True)
-    order = sorted(
-        range(len(found)),
-        key=lambda n: hashlib.blake2b(found[n].digest, key=key, digest_size=16).digest(),
-    )
-    held = set(order[:count])
+    places = [hashlib.blake2b(row.digest, key=key, digest_size=16).digest() for row in found]
+    below = int(fraction * 2**53) << 75  # of the 2**128 places there are
+    held = [int.from_bytes(place, "big") < below for place in places]
+    if not any(held):
+        held[places.index(min(places))] = True
+    elif all(held):
+        held[places.index(max(places))] = False
     return (
-        [row for n, row in enumerate(found) if n in held],
-        [row for n, row in enumerate(found) if n not in held],
+        [row for row, out in zip(found, held, strict=True) if out],
+        [row for row, out in zip(found, held, strict=True) if not out],
     )
 
 

@@ -14,13 +14,16 @@ class DataReport:
     rows: read, of training and validation together. train, valid: examples made of them.
     duplicates, shared: dropped, for another row says the same, or validation does.
     empty: dropped, for an answer (or text) is empty; empty_turns: such turns of rows that are kept.
+    unmarked: turns that the template does not mark as the model's own, while it marks others.
     unanswered: dropped, for no assistant message is in them. same: preferences without a
     difference. trailing: messages after the last answer, left out.
     long: longer than max_length; dropped_long, cut: what became of them; cut_tokens: taken off;
     untrained: dropped, for the cut left nothing to learn. split: texts in several examples.
     expanded: rows made into several examples, for the template renders past turns otherwise than
-    new ones. endless: turns that end without an end-of-turn token. rejoined: places where prompt
-    and answer would have merged into one token, split as they are when the model is used.
+    new ones. endless: turns that end without an end-of-turn token. rejoined: turns whose prompt and
+    answer would have merged in one token, split as they are when the model is used. unlike: turns
+    before which the model in use gets another prompt (with an opened thought, say). dated: whether
+    the template writes a date.
     tokens, trained_tokens, longest: in tokens, of what is kept.
     """
 
@@ -34,6 +37,7 @@ class DataReport:
     shared: int = 0
     empty: int = 0
     empty_turns: int = 0
+    unmarked: int = 0
     unanswered: int = 0
     same: int = 0
     trailing: int = 0
@@ -47,6 +51,7 @@ class DataReport:
     expanded: int = 0
     endless: int = 0
     rejoined: int = 0
+    unlike: int = 0
     dated: bool = False
     tokens: int = 0
     trained_tokens: int = 0
@@ -111,6 +116,11 @@ class DataReport:
                 f"not trained: {_count(self.empty_turns, turn)} of the assistant with no content",
             ),
             (
+                self.unmarked,
+                f"not trained: {_count(self.unmarked, turn)} that the template does not mark "
+                "as the model's own",
+            ),
+            (
                 self.trailing,
                 f"left out: {_count(self.trailing, 'message')} after the last answer",
             ),
@@ -121,7 +131,13 @@ class DataReport:
             ),
             (
                 self.rejoined,
-                f"split: {_count(self.rejoined, 'token')} that would join prompt and answer",
+                f"split: {_count(self.rejoined, 'token')} across the end of a prompt, as when the "
+                "model is used",
+            ),
+            (
+                self.unlike,
+                f"beware: before {_count(self.unlike, turn)} the template's prompt for a model "
+                "in use ends otherwise (with an opened thought, say)",
             ),
             (
                 self.endless,

@@ -31,7 +31,7 @@ class AdamW:
         size = self._pieces[-1].at.stop if self._pieces else 0
         self._m = np.zeros(size, np.float32)
         self._v = np.zeros(size, np.float32)
-        self._fused = _find_fused()
+        self._adamw = fastest_adamw()
 
     def state(self) -> dict[str, np.ndarray]:
         return {"m": self._m, "v": self._v}
@@ -44,9 +44,8 @@ class AdamW:
         self, parameters: np.ndarray, gradient: np.ndarray, learning_rate: float, step: int
     ) -> None:
         assert step >= 1, "steps count from 1"
-        update = adamw if self._fused is None else self._fused
         for piece in self._pieces:
-            update(
+            self._adamw(
                 parameters[piece.at],
                 gradient[piece.at],
                 self._m[piece.at],
@@ -73,16 +72,18 @@ def adamw(
     weight_decay: float,
     step: int,
 ) -> None:
-    """In place, all float32 [n], every scalar rounded to float32 once, nothing fused:
+    """In place, all float32 [n]. Settings and corrections are rounded to float32, then nothing but
+    float32 operations, none of them fused:
 
     m = b1 m + (1 - b1) g            v = b2 v + (1 - b2) (g g)
     p = p (1 - lr wd)                only with weight decay
     p = p - (lr c1) (m / (sqrt(v c2) + eps)),   c1 = 1 / (1 - b1^t),  c2 = 1 / (1 - b2^t)
     """
     f = np.float32
-    rate, c2 = f(lr * (1 / (1 - beta1**step))), f(1 / (1 - beta2**step))
-    b1, rest1, b2, rest2 = f(beta1), f(1 - beta1), f(beta2), f(1 - beta2)
-    keep = f(1 - lr * weight_decay)
+    b1, b2 = f(beta1), f(beta2)
+    rest1, rest2 = f(1) - b1, f(1) - b2
+    c1, c2 = f(1 / (1 - beta1**step)), f(1 / (1 - beta2**step))
+    rate, keep = f(lr) * c1, f(1) - f(lr) * f(weight_decay)
     for start in range(0, len(parameters), _CHUNK):
         at = slice(start, start + _CHUNK)
         p, g, first, second = parameters[at], gradient[at], m[at], v[at]
@@ -103,9 +104,10 @@ def adamw(
         np.subtract(p, work, out=p)
 
 
-def _find_fused() -> Callable[..., None] | None:
+def fastest_adamw() -> Callable[..., None]:
+    """The native module's where that is built, else `adamw`; both give the same bits."""
     try:
         found: Callable[..., None] = import_module("localllm.train.native").fused_adamw
-    except (ImportError, AttributeError):
-        return None  # built without the native module
+    except ImportError:
+        return adamw
     return found

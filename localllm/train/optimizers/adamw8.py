@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from localllm.train.optimizers.adamw import adamw
+from localllm.train.optimizers.adamw import fastest_adamw
 from localllm.train.optimizers.protocol import Piece, checked_state
 
 BLOCK = 256
@@ -37,6 +37,7 @@ class AdamW8bit:
     ) -> None:
         self._pieces = tuple(pieces)
         self._beta1, self._beta2, self._eps, self._decay = beta1, beta2, eps, weight_decay
+        self._adamw = fastest_adamw()
         blocks = sum(_blocks(piece) for piece in pieces)
         self._m, self._m_scale = _zeros(SIGNED, blocks)
         self._v, self._v_scale = _zeros(UNSIGNED, blocks)
@@ -66,7 +67,7 @@ class AdamW8bit:
                 m = SIGNED.values[self._m[here]] * self._m_scale[here, None]
                 v = UNSIGNED.values[self._v[here]] * self._v_scale[here, None]
                 count = at.stop - at.start
-                adamw(
+                self._adamw(
                     parameters[at],
                     gradient[at],
                     m.reshape(-1)[:count],

@@ -194,6 +194,21 @@ def example() -> ChatTree:
     )
 
 
+def test_a_message_that_another_one_tells_of_is_found_again(store, tmp_path):
+    for _ in range(3):
+        store.new_chat()  # so that numbers differ
+    chat = store.new_chat()
+    first = store.add_message(chat.id, None, "user", "Why")
+    store.add_message(chat.id, None, "user", "Why?", extra={"edited_from": first.id})
+    path = tmp_path / "chats.jsonl"
+    write_jsonl(store, path)
+    with Store(":memory:") as other:
+        other.add_message(other.new_chat().id, None, "user", "Something else")
+        (made,) = asyncio.run(import_file(other, path)).chats
+        one, edited = other.tree(made)
+        assert edited.extra == {"edited_from": one.id}
+
+
 class TestDuplicates:
     def test_the_same_file_twice_brings_nothing_new(self, store):
         (chat,) = put_in(store, [example()])

@@ -134,6 +134,7 @@ async def test_choosing_one_that_is_here_makes_it_the_chats(app, pilot):
     await until(pilot, lambda: app.engine.opened == ["gemma3:270m"] and bool(app.opened))
     chat = app.store.chat(app.chat_id)
     assert chat.model == "gemma3:270m"
+    assert app.answers.opened == "gemma3:270m"  # the next answer loads nothing
     assert chat.adapter is None  # it was another model's
 
 
