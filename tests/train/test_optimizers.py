@@ -202,6 +202,10 @@ def test_8_bit_codes_are_as_near_as_their_steps(seed, size, kind):
     error = np.abs(back - x) / np.abs(x).max(axis=1, keepdims=True)
     assert (error <= np.maximum(step / 2, 1e-6) * 1.001).all()
     assert (back * x >= 0).all()
+    shares = x / np.abs(x).max(axis=1, keepdims=True)
+    plain = np.searchsorted(code.edges, shares)
+    dropped = (kind == "unsigned") & (plain == code.zero)  # but for those kept from zero
+    assert np.array_equal(codes[~dropped], plain[~dropped])
     if kind == "unsigned":
         assert (back > 0).all(), "a square that is not zero stays above zero"
 
@@ -220,6 +224,18 @@ def test_8_bit_adamw_learns_as_adamw_does():
         ends[name] = float(np.abs(parameters - target).mean())
     assert ends["adamw"] < 0.06
     assert ends["adamw-8bit"] < 1.1 * ends["adamw"]
+
+
+def test_8_bit_codes_at_their_edges():
+    """On an edge, one float below it and one above."""
+    for code in (SIGNED, UNSIGNED):
+        near = [code.edges, np.nextafter(code.edges, -2), np.nextafter(code.edges, 2)]
+        for row in near:
+            x = np.append(row, 1).astype(np.float32)[None]  # its largest is 1
+            codes, _ = code.encode(x)
+            plain = np.searchsorted(code.edges, x)
+            kept = (plain == code.zero) & (x != 0) & (code is UNSIGNED)
+            assert np.array_equal(codes, np.where(kept, code.zero + 1, plain))
 
 
 def test_8_bit_state_of_zeros_is_exactly_zero():

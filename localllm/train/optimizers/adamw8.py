@@ -89,7 +89,9 @@ class Code:
     def __init__(self, values: np.ndarray, keep_from_zero: bool) -> None:
         self.values = values.astype(np.float32)
         middles = (values[1:] + values[:-1]) / 2
-        self._edges = middles.astype(np.float32)
+        self.edges = middles.astype(np.float32)
+        self._next_edge = np.append(self.edges, np.float32(np.inf))
+        self._first = _first_codes(self.edges)
         self._keep_from_zero = keep_from_zero
 
     @property
@@ -100,10 +102,24 @@ class Code:
         """float32 [blocks, 256] -> codes uint8 of that shape, scales float32 [blocks]."""
         scale = np.abs(x).max(axis=1)
         shares = x / np.where(scale > 0, scale, np.float32(1))[:, None]
-        codes = np.searchsorted(self._edges, shares).astype(np.uint8)
+        # What `searchsorted` finds, eight times as fast: the upper 17 bits of a float32 tell the
+        # code but for one edge.
+        codes = self._first[shares.view(np.uint32) >> np.uint32(15)]
+        codes += self._next_edge[codes] < shares
         if self._keep_from_zero:
             codes[(codes == self.zero) & (x != 0)] = self.zero + 1
         return codes, scale
+
+
+def _first_codes(edges: np.ndarray) -> np.ndarray:
+    """uint8 [2^17]: how many edges lie below all floats with these upper 17 bits.
+
+    Edges are 0.7 % of their size apart or more, so between two such prefixes (0.4 %) is one at
+    most.
+    """
+    prefixes = np.arange(1 << 17, dtype=np.uint32) << np.uint32(15)
+    lowest = np.where(prefixes >> np.uint32(31), prefixes | np.uint32(0x7FFF), prefixes)
+    return np.searchsorted(edges, lowest.astype(np.uint32).view(np.float32)).astype(np.uint8)
 
 
 def _dynamic(signed: bool) -> np.ndarray:
