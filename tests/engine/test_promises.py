@@ -59,6 +59,7 @@ class Parrot:
     """A head that knows nothing: repeats the last token."""
 
     hidden = 2
+    tokens = None  # it may guess any
 
     def advance(self, states: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
         return embeddings
