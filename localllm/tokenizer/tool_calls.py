@@ -204,11 +204,7 @@ class ToolCallParser:
         if begin is None:
             return None
         self._scan.begin_at(begin)
-        end = self._scan.end(self._held)
-        if end is None and close is not None and not self._scan.in_string:
-            at = self._held.find(close)
-            end = at if at >= 0 else None
-        return end
+        return self._scan.end(self._held, close)
 
     def _begin_of_json(self) -> int | None:
         for at, character in enumerate(self._held):
@@ -242,18 +238,21 @@ class _JsonScan:
         self._end: int | None = None
         self._string = self._escaped = False
 
-    @property
-    def in_string(self) -> bool:
-        return self._string
-
     def begin_at(self, start: int) -> None:
         if self._at < 0:
             self._at = start
 
-    def end(self, text: str) -> int | None:
-        """The place after it, None while it is open."""
+    def end(self, text: str, close: str | None = None) -> int | None:
+        """The place after it, None while it is open. close: a mark that ends it, outside of a
+        string, whatever is open."""
         while self._end is None and self._at < len(text):
             character = text[self._at]
+            if close is not None and not self._string and character == close[0]:
+                if text.startswith(close, self._at):
+                    self._end = self._at
+                    break
+                if close.startswith(text[self._at :]):
+                    break  # more has to come before anyone knows
             self._at += 1
             if self._string:
                 if self._escaped:
