@@ -26,7 +26,7 @@ def serve_app(port: int, arguments: list[str]) -> None:
     _refuse_taken(port)
     own = {f"http://{name}:{port}" for name in (HOST, "localhost")}
 
-    class LocalServer(Server):  # type: ignore[misc]  # the package has no types
+    class LocalServer(Server):  # type: ignore[misc,unused-ignore]  # without types where absent
         """Refuses pages of other sites: a browser lets them reach 127.0.0.1 too."""
 
         async def handle_websocket(self, request: web.Request) -> web.WebSocketResponse:

@@ -150,7 +150,7 @@ class TestMatrices:
     @pytest.mark.parametrize("kind", ["float16", "packed", "packed and huge"])
     @pytest.mark.parametrize("n", [1, 24])
     def test_slabs_meet_without_a_seam(self, kind: str, n: int, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr("localllm.backend.reference_linear._SLAB", 256 * 10)
+        monkeypatch.setattr("localllm.backend.reference_linear.SLAB", 256 * 10)
         if kind == "packed and huge":
             monkeypatch.setattr("localllm.backend.reference_linear._HUGE", 1)
         rng = np.random.default_rng(2)

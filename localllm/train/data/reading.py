@@ -166,7 +166,8 @@ def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
         ) from None
     try:
         number = 0
-        with parquet.ParquetFile(path) as file:
+        # Typed or not, as the installed pyarrow is.
+        with parquet.ParquetFile(path) as file:  # type: ignore[no-untyped-call,unused-ignore]
             for batch in file.iter_batches(batch_size=256):
                 for row in batch.to_pylist():
                     number += 1
