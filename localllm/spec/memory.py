@@ -76,9 +76,10 @@ def step_bytes(spec: DecoderSpec, rows: int, logit_rows: int) -> int:
     for layer in spec.layers:
         attn, ffn = layer.mixer, layer.ffn
         q, kv = attn.heads * attn.head_dim, attn.kv_heads * attn.head_dim
-        # A row goes to top_k experts, each with its own input and output.
-        times = ffn.top_k if isinstance(ffn, MoESpec) else 1
-        inner = times * (3 * ffn.hidden + (2 * spec.hidden if times > 1 else 0))
+        inner = 3 * ffn.hidden
+        if isinstance(ffn, MoESpec):
+            # A row goes to top_k experts, each with its own input and output.
+            inner = ffn.top_k * (inner + 2 * spec.hidden) + 3 * ffn.shared
         widest = max(widest, 2 * q + 2 * kv + inner)
     values = rows * (4 * spec.hidden + widest)
     return values * 4 * 5 // 4 * 5 // 4 + logit_rows * spec.vocab_size * 4
