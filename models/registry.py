@@ -19,6 +19,7 @@ from localllm.models import (
     gemma3,
     gguf,
     glm4,
+    glm4_moe,
     gpt2,
     gpt_oss,
     granite,
@@ -45,7 +46,8 @@ from localllm.spec import DecoderSpec
 
 @dataclass(frozen=True)
 class Architecture:
-    """What an architecture file offers; see `Layout` for buffers and other_parts."""
+    """What an architecture file offers; see `Layout` for buffers and other_parts, in which {past}
+    is the number of the layer after the last."""
 
     spec: Callable[[Config], DecoderSpec]
     names: Names
@@ -75,6 +77,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "olmo3": Architecture(olmo3.spec, olmo2.NAMES),
     "exaone4": Architecture(exaone4.spec, exaone4.NAMES),
     "glm4": Architecture(glm4.spec, glm4.NAMES),
+    "glm4_moe": Architecture(glm4_moe.spec, glm4_moe.NAMES, other_parts=glm4_moe.OTHER_PARTS),
     "seed_oss": Architecture(seed_oss.spec, llama.NAMES),
     "granite": Architecture(granite.spec, llama.NAMES),
     "starcoder2": Architecture(starcoder2.spec, starcoder2.NAMES),
@@ -139,8 +142,11 @@ def load_kinds(checkpoint: Checkpoint, spec: DecoderSpec) -> dict[str, str]:
 def _layout(checkpoint: Checkpoint) -> Layout:
     if checkpoint.format == "gguf":
         return gguf.layout(checkpoint)
-    found = _architecture(Config(checkpoint.config, checkpoint.path))
-    return Layout(found.names, buffers=(*_BUFFERS, *found.buffers), other_parts=found.other_parts)
+    config = Config(checkpoint.config, checkpoint.path)
+    found = _architecture(config)
+    past = str(config.values.get("num_hidden_layers"))
+    others = tuple(pattern.replace("{past}", past) for pattern in found.other_parts)
+    return Layout(found.names, buffers=(*_BUFFERS, *found.buffers), other_parts=others)
 
 
 def _architecture(config: Config) -> Architecture:
