@@ -122,7 +122,7 @@ void add_pair(Adapter& adapter, int layer, Target target, AnyMatrix a, AnyMatrix
 int64_t first_seen(const Program& program, int group, int64_t position) {
   int64_t first = position;
   for (const Layer& layer : program.layers) {
-    if (layer.config.kv_group != group) continue;
+    if (layer.config.kv_group != group || layer.config.mixer != Mixer::kAttention) continue;
     const int window = layer.config.window;
     first = std::min(first, window > 0 ? std::max<int64_t>(0, position + 1 - window) : 0);
   }
@@ -132,14 +132,18 @@ int64_t first_seen(const Program& program, int group, int64_t position) {
 std::unique_ptr<Decoder> make_decoder(std::shared_ptr<WeightStore> store, const ModelConfig& config,
                                       const std::vector<LayerConfig>& layers, int kv_bits,
                                       int block, const std::vector<int>& blocks, int threads,
-                                      const std::string& kernels) {
+                                      const std::string& kernels, int states) {
   check(block > 0 && block <= 65536 && !blocks.empty(), "blocks must be positive");
   for (const int count : blocks) check(count > 0, "blocks must be positive");
   check(threads > 0 && threads <= 1024, "threads must be from 1 to 1024");
   const Kernels* table = find_kernels(kernels);
   check(table != nullptr, "these kernels cannot run here");
+  bool recurrent = false;
+  for (const LayerConfig& c : layers) recurrent = recurrent || c.mixer != Mixer::kAttention;
+  check(states >= 0 && states <= 1 << 20 && (states > 1 || !recurrent),
+        "a model with recurrent layers needs two states or more");
   return std::make_unique<Decoder>(std::move(store), config, layers, kv_kind(kv_bits), block,
-                                   blocks, threads, *table);
+                                   blocks, recurrent ? states : 0, threads, *table);
 }
 
 using RopeInput = std::pair<Array<float, 2>, Array<int32_t, 1>>;
@@ -164,8 +168,8 @@ class SignalWatch {
 bool forward(Decoder& decoder, Array<int32_t, 1> tokens, Array<int32_t, 1> starts,
              Array<int32_t, 1> counts, Array<int32_t, 1> tables, Array<int32_t, 1> table_sizes,
              const std::vector<RopeInput>& ropes, Array<int32_t, 1> logit_rows, OutMatrix out,
-             std::optional<OutMatrix> hidden,
-             const std::vector<std::shared_ptr<Adapter>>& adapters) {
+             std::optional<OutMatrix> hidden, const std::vector<std::shared_ptr<Adapter>>& adapters,
+             std::optional<Array<int32_t, 2>> states) {
   const Program& program = decoder.program();
   const KvPool& kv = decoder.kv();
   Step step;
@@ -180,6 +184,9 @@ bool forward(Decoder& decoder, Array<int32_t, 1> tokens, Array<int32_t, 1> start
   check(counts.shape(0) == chunks && table_sizes.shape(0) == chunks &&
             (adapters.empty() || adapters.size() == chunks),
         "chunk arrays differ");
+  const int slots = decoder.states().slots();
+  check(states.has_value() == (slots > 0), "states are for models with recurrent layers");
+  check(!states || (states->shape(0) == chunks && states->shape(1) == 3), "chunk arrays differ");
   std::vector<int32_t> positions;
   positions.reserve(static_cast<size_t>(step.rows));
   int64_t row = 0, table_at = 0;
@@ -194,7 +201,16 @@ bool forward(Decoder& decoder, Array<int32_t, 1> tokens, Array<int32_t, 1> start
     check(end <= static_cast<int64_t>(size) * kv.block(), "block table too short");
     const Adapter* adapter = adapters.empty() ? nullptr : adapters[i].get();
     check(!adapter || adapter->fits(program), "the adapter is not one of this model");
-    const Chunk chunk{static_cast<int>(row), count, start, tables.data() + table_at, size, adapter};
+    Chunk chunk{static_cast<int>(row), count, start, tables.data() + table_at, size, adapter};
+    if (states) {
+      const int32_t* own = states->data() + 3 * i;
+      check(own[0] >= -1 && own[0] < slots && own[1] >= 0 && own[1] < slots && own[0] != own[1] &&
+                own[2] >= 0 && own[2] < count,
+            "state slots out of range");
+      chunk.source = own[0];
+      chunk.target = own[1];
+      chunk.guesses = own[2];
+    }
     for (int g = 0; g < kv.groups(); ++g)
       for (int64_t b = first_seen(program, g, start) / kv.block(); b * kv.block() < end; ++b)
         check(chunk.table(g)[b] >= 0 && chunk.table(g)[b] < kv.blocks(g),
@@ -260,6 +276,16 @@ uint8_t* block_of(const Decoder& d, int group, int32_t block, size_t bytes) {
   check_block(d, group, block);
   check(bytes == d.kv().block_bytes(group), "not the size of a KV block");
   return d.kv().block_at(group, block);
+}
+
+void check_slot(const Decoder& d, int slot) {
+  check(slot >= 0 && slot < d.states().slots(), "no such state");
+}
+
+uint8_t* slot_of(const Decoder& d, int slot, size_t bytes) {
+  check_slot(d, slot);
+  check(bytes == d.states().slot_bytes(), "not the size of a state");
+  return reinterpret_cast<uint8_t*>(d.states().slot(slot));
 }
 
 void project(Decoder& d, Array<float, 2> hidden, OutMatrix out) {
@@ -350,8 +376,14 @@ NB_MODULE(_native, m) {
       .value("clamped_swiglu", Activation::kClampedSwiglu)
       .value("sigmoid", Activation::kSigmoid);
 
+  nb::enum_<Mixer>(m, "Mixer")
+      .value("attention", Mixer::kAttention)
+      .value("delta", Mixer::kDelta)
+      .value("short_conv", Mixer::kShortConv);
+
   nb::class_<LayerConfig>(m, "LayerConfig")
       .def(nb::init<>())
+      .def_rw("mixer", &LayerConfig::mixer)
       .def_rw("heads", &LayerConfig::heads)
       .def_rw("kv_heads", &LayerConfig::kv_heads)
       .def_rw("head_dim", &LayerConfig::head_dim)
@@ -364,6 +396,11 @@ NB_MODULE(_native, m) {
       .def_rw("qk_norm", &LayerConfig::qk_norm)
       .def_rw("qk_norm_all", &LayerConfig::qk_norm_all)
       .def_rw("sinks", &LayerConfig::sinks)
+      .def_rw("gate", &LayerConfig::gate)
+      .def_rw("key_dim", &LayerConfig::key_dim)
+      .def_rw("kernel", &LayerConfig::kernel)
+      .def_rw("channels", &LayerConfig::channels)
+      .def_rw("delta_eps", &LayerConfig::delta_eps)
       .def_rw("hidden", &LayerConfig::hidden)
       .def_rw("activation", &LayerConfig::activation)
       .def_rw("gated", &LayerConfig::gated)
@@ -401,7 +438,11 @@ NB_MODULE(_native, m) {
       .value("o", Target::kO)
       .value("gate", Target::kGate)
       .value("up", Target::kUp)
-      .value("down", Target::kDown);
+      .value("down", Target::kDown)
+      .value("head_gate", Target::kHeadGate)
+      .value("in", Target::kIn)
+      .value("z", Target::kZ)
+      .value("out", Target::kOut);
 
   m.def(
       "adapter_pair_bytes",
@@ -424,11 +465,12 @@ NB_MODULE(_native, m) {
   nb::class_<Decoder>(m, "Decoder", "A decoder with its KV pool and threads.")
       .def(nb::new_(&make_decoder), nb::arg("store"), nb::arg("config"), nb::arg("layers"),
            nb::arg("kv_bits"), nb::arg("block"), nb::arg("blocks"), nb::arg("threads"),
-           nb::arg("kernels"))
+           nb::arg("kernels"), nb::arg("states") = 0)
       .def("forward", &forward, nb::arg("tokens"), nb::arg("starts"), nb::arg("counts"),
            nb::arg("tables"), nb::arg("table_sizes"), nb::arg("ropes"), nb::arg("logit_rows"),
            nb::arg("out"), nb::arg("hidden").none() = nb::none(),
            nb::arg("adapters") = std::vector<std::shared_ptr<Adapter>>(),
+           nb::arg("states").none() = nb::none(),
            "Runs one step into `out` [logit_rows, vocab] and `hidden` [logit_rows, hidden]; False "
            "when cancelled. adapters: one or None for each chunk; nothing for the base alone.")
       .def("project", &project, nb::arg("hidden"), nb::arg("out"), "The head's logits into `out`.")
@@ -458,6 +500,33 @@ NB_MODULE(_native, m) {
              const nb::gil_scoped_release release;
              std::copy_n(from.data(), from.shape(0), to);
            })
+      .def(
+          "replay",
+          [](Decoder& d, int chunk, int first, int rows, int source, int target) {
+            const std::vector<int>& guesses = d.first_guess();
+            check(chunk >= 0 && chunk + 1 < static_cast<int>(guesses.size()), "no such chunk");
+            const auto at = static_cast<size_t>(chunk);
+            check(first >= 0 && rows > 0 && first + rows <= guesses[at + 1] - guesses[at],
+                  "no such guesses");
+            check_slot(d, source);
+            check_slot(d, target);
+            const nb::gil_scoped_release release;
+            d.replay(guesses[at] + first, rows, source, target);
+          },
+          "Carries a state on over guesses of the last step's chunk.")
+      .def("read_state",
+           [](const Decoder& d, int slot, OutBytes out) {
+             const uint8_t* from = slot_of(d, slot, out.shape(0));
+             const nb::gil_scoped_release release;
+             std::copy_n(from, out.shape(0), out.data());
+           })
+      .def("write_state",
+           [](Decoder& d, int slot, Bytes from) {
+             uint8_t* to = slot_of(d, slot, from.shape(0));
+             const nb::gil_scoped_release release;
+             std::copy_n(from.data(), from.shape(0), to);
+           })
+      .def_prop_ro("state_bytes", [](const Decoder& d) { return d.states().slot_bytes(); })
       .def("cancel", &Decoder::cancel)
       .def_prop_ro("threads", &Decoder::threads)
       .def_prop_ro("kernels", &Decoder::kernels)

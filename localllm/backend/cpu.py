@@ -21,6 +21,8 @@ from localllm.backend.protocol import (
     Projection,
     StepCancelled,
     blocks_of_groups,
+    check_slots,
+    checked_slots,
 )
 from localllm.checkpoint.tensor import Tensor
 from localllm.errors import BackendUnavailable, InvalidRequest, OutOfMemoryPlan
@@ -41,6 +43,7 @@ class CpuBackend:
     kernels: an instruction set of `usable_kernels()`; None for the best, or what the
         environment's LOCALLLM_CPU names.
     max_adapters: how many adapters may be loaded at a time.
+    state_slots: states of recurrent layers, for a model that has some.
     cache: where packed weights are kept. If they are there, `weights` is not read.
 
     weight_bytes: of the packed weights. token_bytes: how many of them one token's step reads.
@@ -51,7 +54,6 @@ class CpuBackend:
     """
 
     name = "cpu"
-    state_slots = 0
     step_rows = 512  # every row of weights is unpacked once for all of them
 
     def __init__(
@@ -67,6 +69,7 @@ class CpuBackend:
         kernels: str | None = None,
         max_adapters: int = MAX_ADAPTERS,
         cache: PackedCache | None = None,
+        state_slots: int = 0,
     ) -> None:
         self.group_blocks = blocks_of_groups(spec, num_blocks)
         self.num_blocks = min(self.group_blocks)
@@ -75,6 +78,7 @@ class CpuBackend:
             raise InvalidRequest(f"threads must be at least 1, not {threads}")
         if kv_bits not in (32, 16, 8, 4):
             raise InvalidRequest(f"kv_bits must be 32, 16, 8 or 4, not {kv_bits}")
+        self.state_slots = checked_slots(spec, state_slots)
         chosen = choose_kernels(kernels)
         layers = layer_configs(spec)
         self.spec = spec
@@ -97,11 +101,13 @@ class CpuBackend:
                 list(self.group_blocks),
                 threads or _native.default_threads(),
                 chosen,
+                self.state_slots,
             )
         except MemoryError as error:
             raise OutOfMemoryPlan(
                 f"no memory for the weights and {num_blocks} KV blocks of {block_size} positions",
-                hint="take fewer KV blocks (a shorter context) or a smaller model",
+                hint="take fewer KV blocks (a shorter context), fewer sequences at once, or a "
+                "smaller model",
             ) from error
 
     @property
@@ -175,6 +181,7 @@ class CpuBackend:
             out,
             hidden,
             [] if all(adapter is None for adapter in adapters) else adapters,
+            self._states(chunks),
         )
         if not done:
             raise StepCancelled("the step was cancelled")
@@ -186,6 +193,16 @@ class CpuBackend:
             return chunk.block_table
         shape = (len(self.group_blocks), chunk.block_table.shape[-1])
         return np.broadcast_to(chunk.block_table, shape)
+
+    def _states(self, chunks: tuple[Chunk, ...]) -> np.ndarray | None:
+        """int32 [chunks, 3]: source (-1 for none), target, guesses."""
+        for chunk in chunks:
+            check_slots(self.spec, chunk, self.state_slots)
+        states = [chunk.state for chunk in chunks if chunk.state is not None]
+        if not states:
+            return None
+        rows = [(-1 if s.source is None else s.source, s.target, s.guesses) for s in states]
+        return np.array(rows, np.int32)
 
     def project(self, hidden: np.ndarray) -> np.ndarray:
         """See `Backend.project`."""
@@ -251,16 +268,18 @@ class CpuBackend:
         self._engine.write_block(group, block, content)
 
     def replay(self, chunk: int, first: int, rows: int, source: int, target: int) -> None:
-        """Never called: there are no states."""
-        raise AssertionError("a model without recurrent layers")
+        """See `Backend.replay`."""
+        self._engine.replay(chunk, first, rows, source, target)
 
     def read_state(self, slot: int) -> np.ndarray:
-        """Never called: there are no states."""
-        raise AssertionError("a model without recurrent layers")
+        """See `Backend.read_state`."""
+        content = np.empty(self._engine.state_bytes, np.uint8)
+        self._engine.read_state(slot, content)
+        return content
 
     def write_state(self, slot: int, content: np.ndarray) -> None:
-        """Never called: there are no states."""
-        raise AssertionError("a model without recurrent layers")
+        """See `Backend.write_state`."""
+        self._engine.write_state(slot, content)
 
     def cancel(self) -> None:
         """See `Backend.cancel`."""

@@ -8,6 +8,7 @@ from localllm.spec import (
     AttentionSpec,
     DecoderSpec,
     FeedForwardSpec,
+    GatedDeltaNetSpec,
     LayerSpec,
     MoESpec,
     NormSpec,
@@ -47,13 +48,13 @@ def layer_configs(spec: DecoderSpec) -> list[_native.LayerConfig]:
 
 def _layer(index: int, layer: LayerSpec, ropes: list[RopeSpec]) -> _native.LayerConfig:
     config = _native.LayerConfig()
-    if not isinstance(layer.mixer, AttentionSpec):
-        raise UnsupportedModel(
-            f"layer {index}: the cpu backend has no {type(layer.mixer).__name__} mixer"
-        )
-    if layer.mixer.gate:
-        raise UnsupportedModel(f"layer {index}: the cpu backend has no gated attention")
-    _attention(config, layer.mixer, ropes)
+    if isinstance(layer.mixer, AttentionSpec):
+        _attention(config, layer.mixer, ropes)
+    elif isinstance(layer.mixer, GatedDeltaNetSpec):
+        _delta_net(config, layer.mixer)
+    else:
+        config.mixer = _native.Mixer.short_conv
+        config.kernel, config.channels = layer.mixer.kernel, layer.mixer.channels
     if isinstance(layer.ffn, MoESpec):
         config.experts = layer.ffn.experts
         config.top_k = layer.ffn.top_k
@@ -93,6 +94,15 @@ def _attention(config: _native.LayerConfig, attn: AttentionSpec, ropes: list[Rop
     config.qk_norm = _norm(attn.qk_norm)
     config.qk_norm_all = attn.qk_norm_over == "all"
     config.sinks = attn.sinks
+    config.gate = attn.gate
+
+
+def _delta_net(config: _native.LayerConfig, delta: GatedDeltaNetSpec) -> None:
+    config.mixer = _native.Mixer.delta
+    config.heads, config.head_dim = delta.value_heads, delta.value_dim
+    config.kv_heads, config.key_dim = delta.key_heads, delta.key_dim
+    config.kernel, config.channels = delta.kernel, delta.channels
+    config.delta_eps = delta.eps
 
 
 def _norm(norm: NormSpec | None) -> _native.NormConfig:

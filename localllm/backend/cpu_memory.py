@@ -10,7 +10,7 @@ from math import prod
 
 from localllm.backend.memory import StepSize, adapter_linears
 from localllm.checkpoint.form import AffineForm, DenseForm, Form, GroupForm
-from localllm.spec import AttentionSpec, DecoderSpec, MoESpec
+from localllm.spec import AttentionSpec, DecoderSpec, GatedDeltaNetSpec, MoESpec
 from localllm.spec.memory import KvGroup
 from localllm.spec.weights import weight_shapes
 
@@ -18,6 +18,7 @@ _PAGE, _HUGE_PAGE = 4096, 2 << 20
 _LANES, _GROUP, _STEP = 16, 32, 32
 _PART, _TILE_QUERIES = 512, 16
 _TILE_SCRATCH = 32 << 10
+_GUESSES = 64  # of guesses in a step, at most
 _FIRST_POSITIONS = 1024  # of a RoPE table, which then doubles
 
 
@@ -44,6 +45,7 @@ class CpuMemory:
         scratch = max(
             max(_matmul_scratch(shape[-1], forms[name]) for name, shape in _matrices(spec)),
             max(_attention_scratch(attn) for _, attn in spec.attentions),
+            max((4 * d.key_dim * d.value_dim for d in _delta_nets(spec)), default=0),
         )
         return total + size.threads * _region(scratch)
 
@@ -136,6 +138,11 @@ def _activations(spec: DecoderSpec, size: StepSize) -> int:
     attention = [attn for _, attn in spec.attentions]
     q = max(attn.heads * attn.head_dim for attn in attention)
     kv = max(attn.kv_heads * attn.head_dim for attn in attention)
+    for _, mixer in spec.recurrences:
+        if isinstance(mixer, GatedDeltaNetSpec):
+            q = max(q, mixer.value_heads * mixer.value_dim)
+        else:
+            q = max(q, mixer.channels)
     mixtures = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoESpec)]
     inner = max((x.ffn.hidden for x in spec.layers if not isinstance(x.ffn, MoESpec)), default=1)
     inner = max(inner, *(ffn.shared for ffn in mixtures), 1)
@@ -150,10 +157,35 @@ def _activations(spec: DecoderSpec, size: StepSize) -> int:
         total += _floats(rows, 1)
         entering += [(routed, spec.hidden), (routed, expert)]
     total += sum(_entering(count, width, size.float_activations) for count, width in entering)
+    total += _recurrent(spec, rows)
+    if any(attn.gate for attn in attention):
+        total += _floats(rows, q)
     if size.adapter_rank:
         widest = max(spec.hidden, q, inner, expert)
         total += 2 * _floats(rows, widest) + _floats(rows, kv)
     return total
+
+
+def _recurrent(spec: DecoderSpec, rows: int) -> int:
+    """What enters and leaves convolutions, and of delta nets z, their heads' gates and outputs, and
+    the inputs of guesses, of which there are few."""
+    mixers = [mixer for _, mixer in spec.recurrences]
+    if not mixers:
+        return 0
+    convolved = [x.channels * (1 if isinstance(x, GatedDeltaNetSpec) else 3) for x in mixers]
+    total = _floats(rows, max(x.channels for x in mixers)) + _floats(rows, max(convolved))
+    for mixer in mixers:
+        heads = mixer.value_heads if isinstance(mixer, GatedDeltaNetSpec) else 0
+        total += _floats(_GUESSES, mixer.channels + 2 * heads)
+    deltas = _delta_nets(spec)
+    if deltas:
+        total += 2 * _floats(rows, max(d.value_heads * d.value_dim for d in deltas))
+        total += _floats(rows, 2 * max(d.value_heads for d in deltas))
+    return total
+
+
+def _delta_nets(spec: DecoderSpec) -> list[GatedDeltaNetSpec]:
+    return [mixer for _, mixer in spec.recurrences if isinstance(mixer, GatedDeltaNetSpec)]
 
 
 def _floats(rows: int, width: int) -> int:

@@ -40,6 +40,8 @@ def pack(spec: DecoderSpec, weights: Iterable[tuple[str, Tensor]]) -> _native.We
             tensor = tensor.rows(orders[name])
         if len(tensor.shape) == 1:
             values = tensor.to_float32() + np.float32(offsets.get(name, 0.0))
+            if name.endswith("delta.rate.weight"):  # as it is used; in float64 the same anywhere
+                values = (-np.exp(values.astype(np.float64))).astype(np.float32)
             store.add_vector(name, np.ascontiguousarray(values))
         elif len(tensor.shape) == 2:
             add_matrix(store, name, tensor)

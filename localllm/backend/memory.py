@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Protocol
 
+from localllm.adapters.lora import LINEARS
 from localllm.checkpoint.form import AffineForm, Form, GroupForm
 from localllm.spec import DecoderSpec
 from localllm.spec.memory import KvGroup, kv_group_block_bytes, step_bytes
@@ -85,11 +86,10 @@ def loading_bytes(spec: DecoderSpec, forms: Mapping[str, Form]) -> int:
 
 def adapter_linears(spec: DecoderSpec) -> list[tuple[int, int]]:
     """[out, in] of every linear that an adapter may touch."""
-    linears = ("attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ffn.down")
     return [
         (shape[0], shape[1])
         for name, shape in weight_shapes(spec).items()
-        if len(shape) == 2 and name.endswith(tuple(f"{linear}.weight" for linear in linears))
+        if len(shape) == 2 and name.endswith(tuple(f".{linear}.weight" for linear in LINEARS))
     ]
 
 

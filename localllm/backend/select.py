@@ -234,6 +234,7 @@ def _open_cpu(
         kv_bits=wishes.kv_bits,
         float_activations=wishes.activations == "float32",
         cache=None if packed is None else PackedCache(packed.folder, packed.files),
+        state_slots=wishes.state_slots,
     )
 
 

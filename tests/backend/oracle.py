@@ -12,10 +12,12 @@ from localllm.spec import (
     AttentionSpec,
     DecoderSpec,
     FeedForwardSpec,
+    GatedDeltaNetSpec,
     MoESpec,
     NormSpec,
     RopeSpec,
 )
+from localllm.spec.decoder import Mixer
 from localllm.spec.rope import tables
 
 Weights = dict[str, np.ndarray]
@@ -33,7 +35,7 @@ def logits(spec: DecoderSpec, weights: Weights, tokens: np.ndarray, prompt_lengt
         for part in ("attn", "ffn"):
             y = norm(layer.norm, w, f"{at}{part}_norm", x) if layer.pre_norm else x
             if part == "attn":
-                y = attention(layer.mixer, w, f"{at}attn.", y, prompt_length)
+                y = mixed(layer.mixer, w, at, y, prompt_length)
             elif isinstance(layer.ffn, MoESpec):
                 y = experts(layer.ffn, w, f"{at}moe.", y)
             else:
@@ -49,6 +51,52 @@ def logits(spec: DecoderSpec, weights: Weights, tokens: np.ndarray, prompt_lengt
     if spec.logit_softcap is not None:
         out = spec.logit_softcap * np.tanh(out / spec.logit_softcap)
     return out
+
+
+def mixed(mixer: Mixer, w: Weights, at: str, x: np.ndarray, prompt_length: int) -> np.ndarray:
+    if isinstance(mixer, AttentionSpec):
+        return attention(mixer, w, f"{at}attn.", x, prompt_length)
+    if isinstance(mixer, GatedDeltaNetSpec):
+        return delta_net(mixer, w, f"{at}delta.", x)
+    before, after, inner = np.split(linear(w, f"{at}conv.in", x, mixer.bias), 3, axis=-1)
+    y = after * convolved(w[f"{at}conv.taps.weight"], mixer.kernel, before * inner)
+    if mixer.bias:
+        y = y + after * w[f"{at}conv.taps.bias"]
+    return linear(w, f"{at}conv.out", y, mixer.bias)
+
+
+def convolved(taps: np.ndarray, kernel: int, x: np.ndarray) -> np.ndarray:
+    taps = taps.reshape(-1, kernel)
+    y = np.zeros_like(x)
+    for row in range(len(x)):
+        for back in range(min(kernel, row + 1)):
+            y[row] += taps[:, kernel - 1 - back] * x[row - back]
+    return y
+
+
+def delta_net(spec: GatedDeltaNetSpec, w: Weights, at: str, x: np.ndarray) -> np.ndarray:
+    qkv = activate(
+        "silu", convolved(w[f"{at}conv.weight"], spec.kernel, x @ w[f"{at}qkv.weight"].T)
+    )
+    keys, out = spec.key_heads * spec.key_dim, []
+    z, beta, decay = (x @ w[f"{at}{name}.weight"].T for name in ("z", "beta", "decay"))
+    states = np.zeros((spec.value_heads, spec.key_dim, spec.value_dim))
+    for row in range(len(x)):
+        heads = []
+        for head, s in enumerate(states):
+            key = head // (spec.value_heads // spec.key_heads) * spec.key_dim
+            q = qkv[row, key : key + spec.key_dim]
+            k = qkv[row, keys + key : keys + key + spec.key_dim]
+            v = qkv[row, 2 * keys + head * spec.value_dim :][: spec.value_dim]
+            q, k = (part / np.sqrt((part**2).sum() + 1e-6) for part in (q, k))
+            slowed = np.logaddexp(0, decay[row, head] + w[f"{at}step.weight"][head])
+            s *= np.exp(-np.exp(w[f"{at}rate.weight"][head]) * slowed)
+            s += np.outer(k, (v - k @ s) / (1 + np.exp(-beta[row, head])))
+            y = q @ s * spec.key_dim**-0.5
+            y = norm(NormSpec(eps=spec.eps), w, f"{at}norm", y)
+            heads.append(y * activate("silu", z[row, head * spec.value_dim :][: spec.value_dim]))
+        out.append(np.concatenate(heads))
+    return np.array(out) @ w[f"{at}o.weight"].T
 
 
 def norm(spec: NormSpec, w: Weights, name: str, x: np.ndarray) -> np.ndarray:
@@ -92,7 +140,10 @@ def attention(spec: AttentionSpec, w: Weights, at: str, x: np.ndarray, prompt_le
                 out[p, head] = softmax(scores)[:-1] @ v[first : p + 1, kv]
             else:
                 out[p, head] = softmax(scores) @ v[first : p + 1, kv]
-    return linear(w, f"{at}o", out.reshape(count, -1), spec.out_bias)
+    mixed = out.reshape(count, -1)
+    if spec.gate:
+        mixed = mixed / (1 + np.exp(-linear(w, f"{at}gate", x, spec.qkv_bias)))
+    return linear(w, f"{at}o", mixed, spec.out_bias)
 
 
 def rotate(rope: RopeSpec, x: np.ndarray, prompt_length: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from localllm.spec import (
     RopeSpec,
     ShortConvSpec,
 )
+from localllm.spec.decoder import Mixer
 from localllm.spec.weights import weight_shapes
 
 CONTEXT = 64
@@ -80,6 +81,32 @@ def attentions(draw: st.DrawFn) -> AttentionSpec:
         softcap=draw(st.sampled_from([None, 2.0])),
         sinks=draw(st.booleans()),
     )
+
+
+@st.composite
+def delta_nets(draw: st.DrawFn) -> GatedDeltaNetSpec:
+    key_heads, value_heads = draw(st.sampled_from([(1, 1), (2, 2), (1, 3), (2, 4)]))
+    return GatedDeltaNetSpec(
+        key_heads,
+        value_heads,
+        key_dim=draw(st.sampled_from([4, 8, 17])),
+        value_dim=draw(st.sampled_from([6, 16, 35])),
+        kernel=draw(st.integers(2, 5)),
+        eps=draw(st.sampled_from([1e-6, 1e-2])),
+    )
+
+
+@st.composite
+def hybrids(draw: st.DrawFn) -> DecoderSpec:
+    """With one layer that attends and some that recur, in any order."""
+    spec = draw(specs())
+    convs = st.builds(
+        ShortConvSpec, st.just(spec.hidden), kernel=st.integers(2, 5), bias=st.booleans()
+    )
+    mixers: list[Mixer] = draw(st.lists(delta_nets() | convs, min_size=1, max_size=3))
+    attends = replace(draw(attentions()), gate=draw(st.booleans()))
+    mixers.insert(draw(st.integers(0, len(mixers))), attends)
+    return replace(spec, layers=tuple(replace(draw(layers()), mixer=m) for m in mixers))
 
 
 @st.composite
