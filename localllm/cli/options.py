@@ -38,6 +38,13 @@ System = Annotated[str | None, typer.Option(help="A system message.")]
 ChatTemplate = Annotated[
     str | None, typer.Option(metavar="FILE", help="A Jinja file instead of the model's template.")
 ]
+Reasoning = Annotated[
+    str | None,
+    typer.Option(
+        metavar="off|on|low|medium|high",
+        help="How much the model thinks before it answers, where its chat template can be told.",
+    ),
+]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="New tokens at most; 512 unless told.")]
 Temperature = Annotated[float | None, typer.Option(min=0, help="0 is greedy.")]
 TopK = Annotated[int | None, typer.Option(help="Keep the k likeliest tokens; 0 is off.")]

@@ -168,17 +168,16 @@ class Server:
         named, weight = message.get("adapter"), float(message.get("adapter_weight", 1.0))
         adapter = await asyncio.to_thread(self._adapters.with_weight, named, weight)
         wanted = await asyncio.to_thread(asking, llm, message)
-        tokenizer = llm.tokenizer
         stream = self._engine.generate(
             wanted.prompt,
             wanted.params,
-            detokenizer=None if tokenizer is None else wanted.detokenizer(tokenizer),
+            detokenizer=wanted.detokenizer(),
             adapter=adapter,
         )
         self._asked[number] = stream
         if number in self._stopped:  # while its prompt was made
             stream.cancel()
-        voices = wanted.voices(tokenizer)
+        voices = wanted.voices()
         async for delta in stream:
             voices[delta.sample].take(delta)
             if not stream.news:
