@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/adapter.h"
+#include "core/experts.h"
 #include "core/governor.h"
 #include "core/kv.h"
 #include "core/program.h"
@@ -56,9 +57,11 @@ size_t attention_scratch(const LayerConfig& c);
 
 class Decoder {
  public:
+  // expert_bytes: memory for the experts that the store leaves in its file.
   Decoder(std::shared_ptr<const WeightStore> store, const ModelConfig& config,
           const std::vector<LayerConfig>& layers, KvKind kv, int block,
-          const std::vector<int>& blocks, int threads, const Kernels& kernels);
+          const std::vector<int>& blocks, int threads, const Kernels& kernels,
+          size_t expert_bytes = 0);
 
   // The caller has checked every size. False when cancelled, or when `stop`, asked twice a layer
   // on the calling thread, says so; the cache then holds the step's rows only in part.
@@ -77,6 +80,8 @@ class Decoder {
   const KvPool& kv() const { return kv_; }
   int threads() const { return pool_.size(); }
   const char* kernels() const { return k_.name; }
+  // Null where all weights are in memory.
+  const ExpertCache* expert_cache() const { return expert_cache_.get(); }
 
  private:
   struct Product {
@@ -101,7 +106,9 @@ class Decoder {
   void attend_in_parts(const Step& step, const std::vector<AttendItem>& items, int index);
   void finish_head(float* state, int index, int row, int head);
   void feed_forward(const Step& step, int index);
-  void mixture(const Step& step, const Layer& layer);
+  void mixture(const Step& step, int index);
+  // The step's rows of these experts through them.
+  void run_experts(int index, const std::vector<int>& experts);
   void choose_experts(const Step& step, const Layer& layer);
   void logits(const Step& step);
   void project_with(const float* hidden, int rows, const Matrix& head, const float* bias,
@@ -167,6 +174,7 @@ class Decoder {
   MatmulRows expert_in_, expert_inner_;
   std::vector<int> chosen_, slot_of_, expert_start_;
   std::vector<float> chosen_weight_;
+  std::unique_ptr<ExpertCache> expert_cache_;
 };
 
 }  // namespace localllm

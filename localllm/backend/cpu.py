@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,9 +12,16 @@ from localllm.adapters.lora import LoraAdapter
 from localllm.backend.adapters import MAX_ADAPTERS, AdapterTable, check_adapter
 from localllm.backend.cpu_adapters import pack_adapter, packed_bytes
 from localllm.backend.cpu_cache import PackedCache, native_build
+from localllm.backend.cpu_experts import ExpertUse, measured_use
 from localllm.backend.cpu_config import layer_configs, model_config, ropes_of
 from localllm.backend.cpu_rope import RopeTable
-from localllm.backend.cpu_weights import add_matrix, bytes_per_token, pack
+from localllm.backend.cpu_weights import (
+    add_matrix,
+    bytes_per_token,
+    expert_bytes_per_token,
+    pack,
+    pack_to_file,
+)
 from localllm.backend.protocol import (
     Activations,
     Batch,
@@ -23,7 +31,7 @@ from localllm.backend.protocol import (
     blocks_of_groups,
 )
 from localllm.checkpoint.tensor import Tensor
-from localllm.errors import BackendUnavailable, InvalidRequest, OutOfMemoryPlan
+from localllm.errors import BackendUnavailable, CheckpointError, InvalidRequest, OutOfMemoryPlan
 from localllm.kernels_cpu import _native
 from localllm.spec import DecoderSpec
 
@@ -42,6 +50,8 @@ class CpuBackend:
         environment's LOCALLLM_CPU names.
     max_adapters: how many adapters may be loaded at a time.
     cache: where packed weights are kept. If they are there, `weights` is not read.
+    expert_bytes: memory for experts of mixtures, of which the others are read from the packed file
+        as they are chosen; None: all weights are in memory. Changes no result.
 
     weight_bytes: of the packed weights. token_bytes: how many of them one token's step reads.
 
@@ -66,6 +76,7 @@ class CpuBackend:
         kernels: str | None = None,
         max_adapters: int = MAX_ADAPTERS,
         cache: PackedCache | None = None,
+        expert_bytes: int | None = None,
     ) -> None:
         self.group_blocks = blocks_of_groups(spec, num_blocks)
         self.num_blocks = min(self.group_blocks)
@@ -84,7 +95,7 @@ class CpuBackend:
         self.activations: Activations = "float32" if float_activations else "int8"
         self._ropes = [RopeTable(rope) for rope in ropes_of(spec)]
         try:
-            store = cache.store(spec, lambda: pack(spec, weights)) if cache else pack(spec, weights)
+            store = _store(spec, weights, cache, on_disk=expert_bytes is not None)
             self.weight_bytes = int(store.nbytes)
             self.token_bytes = bytes_per_token(spec, store)
             self._decoder: _native.Decoder | None = _native.Decoder(
@@ -96,7 +107,9 @@ class CpuBackend:
                 list(self.group_blocks),
                 threads or _native.default_threads(),
                 chosen,
+                expert_bytes or 0,
             )
+            self._experts = self._measured_experts(expert_bytes_per_token(spec, store))
         except MemoryError as error:
             raise OutOfMemoryPlan(
                 f"no memory for the weights and {num_blocks} KV blocks of {block_size} positions",
@@ -110,8 +123,24 @@ class CpuBackend:
 
     @property
     def load_note(self) -> str | None:
-        """Why the cache was not used, or could not keep the weights."""
-        return None if self._cache is None else self._cache.note
+        """Why the cache was not used, or could not keep the weights; which experts are on disk."""
+        notes = [self._cache.note if self._cache is not None else None]
+        notes.append(self._experts.note() if self._experts is not None else None)
+        return "; ".join(note for note in notes if note) or None
+
+    @property
+    def experts(self) -> ExpertUse | None:
+        """How the memory for experts was used up to now; None where all weights are in memory."""
+        cache = self._engine.expert_cache
+        if cache is None or self._experts is None:
+            return None
+        return replace(self._experts, chosen=cache.chosen, read=cache.read)
+
+    def _measured_experts(self, expert_token_bytes: int) -> ExpertUse | None:
+        cache = self._engine.expert_cache
+        if cache is None:
+            return None
+        return measured_use(cache, self.token_bytes, expert_token_bytes, self.threads)
 
     @property
     def kernels(self) -> str:
@@ -139,6 +168,12 @@ class CpuBackend:
         """
         try:
             return self._forward(batch, hidden)
+        except RuntimeError as error:
+            if self._experts is None:
+                raise
+            raise CheckpointError(
+                f"experts could not be read: {error}", hint="load the model again"
+            ) from error
         except MemoryError as error:
             rows = sum(len(c.token_ids) for c in batch.chunks)
             raise OutOfMemoryPlan(
@@ -276,6 +311,24 @@ class CpuBackend:
         )
         at = _join(positions)
         return [rope.rows(at, lengths) for rope in self._ropes]
+
+
+def _store(
+    spec: DecoderSpec,
+    weights: Iterable[tuple[str, Tensor]],
+    cache: PackedCache | None,
+    *,
+    on_disk: bool,
+) -> _native.WeightStore:
+    if not on_disk:
+        return cache.store(spec, lambda: pack(spec, weights)) if cache else pack(spec, weights)
+    if cache is None:
+        raise InvalidRequest(
+            "the experts do not fit into memory, and no packed weights may be kept to read them "
+            "from",
+            hint="unset LOCALLLM_NO_PACKED_CACHE",
+        )
+    return cache.in_file(spec, lambda path: pack_to_file(path, spec, weights))
 
 
 def choose_kernels(name: str | None) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from localllm.backend.packed_folder import KEPT_BYTES, PackedFolder
+from localllm.errors import StoreError
 from localllm.kernels_cpu import _native
 from localllm.spec import DecoderSpec
 
@@ -51,6 +52,33 @@ class PackedCache:
         store = pack()
         self.note = self._keep(store, key) or damage
         return store
+
+    def in_file(self, spec: DecoderSpec, write: Callable[[Path], None]) -> _native.WeightStore:
+        """The packed weights with a mixture's experts left in their file, which `write` makes
+        unless it is here. Raises StoreError where it cannot be kept."""
+        self.note, self.hit = None, False
+        try:
+            key = self._folder.key(spec, self._files, native_build())
+            path = self._folder.packed(key)
+            try:
+                store = _native.WeightStore.open(str(path), leave_experts=True)
+            except RuntimeError as error:
+                if path.exists():
+                    self.note = f"packed weights were made anew: {error}"
+            else:
+                self.hit = True
+                self._folder.used(key)
+                return store
+            self._folder.tidy()
+            with self._folder.writing(key) as part:
+                write(part)
+            return _native.WeightStore.open(str(path), leave_experts=True)
+        except (OSError, RuntimeError) as error:
+            raise StoreError(
+                f"experts that memory does not hold are read from {self._folder.path}, and the "
+                f"packed weights cannot be kept there: {error}",
+                hint="free space on its disk, or set LOCALLLM_HOME to a folder on another",
+            ) from error
 
     def _keep(self, store: _native.WeightStore, key: str) -> str | None:
         """Why the packed weights could not be kept; None if they were."""

@@ -114,12 +114,15 @@ def open_backend(
     activations: Activations | None = None,
     kv_bits: int | None = None,
     packed: PackedPlace | None = None,
+    expert_bytes: int | None = None,
 ) -> Backend:
     """Loads `spec` and `weights` into the named backend, or the best one of this machine.
 
     num_blocks: KV blocks in the pool, one number or one for each of `kv_groups(spec)`. threads: at
     most so many compute threads, None for the backend's choice. activations, kv_bits: None for the
     backend's default. packed: where a backend that prepares weights may keep them; None: nowhere.
+    expert_bytes: memory for a mixture's experts, the others being read from disk when they are
+    chosen, as the plan for a backend that can says; None: all are in memory.
     Raises BackendUnavailable, InvalidRequest for a thread limit, activations or KV bits that
     cannot be had, and what loading raises (CheckpointError, OutOfMemoryPlan).
     """
@@ -129,7 +132,7 @@ def open_backend(
     check_activations(chosen, activations)
     bits = chosen.checked_kv_bits(kv_bits)
     entry = next(entry for entry in _entries() if entry.name == chosen.name)
-    return entry.open(spec, weights, num_blocks, _Wishes(threads, activations, bits, packed))
+    return entry.open(spec, weights, num_blocks, _Wishes(threads, activations, bits, packed, expert_bytes))
 
 
 def check_activations(backend: BackendStatus, wish: Activations | None) -> None:
@@ -151,6 +154,7 @@ class _Wishes:
     activations: Activations | None
     kv_bits: int
     packed: PackedPlace | None
+    expert_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -230,6 +234,7 @@ def _open_cpu(
         kv_bits=wishes.kv_bits,
         float_activations=wishes.activations == "float32",
         cache=None if packed is None else PackedCache(packed.folder, packed.files),
+        expert_bytes=wishes.expert_bytes,
     )
 
 
