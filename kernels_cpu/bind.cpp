@@ -147,14 +147,15 @@ int64_t first_seen(const Program& program, int group, int64_t position) {
 std::unique_ptr<Decoder> make_decoder(std::shared_ptr<WeightStore> store, const ModelConfig& config,
                                       const std::vector<LayerConfig>& layers, int kv_bits,
                                       int block, const std::vector<int>& blocks, int threads,
-                                      const std::string& kernels, size_t expert_bytes) {
+                                      const std::string& kernels, size_t expert_bytes,
+                                      const std::vector<float>& expert_uses) {
   check(block > 0 && block <= 65536 && !blocks.empty(), "blocks must be positive");
   for (const int count : blocks) check(count > 0, "blocks must be positive");
   check(threads > 0 && threads <= 1024, "threads must be from 1 to 1024");
   const Kernels* table = find_kernels(kernels);
   check(table != nullptr, "these kernels cannot run here");
   return std::make_unique<Decoder>(std::move(store), config, layers, kv_kind(kv_bits), block,
-                                   blocks, threads, *table, expert_bytes);
+                                   blocks, threads, *table, expert_bytes, expert_uses);
 }
 
 using RopeInput = std::pair<Array<float, 2>, Array<int32_t, 1>>;
@@ -436,17 +437,23 @@ NB_MODULE(_native, m) {
       .def_prop_ro("slot_bytes", &ExpertCache::slot_bytes)
       .def_prop_ro("read_speed", &ExpertCache::read_speed,
                    "Bytes a second at which the file was read when the slots were filled.")
+      .def_prop_ro("memory_speed", &ExpertCache::memory_speed,
+                   "Bytes a second at which the slots are read.")
       .def_prop_ro("chosen", [](const ExpertCache& c) { return c.counts().chosen; },
                    "Experts that steps asked for.")
       .def_prop_ro("read", [](const ExpertCache& c) { return c.counts().read; },
                    "Of them, those that had to be read.")
+      .def_prop_ro("uses", &ExpertCache::uses, "How often each was chosen, layer by layer.")
+      .def_prop_ro("residents", &ExpertCache::residents, "Which ones memory holds now.")
       .def_prop_ro("read_bytes", [](const ExpertCache& c) { return c.counts().bytes; })
       .def_prop_ro("read_seconds", [](const ExpertCache& c) { return c.counts().seconds; });
   nb::class_<Decoder>(m, "Decoder", "A decoder with its KV pool and threads.")
       .def(nb::new_(&make_decoder), nb::arg("store"), nb::arg("config"), nb::arg("layers"),
            nb::arg("kv_bits"), nb::arg("block"), nb::arg("blocks"), nb::arg("threads"),
            nb::arg("kernels"), nb::arg("expert_bytes") = 0,
-           "expert_bytes: memory for the experts that the store left in its file.")
+           nb::arg("expert_uses") = std::vector<float>(),
+           "expert_bytes: memory for the experts that the store left in its file. expert_uses: how "
+           "often each was chosen before, layer by layer.")
       .def("forward", &forward, nb::arg("tokens"), nb::arg("starts"), nb::arg("counts"),
            nb::arg("tables"), nb::arg("table_sizes"), nb::arg("ropes"), nb::arg("logit_rows"),
            nb::arg("out"), nb::arg("hidden").none() = nb::none(),

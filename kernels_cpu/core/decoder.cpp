@@ -31,7 +31,7 @@ double thread_seconds() { return seconds_of(CLOCK_THREAD_CPUTIME_ID); }  // on a
 Decoder::Decoder(std::shared_ptr<const WeightStore> store, const ModelConfig& config,
                  const std::vector<LayerConfig>& layers, KvKind kv, int block,
                  const std::vector<int>& blocks, int threads, const Kernels& kernels,
-                 size_t expert_bytes)
+                 size_t expert_bytes, const std::vector<float>& expert_uses)
     : store_(std::move(store)),
       program_(build_program(config, layers, *store_)),
       k_(kernels),
@@ -39,7 +39,8 @@ Decoder::Decoder(std::shared_ptr<const WeightStore> store, const ModelConfig& co
       pool_(threads) {
   thread_scratch_.resize(static_cast<size_t>(pool_.size()));
   if (store_->leaves_experts())
-    expert_cache_ = std::make_unique<ExpertCache>(*store_, program_, expert_bytes, &pool_);
+    expert_cache_ =
+        std::make_unique<ExpertCache>(*store_, program_, expert_bytes, expert_uses, &pool_);
 }
 
 bool Decoder::forward(const Step& step, const std::function<bool()>& stop) {

@@ -57,11 +57,12 @@ size_t attention_scratch(const LayerConfig& c);
 
 class Decoder {
  public:
-  // expert_bytes: memory for the experts that the store leaves in its file.
+  // expert_bytes: memory for the experts that the store leaves in its file; expert_uses: how often
+  // each was chosen before (see ExpertCache).
   Decoder(std::shared_ptr<const WeightStore> store, const ModelConfig& config,
           const std::vector<LayerConfig>& layers, KvKind kv, int block,
           const std::vector<int>& blocks, int threads, const Kernels& kernels,
-          size_t expert_bytes = 0);
+          size_t expert_bytes = 0, const std::vector<float>& expert_uses = {});
 
   // The caller has checked every size. False when cancelled, or when `stop`, asked twice a layer
   // on the calling thread, says so; the cache then holds the step's rows only in part.

@@ -11,11 +11,14 @@
 #include <mutex>
 #include <stdexcept>
 
+#include "core/bandwidth.h"
+
 namespace localllm {
 
 namespace {
 
 constexpr int kCandidates = 64;      // slots looked at for the coldest one
+constexpr size_t kLeastMemory = size_t{1} << 20, kMeasured = size_t{256} << 20;
 constexpr double kHalfLife = 128.0;  // steps after which a choice counts half
 
 constexpr size_t align64(size_t n) { return (n + 63) / 64 * 64; }
@@ -47,7 +50,7 @@ int open_uncached(const std::string& path) {
 }  // namespace
 
 ExpertCache::ExpertCache(const WeightStore& store, const Program& program, size_t budget,
-                         ThreadPool* pool)
+                         const std::vector<float>& uses, ThreadPool* pool)
     : store_(store), pool_(pool) {
   int mixtures = 0, most_chosen = 1;
   for (const Layer& layer : program.layers) {
@@ -70,15 +73,25 @@ ExpertCache::ExpertCache(const WeightStore& store, const Program& program, size_
     throw std::invalid_argument("no memory for the " + std::to_string(most_chosen) +
                                 " experts that one token needs");
   slots_.resize(slots);
-  memory_ = Region::allocate(slots * slot_bytes_);
+  memory_ = Region::allocate(std::max(slots * slot_bytes_, kLeastMemory));
   file_ = open_uncached(store.path());
 
-  // The same experts of every layer first, until the slots are full.
+  // Where use is unknown, the first experts of every layer.
   std::vector<int> first;
-  for (int e = 0; first.size() < slots; ++e)
-    for (size_t layer = 0; layer < program.layers.size() && first.size() < slots; ++layer)
+  for (int e = 0; first.size() < experts_.size(); ++e)
+    for (size_t layer = 0; layer < program.layers.size(); ++layer)
       if (e < static_cast<int>(program.layers[layer].moe.experts.size()))
         first.push_back(first_[layer] + e);
+  if (uses.size() == experts_.size()) {
+    std::stable_sort(first.begin(), first.end(), [&](int a, int b) {
+      return uses[static_cast<size_t>(a)] > uses[static_cast<size_t>(b)];
+    });
+    // What is known counts as much as the choices of one half life.
+    double most = 1.0;
+    for (const float n : uses) most = std::max(most, static_cast<double>(n));
+    for (size_t i = 0; i < uses.size(); ++i) experts_[i].heat = kHalfLife * uses[i] / most;
+  }
+  first.resize(slots);
   for (size_t i = 0; i < first.size(); ++i)
     experts_[static_cast<size_t>(first[i])].slot = static_cast<int>(i);
   try {
@@ -89,9 +102,22 @@ ExpertCache::ExpertCache(const WeightStore& store, const Program& program, size_
   }
   read_speed_ = static_cast<double>(counts_.bytes) / std::max(counts_.seconds, 1e-9);
   counts_ = {};
+  memory_speed_ = read_bandwidth(memory_.data(), std::min(memory_.size(), kMeasured), pool_);
 }
 
 ExpertCache::~ExpertCache() { close(file_); }
+
+std::vector<uint64_t> ExpertCache::uses() const {
+  std::vector<uint64_t> result;
+  for (const Expert& e : experts_) result.push_back(e.uses);
+  return result;
+}
+
+std::vector<bool> ExpertCache::residents() const {
+  std::vector<bool> result;
+  for (const Expert& e : experts_) result.push_back(e.slot >= 0);
+  return result;
+}
 
 double ExpertCache::heat(const Expert& e) const {
   return e.heat * std::exp2(-static_cast<double>(now_ - e.used) / half_life_);
@@ -121,6 +147,7 @@ void ExpertCache::fetch(int layer, const int* experts, int count) {
     Expert& e = experts_[static_cast<size_t>(first + experts[i])];
     e.heat = heat(e) + 1.0;
     e.used = now_;
+    ++e.uses;
   }
   std::vector<int> missing;
   for (int i = 0; i < count; ++i) {

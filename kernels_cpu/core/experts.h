@@ -24,10 +24,12 @@ class ExpertCache {
     double seconds = 0;   // that reading took
   };
 
-  // The experts of `program` that `store` left in its file. budget: bytes for slots, at least
-  // `least_bytes`. Fills all of them, which also tells how fast the file is read.
-  // Throws std::invalid_argument for a smaller budget, std::runtime_error when reading fails.
-  ExpertCache(const WeightStore& store, const Program& program, size_t budget, ThreadPool* pool);
+  // The experts of `program` that `store` left in its file. budget: bytes for slots. uses: how
+  // often each was chosen before, layer by layer; empty where that is unknown. Fills the slots with
+  // the most used ones, which also tells how fast the file is read. Throws std::invalid_argument
+  // for a budget too small for one token, std::runtime_error when reading fails.
+  ExpertCache(const WeightStore& store, const Program& program, size_t budget,
+              const std::vector<float>& uses, ThreadPool* pool);
   ~ExpertCache();
   ExpertCache(const ExpertCache&) = delete;
   ExpertCache& operator=(const ExpertCache&) = delete;
@@ -37,7 +39,12 @@ class ExpertCache {
   size_t slot_bytes() const { return slot_bytes_; }
   // Bytes a second that filling the slots read.
   double read_speed() const { return read_speed_; }
+  // Bytes a second at which the slots are read.
+  double memory_speed() const { return memory_speed_; }
   const Counts& counts() const { return counts_; }
+  // How often each was chosen, layer by layer.
+  std::vector<uint64_t> uses() const;
+  std::vector<bool> residents() const;
 
   bool resident(int layer, int expert) const { return entry(layer, expert).slot >= 0; }
   // Brings these experts of a layer, at most slots(), into memory; they stay until the next call.
@@ -53,7 +60,7 @@ class ExpertCache {
     const FeedForward* source = nullptr;
     int slot = -1;
     double heat = 0;    // as of the fetch `used`
-    uint64_t used = 0;
+    uint64_t used = 0, uses = 0;
   };
   struct Slot {
     Matrix gate, up, down;
@@ -82,7 +89,7 @@ class ExpertCache {
   int hand_ = 0;  // the slot at which the next search begins
   uint64_t now_ = 0;
   double half_life_ = 0;  // in fetches
-  double read_speed_ = 0;
+  double read_speed_ = 0, memory_speed_ = 0;
   Counts counts_;
 };
 

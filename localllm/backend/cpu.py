@@ -12,7 +12,7 @@ from localllm.adapters.lora import LoraAdapter
 from localllm.backend.adapters import MAX_ADAPTERS, AdapterTable, check_adapter
 from localllm.backend.cpu_adapters import pack_adapter, packed_bytes
 from localllm.backend.cpu_cache import PackedCache, native_build
-from localllm.backend.cpu_experts import ExpertUse, measured_use
+from localllm.backend.cpu_experts import ExpertUse, measured_use, merged_uses
 from localllm.backend.cpu_config import layer_configs, model_config, ropes_of
 from localllm.backend.cpu_rope import RopeTable
 from localllm.backend.cpu_weights import (
@@ -33,7 +33,7 @@ from localllm.backend.protocol import (
 from localllm.checkpoint.tensor import Tensor
 from localllm.errors import BackendUnavailable, CheckpointError, InvalidRequest, OutOfMemoryPlan
 from localllm.kernels_cpu import _native
-from localllm.spec import DecoderSpec
+from localllm.spec import DecoderSpec, MoESpec
 
 
 class CpuBackend:
@@ -96,6 +96,7 @@ class CpuBackend:
         self._ropes = [RopeTable(rope) for rope in ropes_of(spec)]
         try:
             store = _store(spec, weights, cache, on_disk=expert_bytes is not None)
+            uses = [] if cache is None else cache.uses(_experts_of(spec))
             self.weight_bytes = int(store.nbytes)
             self.token_bytes = bytes_per_token(spec, store)
             self._decoder: _native.Decoder | None = _native.Decoder(
@@ -108,8 +109,9 @@ class CpuBackend:
                 threads or _native.default_threads(),
                 chosen,
                 expert_bytes or 0,
+                uses,
             )
-            self._experts = self._measured_experts(expert_bytes_per_token(spec, store))
+            self._experts = self._measured_experts(expert_bytes_per_token(spec, store), uses)
         except MemoryError as error:
             raise OutOfMemoryPlan(
                 f"no memory for the weights and {num_blocks} KV blocks of {block_size} positions",
@@ -136,11 +138,13 @@ class CpuBackend:
             return None
         return replace(self._experts, chosen=cache.chosen, read=cache.read)
 
-    def _measured_experts(self, expert_token_bytes: int) -> ExpertUse | None:
+    def _measured_experts(
+        self, expert_token_bytes: int, uses: Sequence[float]
+    ) -> ExpertUse | None:
         cache = self._engine.expert_cache
         if cache is None:
             return None
-        return measured_use(cache, self.token_bytes, expert_token_bytes, self.threads)
+        return measured_use(cache, uses, self.token_bytes, expert_token_bytes)
 
     @property
     def kernels(self) -> str:
@@ -290,6 +294,9 @@ class CpuBackend:
 
     def close(self) -> None:
         """Frees weights, pool and threads; the backend answers no more."""
+        if self._decoder is not None and self._cache is not None and self._experts is not None:
+            now = self._decoder.expert_cache.uses
+            self._cache.remember_uses(merged_uses(self._cache.uses(len(now)), now))
         self._decoder = None
         self._adapters.clear()
 
@@ -329,6 +336,10 @@ def _store(
             hint="unset LOCALLLM_NO_PACKED_CACHE",
         )
     return cache.in_file(spec, lambda path: pack_to_file(path, spec, weights))
+
+
+def _experts_of(spec: DecoderSpec) -> int:
+    return sum(layer.ffn.experts for layer in spec.layers if isinstance(layer.ffn, MoESpec))
 
 
 def choose_kernels(name: str | None) -> str:

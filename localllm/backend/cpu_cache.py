@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from localllm.backend.cpu_experts import read_uses
 from localllm.backend.packed_folder import KEPT_BYTES, PackedFolder
 from localllm.errors import StoreError
 from localllm.kernels_cpu import _native
@@ -19,7 +20,7 @@ class PackedCache:
     """Packed models in `folder`, keyed by the content of their weight files.
 
     note: why the last `store` call packed anew or could not keep the result; None if all went
-    well. hit: whether it found the weights packed.
+    well. hit: whether it found the weights packed. key: of the packed model last opened.
     """
 
     def __init__(self, folder: Path, files: Sequence[Path]) -> None:
@@ -27,6 +28,7 @@ class PackedCache:
         self._files = files
         self.note: str | None = None
         self.hit = False
+        self.key: str | None = None
 
     def store(
         self, spec: DecoderSpec, pack: Callable[[], _native.WeightStore]
@@ -60,6 +62,7 @@ class PackedCache:
         try:
             key = self._folder.key(spec, self._files, native_build())
             path = self._folder.packed(key)
+            self.key = key
             try:
                 store = _native.WeightStore.open(str(path), leave_experts=True)
             except RuntimeError as error:
@@ -79,6 +82,14 @@ class PackedCache:
                 f"packed weights cannot be kept there: {error}",
                 hint="free space on its disk, or set LOCALLLM_HOME to a folder on another",
             ) from error
+
+    def uses(self, count: int) -> list[float]:
+        """How often each of a model's experts was chosen; empty where that is unknown."""
+        return [] if self.key is None else read_uses(self._folder.uses(self.key), count)
+
+    def remember_uses(self, uses: Sequence[float]) -> None:
+        if self.key is not None:
+            self._folder.remember_uses(self.key, uses)
 
     def _keep(self, store: _native.WeightStore, key: str) -> str | None:
         """Why the packed weights could not be kept; None if they were."""

@@ -21,6 +21,7 @@ DRAFT_ROWS = 64  # rows of guesses in a step at most
 STEP_LOGITS = 1 << 23
 # What a process grows by when it works: threads, buffers of the allocator, late imports.
 WORKING = 6 << 20
+_FOR_READING = 16  # a part of memory that stays free where experts are read through file pages
 _BLOCK_NOTES = 400  # bytes in which the engine keeps account of a KV block
 
 
@@ -138,7 +139,10 @@ def make_plan(model: Model, wish: Wish, machine: Machine, backend: BackendStatus
     def with_experts(count: int) -> Plan:
         return _make(model, replace(wish, expert_bytes=count * sizes.slot), machine, backend)
 
-    count = largest(sizes.least, sizes.count - 1, lambda n: with_experts(n).fits)
+    def roomy(plan: Plan) -> bool:
+        return plan.peak + plan.available // _FOR_READING <= plan.available
+
+    count = largest(sizes.least, sizes.count - 1, lambda n: roomy(with_experts(n)))
     return with_experts(count) if count else whole
 
 
