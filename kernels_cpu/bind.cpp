@@ -66,7 +66,8 @@ GroupSource group_source(const AnyMatrix& values, const std::optional<AnyMatrix>
   return s;
 }
 
-void add_affine(WeightStore& store, const std::string& name, Array<uint32_t, 2> codes, int cols,
+template <class Store>
+void add_affine(Store& store, const std::string& name, Array<uint32_t, 2> codes, int cols,
                 int bits, int group, int zero_point, AnyMatrix scales,
                 std::optional<AnyMatrix> scale_multipliers, std::optional<AnyMatrix> biases,
                 std::optional<AnyMatrix> bias_multipliers) {
@@ -94,11 +95,25 @@ WeightKind dense_kind(const AnyMatrix& values) {
   throw std::invalid_argument("dense weights must be float32, float16 or bfloat16 bits");
 }
 
-void add_dense(WeightStore& store, const std::string& name, AnyMatrix values) {
+template <class Store>
+void add_dense(Store& store, const std::string& name, AnyMatrix values) {
   const WeightKind kind = dense_kind(values);
   const int rows = to_int(values.shape(0)), cols = to_int(values.shape(1));
   const nb::gil_scoped_release release;
   store.add_dense(name, values.data(), kind, rows, cols);
+}
+
+// Both a store and a file being written take weights.
+template <class Store>
+void bind_adding(nb::class_<Store>& cls) {
+  cls.def("add_affine", &add_affine<Store>, nb::arg("name"), nb::arg("codes"), nb::arg("cols"),
+          nb::arg("bits"), nb::arg("group"), nb::arg("zero_point"), nb::arg("scales"),
+          nb::arg("scale_multipliers").none(), nb::arg("biases").none(),
+          nb::arg("bias_multipliers").none())
+      .def("add_dense", &add_dense<Store>, nb::arg("name"), nb::arg("values"))
+      .def("add_vector", [](Store& s, const std::string& name, Array<float, 1> v) {
+        s.add_vector(name, v.data(), to_int(v.shape(0)));
+      });
 }
 
 AdapterSource adapter_source(const AnyMatrix& a, const AnyMatrix& b, float scale) {
@@ -132,7 +147,8 @@ int64_t first_seen(const Program& program, int group, int64_t position) {
 std::unique_ptr<Decoder> make_decoder(std::shared_ptr<WeightStore> store, const ModelConfig& config,
                                       const std::vector<LayerConfig>& layers, int kv_bits,
                                       int block, const std::vector<int>& blocks, int threads,
-                                      const std::string& kernels, int states) {
+                                      const std::string& kernels, int states, size_t expert_bytes,
+                                      const std::vector<float>& expert_uses) {
   check(block > 0 && block <= 65536 && !blocks.empty(), "blocks must be positive");
   for (const int count : blocks) check(count > 0, "blocks must be positive");
   check(threads > 0 && threads <= 1024, "threads must be from 1 to 1024");
@@ -143,7 +159,8 @@ std::unique_ptr<Decoder> make_decoder(std::shared_ptr<WeightStore> store, const 
   check(states >= 0 && states <= 1 << 20 && (states > 1 || !recurrent),
         "a model with recurrent layers needs two states or more");
   return std::make_unique<Decoder>(std::move(store), config, layers, kv_kind(kv_bits), block,
-                                   blocks, recurrent ? states : 0, threads, *table);
+                                   blocks, recurrent ? states : 0, threads, *table, expert_bytes,
+                                   expert_uses);
 }
 
 using RopeInput = std::pair<Array<float, 2>, Array<int32_t, 1>>;
@@ -343,24 +360,27 @@ NB_MODULE(_native, m) {
   bind_attention(m);
   bind_sampling(m);
 
-  nb::class_<WeightStore>(m, "WeightStore", "Weights by name, packed for the kernels.")
-      .def(nb::init<>())
-      .def("add_affine", &add_affine, nb::arg("name"), nb::arg("codes"), nb::arg("cols"),
-           nb::arg("bits"), nb::arg("group"), nb::arg("zero_point"), nb::arg("scales"),
-           nb::arg("scale_multipliers").none(), nb::arg("biases").none(),
-           nb::arg("bias_multipliers").none())
-      .def("add_dense", &add_dense, nb::arg("name"), nb::arg("values"))
-      .def("add_vector",
-           [](WeightStore& s, const std::string& name, Array<float, 1> v) {
-             s.add_vector(name, v.data(), to_int(v.shape(0)));
-           })
+  nb::class_<WeightStore> store(m, "WeightStore", "Weights by name, packed for the kernels.");
+  store.def(nb::init<>())
       .def("save", &WeightStore::save, nb::call_guard<nb::gil_scoped_release>(),
            "Writes the packed form to a file for `open`; RuntimeError when it cannot.")
-      .def_static("open", &WeightStore::open,
-                  "Opens what `save` wrote; RuntimeError when it cannot.")
+      .def_static("open", &WeightStore::open, nb::arg("path"), nb::arg("leave_experts") = false,
+                  nb::call_guard<nb::gil_scoped_release>(),
+                  "Opens what `save` wrote; RuntimeError when it cannot. leave_experts: a mixture's "
+                  "experts stay in the file until a decoder needs them.")
       .def("__contains__", &WeightStore::has)
       .def("bytes_of", &WeightStore::bytes_of, nb::arg("name"), "Packed bytes of one weight.")
-      .def_prop_ro("nbytes", &WeightStore::bytes);
+      .def_prop_ro("nbytes", &WeightStore::bytes, "Bytes in memory.");
+  bind_adding(store);
+  nb::class_<PackedWriter> writer(m, "PackedWriter",
+                                  "Packs weights straight into a file for `WeightStore.open`. Its "
+                                  "calls raise RuntimeError when writing fails.");
+  writer
+      .def(nb::init<const std::string&, size_t>(), nb::arg("path"), nb::arg("weights"),
+           "weights: how many will be added.")
+      .def("finish", &PackedWriter::finish, nb::call_guard<nb::gil_scoped_release>(),
+           "After the last one; without it the file cannot be opened.");
+  bind_adding(writer);
 
   nb::class_<NormConfig>(m, "NormConfig")
       .def(nb::init<>())
@@ -462,10 +482,29 @@ NB_MODULE(_native, m) {
            nb::arg("scale"), nb::arg("gains").none() = nb::none())
       .def_prop_ro("nbytes", &Adapter::bytes);
 
+  nb::class_<ExpertCache>(m, "ExpertCache", "Experts in memory, of more that lie in a file.")
+      .def_prop_ro("slots", &ExpertCache::slots, "Experts that memory holds.")
+      .def_prop_ro("experts", &ExpertCache::experts, "Experts of all layers.")
+      .def_prop_ro("slot_bytes", &ExpertCache::slot_bytes)
+      .def_prop_ro("read_speed", &ExpertCache::read_speed,
+                   "Bytes a second at which the file was read when the slots were filled.")
+      .def_prop_ro("memory_speed", &ExpertCache::memory_speed,
+                   "Bytes a second at which the slots are read.")
+      .def_prop_ro("chosen", [](const ExpertCache& c) { return c.counts().chosen; },
+                   "Experts that steps asked for.")
+      .def_prop_ro("read", [](const ExpertCache& c) { return c.counts().read; },
+                   "Of them, those that had to be read.")
+      .def_prop_ro("uses", &ExpertCache::uses, "How often each was chosen, layer by layer.")
+      .def_prop_ro("residents", &ExpertCache::residents, "Which ones memory holds now.")
+      .def_prop_ro("read_bytes", [](const ExpertCache& c) { return c.counts().bytes; })
+      .def_prop_ro("read_seconds", [](const ExpertCache& c) { return c.counts().seconds; });
   nb::class_<Decoder>(m, "Decoder", "A decoder with its KV pool and threads.")
       .def(nb::new_(&make_decoder), nb::arg("store"), nb::arg("config"), nb::arg("layers"),
            nb::arg("kv_bits"), nb::arg("block"), nb::arg("blocks"), nb::arg("threads"),
-           nb::arg("kernels"), nb::arg("states") = 0)
+           nb::arg("kernels"), nb::arg("states") = 0, nb::arg("expert_bytes") = 0,
+           nb::arg("expert_uses") = std::vector<float>(),
+           "expert_bytes: memory for the experts that the store left in its file. expert_uses: how "
+           "often each was chosen before, layer by layer.")
       .def("forward", &forward, nb::arg("tokens"), nb::arg("starts"), nb::arg("counts"),
            nb::arg("tables"), nb::arg("table_sizes"), nb::arg("ropes"), nb::arg("logit_rows"),
            nb::arg("out"), nb::arg("hidden").none() = nb::none(),
@@ -530,7 +569,9 @@ NB_MODULE(_native, m) {
       .def("cancel", &Decoder::cancel)
       .def_prop_ro("threads", &Decoder::threads)
       .def_prop_ro("kernels", &Decoder::kernels)
-      .def_prop_ro("kv_bytes", [](const Decoder& d) { return d.kv().bytes(); });
+      .def_prop_ro("kv_bytes", [](const Decoder& d) { return d.kv().bytes(); })
+      .def_prop_ro("expert_cache", &Decoder::expert_cache, nb::rv_policy::reference_internal,
+                   "None where all weights are in memory.");
 
   bind_train(m);  // its types use those above
 }

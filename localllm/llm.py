@@ -97,6 +97,9 @@ class LLM:
     draft_model: a smaller model with the same vocabulary, whose guesses are tried (speculation).
     draft_head: a folder with a draft head for this model (docs/engine.md), for the same.
     kv_disk: bytes of disk where cached prompts survive a restart; None keeps them in memory only.
+    expert_memory: bytes of memory for the experts of a mixture, the others being read from disk as
+        they are chosen; None: for all of them where that fits, else as much as fits. The same
+        answers, later.
     max_adapters, max_adapter_bytes: of those loaded at a time (`load_adapter`).
     offline: never reach for the network; None: as LOCALLLM_OFFLINE and HF_HUB_OFFLINE say.
     progress: told how far fetching is; None for silence.
@@ -122,6 +125,7 @@ class LLM:
         draft_model: str | None = None,
         draft_head: str | Path | None = None,
         kv_disk: int | None = None,
+        expert_memory: int | None = None,
         max_adapters: int = 16,
         max_adapter_bytes: int = 1 << 30,
         offline: bool | None = None,
@@ -142,6 +146,7 @@ class LLM:
             draft_model=draft_model,
             draft_head=None if draft_head is None else Path(draft_head),
             kv_disk=kv_disk,
+            expert_memory=expert_memory,
             max_adapters=max_adapters,
             max_adapter_bytes=max_adapter_bytes,
             offline=offline,

@@ -81,6 +81,7 @@ def load(
     draft_model: str | None = None,
     draft_head: Path | None = None,
     kv_disk: int | None = None,
+    expert_memory: int | None = None,
     max_adapters: int = 16,
     max_adapter_bytes: int = 1 << 30,
     offline: bool | None = None,
@@ -103,7 +104,7 @@ def load(
             tokenizer.chat_template = chat_template
         checkpoint.forget_vocabulary()
         settings = _generation_config(stored.path)
-        wishes = _Wishes(threads, context, kv_tokens, max_batch, activations, kv_bits)
+        wishes = _Wishes(threads, context, kv_tokens, max_batch, activations, kv_bits, expert_memory)
         opened, plan, note = _open(usable, spec, checkpoint, wishes)
         key, disk = b"", None
         if kv_disk is not None:
@@ -169,6 +170,7 @@ class _Wishes:
     max_batch: int
     activations: Activations | None
     kv_bits: int | None
+    expert_memory: int | None = None
 
 
 def _open(
@@ -184,6 +186,7 @@ def _open(
         wishes.kv_bits,
         wishes.threads or cores().usable,
         wishes.activations == "float32",
+        expert_bytes=wishes.expert_memory,
     )
     for status in usable:
         _check_fallback(status, wishes, reasons)
@@ -199,6 +202,7 @@ def _open(
                 activations=wishes.activations,
                 kv_bits=wishes.kv_bits,
                 packed=_packed_place(checkpoint),
+                expert_bytes=plan.wish.expert_bytes,
             )
         except UnsupportedModel as error:
             if status is usable[-1]:

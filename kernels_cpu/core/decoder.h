@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/adapter.h"
+#include "core/experts.h"
 #include "core/governor.h"
 #include "core/kv.h"
 #include "core/program.h"
@@ -60,9 +61,12 @@ size_t attention_scratch(const LayerConfig& c);
 
 class Decoder {
  public:
+  // expert_bytes: memory for the experts that the store leaves in its file; expert_uses: how often
+  // each was chosen before (see ExpertCache).
   Decoder(std::shared_ptr<const WeightStore> store, const ModelConfig& config,
           const std::vector<LayerConfig>& layers, KvKind kv, int block,
-          const std::vector<int>& blocks, int states, int threads, const Kernels& kernels);
+          const std::vector<int>& blocks, int states, int threads, const Kernels& kernels,
+          size_t expert_bytes = 0, const std::vector<float>& expert_uses = {});
 
   // The caller has checked every size. False when cancelled, or when `stop`, asked twice a layer
   // on the calling thread, says so; the cache then holds the step's rows only in part.
@@ -87,6 +91,8 @@ class Decoder {
   const StatePool& states() const { return states_of_sequences_; }
   int threads() const { return pool_.size(); }
   const char* kernels() const { return k_.name; }
+  // Null where all weights are in memory.
+  const ExpertCache* expert_cache() const { return expert_cache_.get(); }
 
  private:
   struct Product {
@@ -122,7 +128,9 @@ class Decoder {
   static DeltaRow delta_row(const LayerConfig& c, const float* qkv, const float* gates, int head,
                             float* out);
   void feed_forward(const Step& step, int index);
-  void mixture(const Step& step, const Layer& layer);
+  void mixture(const Step& step, int index);
+  // The step's rows of these experts through them.
+  void run_experts(int index, const std::vector<int>& experts);
   void choose_experts(const Step& step, const Layer& layer);
   // The experts that row scores may choose from, by group: sets allowed_.
   void allow_groups(const LayerConfig& c, const float* choice);
@@ -203,6 +211,7 @@ class Decoder {
   std::vector<int> chosen_, slot_of_, expert_start_;
   std::vector<float> chosen_weight_, choice_, group_score_;
   std::vector<char> allowed_;  // of each expert: whether it may still be chosen
+  std::unique_ptr<ExpertCache> expert_cache_;
 };
 
 }  // namespace localllm

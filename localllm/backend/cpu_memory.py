@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 
-from localllm.backend.memory import StepSize, adapter_linears
+from localllm.backend.memory import ExpertSizes, StepSize, adapter_linears
 from localllm.checkpoint.form import AffineForm, DenseForm, Form, GroupForm
 from localllm.spec import AttentionSpec, DecoderSpec, GatedDeltaNetSpec, MoESpec
 from localllm.spec.memory import KvGroup
@@ -27,6 +27,20 @@ class CpuMemory:
 
     def weights(self, spec: DecoderSpec, forms: Mapping[str, Form]) -> int:
         return sum(packed_bytes(shape, forms[n]) for n, shape in weight_shapes(spec).items())
+
+    def experts(self, spec: DecoderSpec, forms: Mapping[str, Form]) -> ExpertSizes | None:
+        shapes = weight_shapes(spec)
+        count = slot = total = least = 0
+        for index, layer in enumerate(spec.layers):
+            if not isinstance(layer.ffn, MoESpec):
+                continue
+            names = [f"layers.{index}.moe.{part}.weight" for part in ("gate", "up", "down")]
+            one = sum(packed_bytes(shapes[name][1:], forms[name]) for name in names)
+            count += layer.ffn.experts
+            slot = max(slot, one)
+            total += one * layer.ffn.experts
+            least = max(least, layer.ffn.top_k)
+        return ExpertSizes(count, slot, total, least) if count else None
 
     def kv_pool(
         self, spec: DecoderSpec, group: KvGroup, blocks: int, block_size: int, bits: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +17,29 @@ _BITS = (2, 3, 4, 5, 6, 8)
 
 
 def pack(spec: DecoderSpec, weights: Iterable[tuple[str, Tensor]]) -> _native.WeightStore:
+    """The weights in memory; raises as `pack_into`."""
+    store = _native.WeightStore()
+    pack_into(store, spec, weights)
+    return store
+
+
+def pack_to_file(path: Path, spec: DecoderSpec, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """The weights in a file, however much larger than memory it is.
+
+    Raises as `pack_into`, and RuntimeError when the file cannot be written.
+    """
+    shapes = weight_shapes(spec).values()
+    count = sum(shape[0] if len(shape) == 3 else 1 for shape in shapes)
+    writer = _native.PackedWriter(str(path), count)
+    pack_into(writer, spec, weights)
+    writer.finish()
+
+
+def pack_into(
+    store: _native.WeightStore | _native.PackedWriter,
+    spec: DecoderSpec,
+    weights: Iterable[tuple[str, Tensor]],
+) -> None:
     """The weights of `weight_shapes(spec)`, each packed and dropped before the next is read.
 
     Affine codes keep their width, but 2 and 3 bits become 4; scales keep their form. Codes by
@@ -25,7 +49,6 @@ def pack(spec: DecoderSpec, weights: Iterable[tuple[str, Tensor]]) -> _native.We
     shapes = weight_shapes(spec)
     orders = dict(row_orders(spec))
     offsets = dict(_norm_offsets(spec))
-    store = _native.WeightStore()
     seen: set[str] = set()
     for name, tensor in weights:
         if name not in shapes:
@@ -54,7 +77,6 @@ def pack(spec: DecoderSpec, weights: Iterable[tuple[str, Tensor]]) -> _native.We
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise CheckpointError(f"weights are missing: {missing[0]}{others}")
-    return store
 
 
 def bytes_per_token(spec: DecoderSpec, store: _native.WeightStore) -> int:
@@ -73,7 +95,19 @@ def bytes_per_token(spec: DecoderSpec, store: _native.WeightStore) -> int:
     return total
 
 
-def add_matrix(store: _native.WeightStore, name: str, tensor: Tensor) -> None:
+def expert_bytes_per_token(spec: DecoderSpec, store: _native.WeightStore) -> int:
+    """Of `bytes_per_token`, what belongs to experts that are chosen anew for every token."""
+    total = 0
+    for index, layer in enumerate(spec.layers):
+        if isinstance(layer.ffn, MoESpec):
+            names = (f"layers.{index}.moe.{part}.weight" for part in ("gate", "up", "down"))
+            total += layer.ffn.top_k * sum(store.bytes_of(f"{name}.0") for name in names)
+    return total
+
+
+def add_matrix(
+    store: _native.WeightStore | _native.PackedWriter, name: str, tensor: Tensor
+) -> None:
     """tensor: [out, in], dense or affine; no value changes."""
     if isinstance(tensor, Dense):
         store.add_dense(name, np.ascontiguousarray(tensor.data))

@@ -29,8 +29,25 @@ class StepSize:
     adapter_rank: int = 0
 
 
+@dataclass(frozen=True)
+class ExpertSizes:
+    """Of a model's mixtures. count: experts of all layers. slot: bytes that any of them fits into.
+
+    total: bytes of all as packed. least: how many one token needs at once, in one layer.
+    """
+
+    count: int
+    slot: int
+    total: int
+    least: int
+
+
 class BackendMemory(Protocol):
     """Bytes that a backend takes."""
+
+    def experts(self, spec: DecoderSpec, forms: Mapping[str, Form]) -> ExpertSizes | None:
+        """Of experts that need not all be in memory; None where the backend needs all weights."""
+        ...
 
     def weights(self, spec: DecoderSpec, forms: Mapping[str, Form]) -> int:
         """Of all weights, as they stay in memory."""
@@ -53,6 +70,9 @@ class BackendMemory(Protocol):
 
 class ReferenceMemory:
     """Weights stay as they are in the file; everything else is float32."""
+
+    def experts(self, spec: DecoderSpec, forms: Mapping[str, Form]) -> ExpertSizes | None:
+        return None
 
     def weights(self, spec: DecoderSpec, forms: Mapping[str, Form]) -> int:
         total = 0

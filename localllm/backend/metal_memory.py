@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 
-from localllm.backend.memory import StepSize, adapter_linears
+from localllm.backend.memory import ExpertSizes, StepSize, adapter_linears
 from localllm.checkpoint.form import AffineForm, Form
 from localllm.spec import DecoderSpec
 from localllm.spec.memory import KvGroup, step_bytes
@@ -25,6 +25,9 @@ class MetalMemory:
             else prod(shape[:-1]) * _row_bytes(forms[name], shape[-1])
             for name, shape in weight_shapes(spec).items()
         )
+
+    def experts(self, spec: DecoderSpec, forms: Mapping[str, Form]) -> ExpertSizes | None:
+        return None
 
     def kv_pool(
         self, spec: DecoderSpec, group: KvGroup, blocks: int, block_size: int, bits: int

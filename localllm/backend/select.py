@@ -115,6 +115,7 @@ def open_backend(
     activations: Activations | None = None,
     kv_bits: int | None = None,
     packed: PackedPlace | None = None,
+    expert_bytes: int | None = None,
 ) -> Backend:
     """Loads `spec` and `weights` into the named backend, or the best one of this machine.
 
@@ -122,6 +123,8 @@ def open_backend(
     state_slots: states of recurrent layers, for a model that has some. threads: at most so many
     compute threads, None for the backend's choice. activations, kv_bits: None for the
     backend's default. packed: where a backend that prepares weights may keep them; None: nowhere.
+    expert_bytes: memory for a mixture's experts, the others being read from disk when they are
+    chosen, as the plan for a backend that can says; None: all are in memory.
     Raises BackendUnavailable, InvalidRequest for a thread limit, activations or KV bits that
     cannot be had, and what loading raises (CheckpointError, OutOfMemoryPlan).
     """
@@ -131,7 +134,7 @@ def open_backend(
     check_activations(chosen, activations)
     bits = chosen.checked_kv_bits(kv_bits)
     entry = next(entry for entry in _entries() if entry.name == chosen.name)
-    wishes = _Wishes(threads, activations, bits, packed, state_slots)
+    wishes = _Wishes(threads, activations, bits, packed, state_slots, expert_bytes)
     return entry.open(spec, weights, num_blocks, wishes)
 
 
@@ -155,6 +158,7 @@ class _Wishes:
     kv_bits: int
     packed: PackedPlace | None
     state_slots: int
+    expert_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -235,6 +239,7 @@ def _open_cpu(
         float_activations=wishes.activations == "float32",
         cache=None if packed is None else PackedCache(packed.folder, packed.files),
         state_slots=wishes.state_slots,
+        expert_bytes=wishes.expert_bytes,
     )
 
 

@@ -68,6 +68,7 @@ def chat(
     draft_model: options.DraftModel = None,
     draft_head: options.DraftHead = None,
     kv_disk: options.KvDisk = None,
+    expert_memory: options.ExpertMemory = None,
     chat_template: options.ChatTemplate = None,
     reasoning: options.Reasoning = None,
     backend: options.Backend = None,
@@ -97,7 +98,8 @@ def chat(
         "chat_template": options.read_template(chat_template),
         "draft_model": draft_model,
         "draft_head": draft_head,
-        "kv_disk": options.disk_bytes(kv_disk),
+        "kv_disk": options.optional_bytes(kv_disk),
+        "expert_memory": options.optional_bytes(expert_memory),
         "offline": offline or None,
     }
     sampling: dict[str, Any] = {

@@ -78,6 +78,14 @@ DraftHead = Annotated[
 Adapter = Annotated[
     str | None, typer.Option(metavar="FOLDER", help="A LoRA adapter (PEFT or MLX-LM) to use.")
 ]
+ExpertMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Memory for a mixture's experts, the others being read from disk as they are chosen: "
+        "6GB. Unless told, all of them where that fits, else as much as fits.",
+    ),
+]
 KvDisk = Annotated[
     str | None,
     typer.Option(
@@ -110,7 +118,7 @@ def assigned(more: list[str] | None) -> dict[str, Any]:
     return dict(_assigned(text, SamplingParams()) for text in more)
 
 
-def disk_bytes(size: str | None) -> int | None:
+def optional_bytes(size: str | None) -> int | None:
     return None if size is None else parse_bytes(size)
 
 

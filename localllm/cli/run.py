@@ -45,6 +45,7 @@ def run(
     draft_model: options.DraftModel = None,
     draft_head: options.DraftHead = None,
     kv_disk: options.KvDisk = None,
+    expert_memory: options.ExpertMemory = None,
     chat_template: options.ChatTemplate = None,
     reasoning: options.Reasoning = None,
     backend: options.Backend = None,
@@ -79,7 +80,8 @@ def run(
         chat_template=template,
         draft_model=draft_model,
         draft_head=draft_head,
-        kv_disk=options.disk_bytes(kv_disk),
+        kv_disk=options.optional_bytes(kv_disk),
+        expert_memory=options.optional_bytes(expert_memory),
         offline=offline or None,
     )
     with llm:

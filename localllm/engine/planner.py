@@ -9,7 +9,7 @@ from localllm.backend.memory import StepSize, loading_bytes
 from localllm.backend.select import BackendStatus
 from localllm.checkpoint.form import Form
 from localllm.errors import InvalidRequest
-from localllm.spec import DecoderSpec
+from localllm.spec import DecoderSpec, MoESpec
 from localllm.spec.memory import KvGroup, kv_groups, state_bytes
 
 DEFAULT_CONTEXT = 8192
@@ -24,6 +24,7 @@ WORKING = 6 << 20
 LEAST_STATES = 4  # one sequence reads one and writes one, and its beginnings are found again
 _KEPT_STATES = 64  # more than sequences need, kept for those to come
 _STATE_SHARE = 8  # one in so many bytes of memory is for states
+_FOR_READING = 16  # a part of memory that stays free where experts are read through file pages
 _BLOCK_NOTES = 400  # bytes in which the engine keeps account of a KV block
 
 
@@ -34,13 +35,19 @@ class Model:
     spec: DecoderSpec
     forms: Mapping[str, Form]
 
+    @property
+    def has_experts(self) -> bool:
+        return any(isinstance(layer.ffn, MoESpec) for layer in self.spec.layers)
+
 
 @dataclass(frozen=True)
 class Wish:
     """What is asked for; None leaves it to the plan.
 
     kv_tokens: positions of all sequences together that the KV cache holds. adapters: how many
-    there may be, of what rank. draft: a model that guesses for this one.
+    there may be, of what rank. draft: a model that guesses for this one. expert_bytes: memory for a
+    mixture's experts, the others being read from disk as they are chosen; None: for all of them if
+    that fits, else as much as fits.
     """
 
     context: int | None = None
@@ -52,6 +59,7 @@ class Wish:
     adapters: int = 0
     adapter_rank: int = 16
     draft: Model | None = None
+    expert_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -125,8 +133,25 @@ def make_plan(model: Model, wish: Wish, machine: Machine, backend: BackendStatus
 
     context: None takes what the model supports, `DEFAULT_CONTEXT` at most. kv_tokens: None takes
     `DEFAULT_KV_TOKENS`, or as many as memory allows, but a full context at least.
+    Experts are left on disk where they would not fit beside the rest.
     Raises `InvalidRequest` for a context that the model does not have, or bits the backend lacks.
     """
+    whole = _make(model, wish, machine, backend)
+    sizes = backend.memory.experts(model.spec, model.forms)
+    if whole.fits or sizes is None or wish.expert_bytes is not None:
+        return whole
+
+    def with_experts(count: int) -> Plan:
+        return _make(model, replace(wish, expert_bytes=count * sizes.slot), machine, backend)
+
+    def roomy(plan: Plan) -> bool:
+        return plan.peak + plan.available // _FOR_READING <= plan.available
+
+    count = largest(sizes.least, sizes.count - 1, lambda n: roomy(with_experts(n)))
+    return with_experts(count) if count else whole
+
+
+def _make(model: Model, wish: Wish, machine: Machine, backend: BackendStatus) -> Plan:
     spec = model.spec
     _check(spec, wish)
     kv_bits = backend.checked_kv_bits(wish.kv_bits)
@@ -216,7 +241,7 @@ def _base_items(model: Model, wish: Wish, backend: BackendStatus, context: int) 
     spec, memory = model.spec, backend.memory
     size = _step_size(spec, wish, backend, context)
     items = [
-        Item("weights", memory.weights(spec, model.forms), f"as {backend.name} keeps them"),
+        *_weight_items(model, wish, backend),
         Item(
             "step",
             memory.step(spec, model.forms, size),
@@ -228,6 +253,28 @@ def _base_items(model: Model, wish: Wish, backend: BackendStatus, context: int) 
         detail = f"{wish.adapters} of rank {wish.adapter_rank}, on every linear"
         items.append(Item("adapters", nbytes, detail))
     return items
+
+
+def _weight_items(model: Model, wish: Wish, backend: BackendStatus) -> list[Item]:
+    nbytes = backend.memory.weights(model.spec, model.forms)
+    whole = Item("weights", nbytes, f"as {backend.name} keeps them")
+    if wish.expert_bytes is None:
+        return [whole]
+    sizes = backend.memory.experts(model.spec, model.forms)
+    if sizes is None:
+        what = f"the {backend.name} backend" if model.has_experts else "a model without experts"
+        raise InvalidRequest(f"{what} keeps all weights in memory", hint="leave the memory for experts out")
+    slots = min(sizes.count, wish.expert_bytes // sizes.slot)
+    if slots < sizes.least:
+        raise InvalidRequest(
+            f"{wish.expert_bytes >> 20} MiB hold {slots} experts, and one token needs "
+            f"{sizes.least} at once",
+            hint=f"give at least {-(-sizes.least * sizes.slot >> 20)} MiB",
+        )
+    return [
+        replace(whole, nbytes=nbytes - sizes.total),
+        Item("experts", slots * sizes.slot, f"{slots:,} of {sizes.count:,}, the others on disk"),
+    ]
 
 
 def _step_size(spec: DecoderSpec, wish: Wish, backend: BackendStatus, context: int) -> StepSize:
