@@ -194,6 +194,7 @@ def _open(
                 spec,
                 load_weights(checkpoint, spec),
                 num_blocks=plan.group_blocks,
+                state_slots=plan.state_slots,
                 threads=wishes.threads,
                 activations=wishes.activations,
                 kv_bits=wishes.kv_bits,
@@ -233,6 +234,12 @@ def load_draft(
     checkpoint = open_checkpoint(stored.path)
     try:
         own = load_spec(checkpoint)
+        if any(True for _ in own.recurrences):
+            raise InvalidRequest(
+                f"{name} has recurrent layers, and their state cannot take wrong guesses back",
+                hint="a draft model is one all of whose layers attend; or leave it out: guesses "
+                "from the text itself cost nothing",
+            )
         other = load_tokenizer(stored.path, checkpoint.config)
         same = own.vocab_size == spec.vocab_size
         if tokenizer is not None and other is not None:

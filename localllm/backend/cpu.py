@@ -51,6 +51,7 @@ class CpuBackend:
     """
 
     name = "cpu"
+    state_slots = 0
     step_rows = 512  # every row of weights is unpacked once for all of them
 
     def __init__(
@@ -248,6 +249,18 @@ class CpuBackend:
     def write_block(self, group: int, block: int, content: np.ndarray) -> None:
         """See `Backend.write_block`."""
         self._engine.write_block(group, block, content)
+
+    def replay(self, chunk: int, first: int, rows: int, source: int, target: int) -> None:
+        """Never called: there are no states."""
+        raise AssertionError("a model without recurrent layers")
+
+    def read_state(self, slot: int) -> np.ndarray:
+        """Never called: there are no states."""
+        raise AssertionError("a model without recurrent layers")
+
+    def write_state(self, slot: int, content: np.ndarray) -> None:
+        """Never called: there are no states."""
+        raise AssertionError("a model without recurrent layers")
 
     def cancel(self) -> None:
         """See `Backend.cancel`."""

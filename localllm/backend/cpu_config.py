@@ -18,7 +18,7 @@ from localllm.spec.memory import kv_groups
 
 def ropes_of(spec: DecoderSpec) -> list[RopeSpec]:
     """The distinct RoPE kinds of a model, in order of first use."""
-    return list(dict.fromkeys(x.mixer.rope for x in spec.layers if x.mixer.rope is not None))
+    return list(dict.fromkeys(a.rope for _, a in spec.attentions if a.rope is not None))
 
 
 def model_config(spec: DecoderSpec, *, float_activations: bool) -> _native.ModelConfig:
@@ -51,6 +51,8 @@ def _layer(index: int, layer: LayerSpec, ropes: list[RopeSpec]) -> _native.Layer
         raise UnsupportedModel(
             f"layer {index}: the cpu backend has no {type(layer.mixer).__name__} mixer"
         )
+    if layer.mixer.gate:
+        raise UnsupportedModel(f"layer {index}: the cpu backend has no gated attention")
     _attention(config, layer.mixer, ropes)
     if isinstance(layer.ffn, MoESpec):
         config.experts = layer.ffn.experts

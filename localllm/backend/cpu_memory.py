@@ -10,7 +10,7 @@ from math import prod
 
 from localllm.backend.memory import StepSize, adapter_linears
 from localllm.checkpoint.form import AffineForm, DenseForm, Form, GroupForm
-from localllm.spec import DecoderSpec, MoESpec
+from localllm.spec import AttentionSpec, DecoderSpec, MoESpec
 from localllm.spec.memory import KvGroup
 from localllm.spec.weights import weight_shapes
 
@@ -33,7 +33,7 @@ class CpuMemory:
         return _up(blocks * kv_block_bytes(spec, group, block_size, bits), _PAGE)
 
     def step(self, spec: DecoderSpec, forms: Mapping[str, Form], size: StepSize) -> int:
-        tables = {x.mixer.rope for x in spec.layers if x.mixer.rope is not None}
+        tables = {attn.rope for _, attn in spec.attentions if attn.rope is not None}
         positions = _FIRST_POSITIONS
         while positions < size.context:
             positions *= 2
@@ -43,7 +43,7 @@ class CpuMemory:
         total += _attention_states(spec, size)
         scratch = max(
             max(_matmul_scratch(shape[-1], forms[name]) for name, shape in _matrices(spec)),
-            max(_attention_scratch(spec, index) for index in range(len(spec.layers))),
+            max(_attention_scratch(attn) for _, attn in spec.attentions),
         )
         return total + size.threads * _region(scratch)
 
@@ -66,7 +66,7 @@ def kv_block_bytes(spec: DecoderSpec, group: KvGroup, block_size: int, bits: int
     tile = _STEP if block_size % _STEP == 0 else block_size
     total = 0
     for index in group.layers:
-        attn = spec.layers[index].mixer
+        attn = spec.layers[index].attention
         scales = 2 * tile if bits < 16 else 0
         record = scales + _GROUP * tile * bits // 8
         whole, rest = divmod(attn.head_dim, _GROUP)
@@ -133,7 +133,7 @@ def _record_blocks(form: AffineForm) -> int:
 def _activations(spec: DecoderSpec, size: StepSize) -> int:
     """As `Decoder::reserve` takes them."""
     rows = size.rows
-    attention = [layer.mixer for layer in spec.layers]
+    attention = [attn for _, attn in spec.attentions]
     q = max(attn.heads * attn.head_dim for attn in attention)
     kv = max(attn.kv_heads * attn.head_dim for attn in attention)
     mixtures = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoESpec)]
@@ -171,8 +171,7 @@ def _attention_states(spec: DecoderSpec, size: StepSize) -> int:
     if size.threads == 1:
         return 0
     most, parts = 0, -(-size.context // _PART)
-    for layer in spec.layers:
-        attn = layer.mixer
+    for _, attn in spec.attentions:
         for tile in range(1, _TILE_QUERIES + 1):
             items = -(-attn.kv_heads // max(1, _TILE_QUERIES // tile))
             rows = min(size.rows, tile * ((4 * size.threads - 1) // items))
@@ -181,8 +180,7 @@ def _attention_states(spec: DecoderSpec, size: StepSize) -> int:
     return _region(most)
 
 
-def _attention_scratch(spec: DecoderSpec, index: int) -> int:
-    attn = spec.layers[index].mixer
+def _attention_scratch(attn: AttentionSpec) -> int:
     rows, dim = _TILE_QUERIES * (attn.heads // attn.kv_heads), _up(attn.head_dim, _GROUP)
     return 4 * (2 * rows * (32 + dim) + 2 * dim * (_STEP + 1) + 16) + 24 * rows + 256
 

@@ -124,7 +124,8 @@ def _norm_offsets(spec: DecoderSpec) -> Iterable[tuple[str, float]]:
         at = f"layers.{index}."
         for part in ("attn_norm", "attn_post_norm", "ffn_norm", "ffn_post_norm"):
             yield f"{at}{part}.weight", layer.norm.offset
-        qk_norm: NormSpec | None = layer.mixer.qk_norm
+        attends = isinstance(layer.mixer, AttentionSpec)
+        qk_norm: NormSpec | None = layer.attention.qk_norm if attends else None
         if qk_norm is not None:
             yield f"{at}attn.q_norm.weight", qk_norm.offset
             yield f"{at}attn.k_norm.weight", qk_norm.offset
@@ -136,8 +137,7 @@ def row_orders(spec: DecoderSpec) -> Iterable[tuple[str, np.ndarray]]:
 
     Q and K change alike, so their products stay what they were.
     """
-    for index, layer in enumerate(spec.layers):
-        attn = layer.mixer
+    for index, attn in spec.attentions:
         if attn.rope is None or not attn.rope.interleaved:
             continue
         at = f"layers.{index}.attn."

@@ -73,7 +73,7 @@ class Decoder:
             x = x + self._positions.rows(mx.array(positions))
         angles: dict[object, Angles] = {}
         for spec in self.spec.layers:
-            rope = spec.mixer.rope
+            rope = spec.attention.rope
             if rope is not None and rope not in angles:
                 cos, sin = tables(rope, positions, lengths)
                 angles[rope] = mx.array(cos), mx.array(sin)
@@ -81,7 +81,7 @@ class Decoder:
         normed = x if first is None else self._ops.norm(x, first)
         for index, layer in enumerate(self._layers):
             following = self._layers[index + 1].attn_norm if index + 1 < len(self._layers) else None
-            rope = layer.spec.mixer.rope
+            rope = layer.spec.attention.rope
             turn = None if rope is None else angles[rope]
             x, normed = layer(index, x, normed, turn, attend, adapt, following)
         return x
@@ -114,7 +114,7 @@ class _Layer:
     def __init__(self, spec: LayerSpec, weights: Weights, at: str, ops: Ops) -> None:
         self.spec = spec
         self._ops = ops
-        self.attn = _Attention(spec.mixer, weights, f"{at}attn.", ops)
+        self.attn = _Attention(spec.attention, weights, f"{at}attn.", ops)
         self._ffn: _Experts | _FeedForward = (
             _Experts(spec.ffn, weights, f"{at}moe.", ops)
             if isinstance(spec.ffn, MoESpec)

@@ -56,7 +56,7 @@ class KvPool:
                 self.group_of[layer] = number
         try:
             self.layers = [
-                (self._side(layer.mixer, blocks), self._side(layer.mixer, blocks))
+                (self._side(layer.attention, blocks), self._side(layer.attention, blocks))
                 for layer, blocks in zip(
                     spec.layers, (num_blocks[g] for g in self.group_of), strict=True
                 )
@@ -81,7 +81,7 @@ class KvPool:
 
     def slots_of(self, layer: int, blocks: np.ndarray, places: np.ndarray) -> np.ndarray:
         """int32 [n * kv_heads]: where the rows of positions at (block, place in it) lie."""
-        heads = self._spec.layers[layer].mixer.kv_heads
+        heads = self._spec.layers[layer].attention.kv_heads
         first = (blocks[:, None] * heads + np.arange(heads)) * self.block_size
         slots: np.ndarray = (first + places[:, None]).astype(np.int32).reshape(-1)
         return slots
@@ -90,7 +90,7 @@ class KvPool:
         """uint8 views into the pool: every piece of a block. No step may be under way."""
         views = []
         for layer in self._groups[group].layers:
-            rows = self._spec.layers[layer].mixer.kv_heads * self.block_size
+            rows = self._spec.layers[layer].attention.kv_heads * self.block_size
             for side in self.layers[layer]:
                 for array in side.arrays:
                     raw = array.view(mx.uint8)

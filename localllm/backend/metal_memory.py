@@ -31,7 +31,7 @@ class MetalMemory:
     ) -> int:
         total = 0
         for index in group.layers:
-            attn = spec.layers[index].mixer
+            attn = spec.layers[index].attention
             entry = attn.head_dim * _VALUE
             if bits < 16:
                 groups = attn.head_dim // (32 if attn.head_dim % 32 == 0 else 16)
@@ -42,7 +42,7 @@ class MetalMemory:
     def step(self, spec: DecoderSpec, forms: Mapping[str, Form], size: StepSize) -> int:
         """Activations, and K and V of one layer gathered where no kernel reads them in place."""
         gathered = max(
-            2 * _VALUE * layer.mixer.kv_heads * layer.mixer.head_dim * size.context
+            2 * _VALUE * layer.attention.kv_heads * layer.attention.head_dim * size.context
             for layer in spec.layers
         )
         return step_bytes(spec, size.rows, size.logits) + gathered

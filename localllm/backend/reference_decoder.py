@@ -6,81 +6,30 @@ which rows see which. A server answers it from a KV pool, training from the batc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 import mlx.core as mx
 import numpy as np
 
-from localllm.backend.reference_linear import Linear, Matrix, Part
+from localllm.backend.reference_linear import Part
+from localllm.backend.reference_parts import Adapt, Norm, Weight, Weights, activate
+from localllm.backend.reference_recurrent import Recur, Recurrent, recurrent
 from localllm.spec import (
     AttentionSpec,
     DecoderSpec,
     FeedForwardSpec,
     LayerSpec,
     MoESpec,
-    NormSpec,
     RopeSpec,
 )
 from localllm.spec.decoder import Activation
 from localllm.spec.rope import tables
 
+# (layer, rows as its recurrence takes them [n, width]) -> what it makes of them
+RecurAt = Callable[[int, mx.array], mx.array]
 # (layer, q [n, heads, head_dim], k and v [n, kv_heads, head_dim]) -> [n, heads, head_dim]
 Attend = Callable[[int, mx.array, mx.array, mx.array], mx.array]
-# (target, x [n, in], y [n, out] = W x) -> y with what adapters add; target: "attn.q", and at the
-# decoder "layers.0.attn.q" …
-Adapt = Callable[[str, mx.array, mx.array], mx.array]
 Angles = tuple[mx.array, mx.array]  # cos and sin, each [n, dim / 2]
-Weight = mx.array | Matrix | list[Matrix]  # a vector, a matrix, or one matrix per expert
-
-
-class Weights:
-    """Weights by name, with a prefix that descends into the tree."""
-
-    def __init__(self, parts: Mapping[str, Weight], at: str = "") -> None:
-        self._parts = parts
-        self._at = at
-
-    def under(self, name: str) -> Weights:
-        return Weights(self._parts, f"{self._at}{name}.")
-
-    def vector(self, name: str) -> mx.array:
-        part = self._parts[self._at + name]
-        assert isinstance(part, mx.array), f"{self._at}{name} is no vector"
-        return part
-
-    def matrix(self, name: str) -> Matrix:
-        part = self._parts[self._at + name]
-        assert not isinstance(part, mx.array | list), f"{self._at}{name} is no matrix"
-        return part
-
-    def linear(self, name: str, bias: bool = False) -> Linear:
-        return Linear(self.matrix(f"{name}.weight"), self.vector(f"{name}.bias") if bias else None)
-
-    def experts(self, name: str, bias: bool = False) -> list[Linear]:
-        part = self._parts[f"{self._at}{name}.weight"]
-        assert isinstance(part, list), f"{self._at}{name} holds no experts"
-        if not bias:
-            return [Linear(matrix) for matrix in part]
-        biases = mx.split(self.vector(f"{name}.bias"), len(part))
-        return [Linear(matrix, own) for matrix, own in zip(part, biases, strict=True)]
-
-
-class Norm(Part):
-    """RMSNorm or LayerNorm over the last axis."""
-
-    def __init__(self, spec: NormSpec, weights: Weights) -> None:
-        super().__init__()
-        self.spec = spec
-        self.weight = weights.vector("weight")
-        self.bias = weights.vector("bias") if spec.bias else None
-
-    def __call__(self, x: mx.array) -> mx.array:
-        if self.spec.kind == "layer":
-            x = x - mx.mean(x, axis=-1, keepdims=True)
-        variance = mx.mean(mx.square(x), axis=-1, keepdims=True)
-        y = x * mx.rsqrt(variance + self.spec.eps) * (self.weight + self.spec.offset)
-        return y if self.bias is None else y + self.bias
 
 
 class Attention(Part):
@@ -92,6 +41,7 @@ class Attention(Part):
         self.q = weights.linear("q", spec.qkv_bias)
         self.k = weights.linear("k", spec.qkv_bias)
         self.v = weights.linear("v", spec.qkv_bias)
+        self.gate = weights.linear("gate", spec.qkv_bias) if spec.gate else None
         self.o = weights.linear("o", spec.out_bias)
         self.sinks = weights.vector("sinks.weight") if spec.sinks else None
         self.q_norm: Norm | None = None
@@ -114,6 +64,8 @@ class Attention(Part):
         k = self._heads(k, self.spec.kv_heads, self.k_norm, angles)
         v = v.reshape(x.shape[0], self.spec.kv_heads, self.spec.head_dim)
         mixed = attend(q, k, v).reshape(x.shape[0], -1)
+        if self.gate is not None:
+            mixed = mixed * mx.sigmoid(adapt("attn.gate", x, self.gate(x)))
         return adapt("attn.o", mixed, self.o(mixed))
 
     def _heads(self, x: mx.array, heads: int, norm: Norm | None, angles: Angles | None) -> mx.array:
@@ -180,7 +132,12 @@ class Layer(Part):
     def __init__(self, spec: LayerSpec, weights: Weights) -> None:
         super().__init__()
         self.residual_scale = spec.residual_scale
-        self.attn = Attention(spec.mixer, weights.under("attn"))
+        self.attn: Attention | None = None
+        self.recurrent: Recurrent | None = None
+        if isinstance(spec.mixer, AttentionSpec):
+            self.attn = Attention(spec.mixer, weights.under("attn"))
+        else:
+            self.recurrent = recurrent(spec.mixer, weights)
         if isinstance(spec.ffn, MoESpec):
             self.ffn: MixtureOfExperts | FeedForward = MixtureOfExperts(
                 spec.ffn, weights.under("moe")
@@ -202,8 +159,14 @@ class Layer(Part):
         angles: Angles | None,
         attend: Callable[[mx.array, mx.array, mx.array], mx.array],
         adapt: Adapt,
+        recur: Recur,
     ) -> mx.array:
-        y = self.attn(_apply(self.attn_norm, x), angles, attend, adapt)
+        y = _apply(self.attn_norm, x)
+        if self.attn is not None:
+            y = self.attn(y, angles, attend, adapt)
+        else:
+            assert self.recurrent is not None
+            y = self.recurrent(y, recur, adapt)
         x = x + _apply(self.attn_post_norm, y) * self.residual_scale
         y = self.ffn(_apply(self.ffn_norm, x), adapt)
         return x + _apply(self.ffn_post_norm, y) * self.residual_scale
@@ -237,6 +200,7 @@ class Decoder(Part):
         lengths: np.ndarray,
         attend: Attend,
         adapt: Adapt | None = None,
+        recur: RecurAt | None = None,
     ) -> mx.array:
         """float32 [n, hidden] after the last layer, before the final norm.
 
@@ -247,7 +211,8 @@ class Decoder(Part):
             x = x + self.pos_embed.rows(mx.array(positions))
         angles: dict[RopeSpec, Angles] = {}
         for index, layer in enumerate(self.layers):
-            rope = self.spec.layers[index].mixer.rope
+            mixer = self.spec.layers[index].mixer
+            rope = mixer.rope if isinstance(mixer, AttentionSpec) else None
             if rope is not None and rope not in angles:
                 cos, sin = tables(rope, positions, lengths)
                 angles[rope] = mx.array(cos), mx.array(sin)
@@ -258,7 +223,13 @@ class Decoder(Part):
             def adapt_here(name: str, x: mx.array, y: mx.array, at: int = index) -> mx.array:
                 return y if adapt is None else adapt(f"layers.{at}.{name}", x, y)
 
-            x = layer(x, None if rope is None else angles[rope], attend_here, adapt_here)
+            def recur_here(rows: mx.array, at: int = index) -> mx.array:
+                assert recur is not None, "a model with recurrent layers"
+                return recur(at, rows)
+
+            x = layer(
+                x, None if rope is None else angles[rope], attend_here, adapt_here, recur_here
+            )
         return x
 
     def logits(self, hidden: mx.array) -> mx.array:
@@ -300,17 +271,6 @@ def gated(gate: mx.array, up: mx.array, kind: Activation) -> mx.array:
         gate, up = mx.minimum(gate, 7), mx.clip(up, -7, 7)
         return gate * mx.sigmoid(1.702 * gate) * (up + 1)
     return activate(gate, kind) * up
-
-
-def activate(x: mx.array, kind: Activation) -> mx.array:
-    if kind == "silu":
-        return x * mx.sigmoid(x)
-    if kind == "gelu":
-        return 0.5 * x * (1 + mx.erf(x * math.sqrt(0.5)))
-    if kind == "gelu_tanh":
-        return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
-    assert kind == "relu", f"unknown activation {kind}"
-    return mx.maximum(x, 0)
 
 
 def softcap(x: mx.array, cap: float) -> mx.array:

@@ -30,7 +30,8 @@ class KVPool:
             at = 0
             for index in group.layers:
                 self.group_of[index] = number
-                heads, size = spec.layers[index].mixer.kv_heads, spec.layers[index].mixer.head_dim
+                attn = spec.layers[index].attention
+                heads, size = attn.kv_heads, attn.head_dim
                 for views in (self._keys, self._values):
                     part = self.blocks[-1][:, at : at + block_size * heads * size]
                     # [blocks, block_size, kv_heads, head_dim], a view into the pool

@@ -110,6 +110,7 @@ def open_backend(
     weights: Weights,
     *,
     num_blocks: int | Sequence[int],
+    state_slots: int = 0,
     threads: int | None = None,
     activations: Activations | None = None,
     kv_bits: int | None = None,
@@ -117,8 +118,9 @@ def open_backend(
 ) -> Backend:
     """Loads `spec` and `weights` into the named backend, or the best one of this machine.
 
-    num_blocks: KV blocks in the pool, one number or one for each of `kv_groups(spec)`. threads: at
-    most so many compute threads, None for the backend's choice. activations, kv_bits: None for the
+    num_blocks: KV blocks in the pool, one number or one for each of `kv_groups(spec)`.
+    state_slots: states of recurrent layers, for a model that has some. threads: at most so many
+    compute threads, None for the backend's choice. activations, kv_bits: None for the
     backend's default. packed: where a backend that prepares weights may keep them; None: nowhere.
     Raises BackendUnavailable, InvalidRequest for a thread limit, activations or KV bits that
     cannot be had, and what loading raises (CheckpointError, OutOfMemoryPlan).
@@ -129,7 +131,8 @@ def open_backend(
     check_activations(chosen, activations)
     bits = chosen.checked_kv_bits(kv_bits)
     entry = next(entry for entry in _entries() if entry.name == chosen.name)
-    return entry.open(spec, weights, num_blocks, _Wishes(threads, activations, bits, packed))
+    wishes = _Wishes(threads, activations, bits, packed, state_slots)
+    return entry.open(spec, weights, num_blocks, wishes)
 
 
 def check_activations(backend: BackendStatus, wish: Activations | None) -> None:
@@ -151,6 +154,7 @@ class _Wishes:
     activations: Activations | None
     kv_bits: int
     packed: PackedPlace | None
+    state_slots: int
 
 
 @dataclass(frozen=True)
@@ -188,7 +192,7 @@ def _open_reference(
             f"the reference backend cannot run here: MLX does not load ({error})",
             hint="reinstall it: pip install --force-reinstall 'mlx[cpu]'",
         ) from error
-    return ReferenceBackend(spec, weights, num_blocks=num_blocks)
+    return ReferenceBackend(spec, weights, num_blocks=num_blocks, state_slots=wishes.state_slots)
 
 
 def _probe_cpu() -> BackendStatus:

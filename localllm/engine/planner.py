@@ -10,7 +10,7 @@ from localllm.backend.select import BackendStatus
 from localllm.checkpoint.form import Form
 from localllm.errors import InvalidRequest
 from localllm.spec import DecoderSpec
-from localllm.spec.memory import KvGroup, kv_groups
+from localllm.spec.memory import KvGroup, kv_groups, state_bytes
 
 DEFAULT_CONTEXT = 8192
 DEFAULT_KV_TOKENS = 16384
@@ -21,6 +21,9 @@ DRAFT_ROWS = 64  # rows of guesses in a step at most
 STEP_LOGITS = 1 << 23
 # What a process grows by when it works: threads, buffers of the allocator, late imports.
 WORKING = 6 << 20
+LEAST_STATES = 4  # one sequence reads one and writes one, and its beginnings are found again
+_KEPT_STATES = 64  # more than sequences need, kept for those to come
+_STATE_SHARE = 8  # one in so many bytes of memory is for states
 _BLOCK_NOTES = 400  # bytes in which the engine keeps account of a KV block
 
 
@@ -70,7 +73,8 @@ class Item:
 
 @dataclass(frozen=True)
 class Plan:
-    """group_blocks: KV blocks of each of `kv_groups(spec)`. items: everything that takes memory.
+    """group_blocks: KV blocks of each of `kv_groups(spec)`. state_slots: states of recurrent
+    layers, all sequences' together; 0 where there are none. items: everything that takes memory.
 
     loading: bytes that are needed beside the weights while these are read, and then given back.
     """
@@ -81,6 +85,7 @@ class Plan:
     kv_bits: int
     block_size: int
     group_blocks: tuple[int, ...]
+    state_slots: int
     items: tuple[Item, ...]
     loading: int
     available: int
@@ -134,12 +139,13 @@ def make_plan(model: Model, wish: Wish, machine: Machine, backend: BackendStatus
     base = _base_items(model, wish, backend, context)
     python = Item("Python", machine.resident + WORKING, "the process itself, imports, tokenizer")
 
-    def plan(blocks: int) -> Plan:
-        """With so many blocks for layers that see everything."""
+    def plan(blocks: int, slots: int) -> Plan:
+        """With so many blocks for layers that see everything, and so many states."""
         group_blocks = pool_blocks(spec, blocks, wish.max_batch, backend.step_rows)
         items = [
             *base,
             *_kv_items("KV cache", spec, group_blocks, kv_bits, backend),
+            *_state_items(spec, slots),
             *_draft_items(wish, blocks, kv_bits, backend, context),
             replace(python, nbytes=python.nbytes + _BLOCK_NOTES * sum(group_blocks)),
         ]
@@ -150,17 +156,19 @@ def make_plan(model: Model, wish: Wish, machine: Machine, backend: BackendStatus
             kv_bits,
             BLOCK_SIZE,
             group_blocks,
+            slots,
             tuple(items),
             loading_bytes(spec, model.forms),
             machine.available,
             machine.resident,
         )
 
-    if wish.kv_tokens is not None:
-        return plan(_blocks(wish.kv_tokens))
-    least, most = _blocks(context), _blocks(max(context, DEFAULT_KV_TOKENS))
+    least = _blocks(wish.kv_tokens or context)
+    most = _blocks(wish.kv_tokens or max(context, DEFAULT_KV_TOKENS))
+    few, many = _state_slots(spec, wish.max_batch, machine)
     # Where even the least does not fit, the plan says so.
-    return plan(max(least, largest(least, most, lambda blocks: plan(blocks).fits)))
+    slots = max(few, largest(few, many, lambda slots: plan(least, slots).fits))
+    return plan(max(least, largest(least, most, lambda blocks: plan(blocks, slots).fits)), slots)
 
 
 def pool_blocks(spec: DecoderSpec, blocks: int, max_batch: int, step_rows: int) -> tuple[int, ...]:
@@ -245,6 +253,21 @@ def _kv_items(
         detail = f"{blocks * BLOCK_SIZE:,} positions of {bits} bits{layers}{sees}"
         items.append(Item(name, nbytes, detail))
     return items
+
+
+def _state_slots(spec: DecoderSpec, max_batch: int, machine: Machine) -> tuple[int, int]:
+    """The fewest states of recurrent layers that will do, and the most that are of use."""
+    if not state_bytes(spec):
+        return 0, 0
+    share = machine.available // _STATE_SHARE // state_bytes(spec)
+    return LEAST_STATES, max(LEAST_STATES, min(2 * max_batch + _KEPT_STATES, share))
+
+
+def _state_items(spec: DecoderSpec, slots: int) -> list[Item]:
+    if not slots:
+        return []
+    detail = f"{slots} of {len(list(spec.recurrences))} layers, two for each running sequence"
+    return [Item("recurrent states", slots * state_bytes(spec), detail)]
 
 
 def _draft_items(

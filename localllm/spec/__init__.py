@@ -4,18 +4,24 @@ from localllm.spec.decoder import (
     AttentionSpec,
     DecoderSpec,
     FeedForwardSpec,
+    GatedDeltaNetSpec,
     LayerSpec,
     MoESpec,
     NormSpec,
+    RecurrentSpec,
     RopeSpec,
+    ShortConvSpec,
 )
 
 __all__ = [
     "AttentionSpec",
     "DecoderSpec",
     "FeedForwardSpec",
+    "GatedDeltaNetSpec",
     "LayerSpec",
     "MoESpec",
     "NormSpec",
+    "RecurrentSpec",
     "RopeSpec",
+    "ShortConvSpec",
 ]

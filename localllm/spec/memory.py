@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf, prod
 
-from localllm.spec.decoder import DecoderSpec, MoESpec
+from localllm.errors import UnsupportedModel
+from localllm.spec.decoder import (
+    AttentionSpec,
+    DecoderSpec,
+    GatedDeltaNetSpec,
+    Mixer,
+    MoESpec,
+)
 from localllm.spec.weights import weight_shapes
 
 
@@ -45,10 +52,15 @@ class KvGroup:
 
 
 def kv_groups(spec: DecoderSpec) -> tuple[KvGroup, ...]:
-    """The layers by what they keep, the widest window first."""
+    """The layers that attend by what they keep, the widest window first.
+
+    Raises UnsupportedModel where none does: prefixes are known by their blocks.
+    """
     by_window: dict[int | None, list[int]] = {}
-    for index, layer in enumerate(spec.layers):
-        by_window.setdefault(layer.mixer.window, []).append(index)
+    for index, attn in spec.attentions:
+        by_window.setdefault(attn.window, []).append(index)
+    if not by_window:
+        raise UnsupportedModel(f"a {spec.architecture} model none of whose layers attend")
     widest_first = sorted(by_window, key=lambda window: -inf if window is None else -window)
     return tuple(KvGroup(tuple(by_window[window]), window) for window in widest_first)
 
@@ -59,7 +71,7 @@ def kv_group_block_bytes(
     """Bytes of one of the group's KV blocks: `block_size` positions in every layer of it."""
     values = 0
     for index in group.layers:
-        attn = spec.layers[index].mixer
+        attn = spec.layers[index].attention
         values += 2 * attn.kv_heads * attn.head_dim * block_size
     return round(values * bytes_per_value)
 
@@ -74,20 +86,38 @@ def step_bytes(spec: DecoderSpec, rows: int, logit_rows: int) -> int:
     they enter matmuls, in 8 bits, a quarter of room to grow, and logits of `logit_rows` rows."""
     widest = 0
     for layer in spec.layers:
-        attn, ffn = layer.mixer, layer.ffn
-        q, kv = attn.heads * attn.head_dim, attn.kv_heads * attn.head_dim
+        ffn = layer.ffn
         # A row goes to top_k experts, each with its own input and output.
         times = ffn.top_k if isinstance(ffn, MoESpec) else 1
         inner = times * (3 * ffn.hidden + (2 * spec.hidden if times > 1 else 0))
-        widest = max(widest, 2 * q + 2 * kv + inner)
+        widest = max(widest, _mixer_values(layer.mixer) + inner)
     values = rows * (4 * spec.hidden + widest)
     return values * 4 * 5 // 4 * 5 // 4 + logit_rows * spec.vocab_size * 4
 
 
+def state_values(spec: DecoderSpec) -> int:
+    """Numbers in the state that recurrent layers keep of a sequence, however long it is."""
+    return sum(mixer.state_values for _, mixer in spec.recurrences)
+
+
+def state_bytes(spec: DecoderSpec) -> int:
+    """Bytes of that state: float32, for it is carried on through every token."""
+    return 4 * state_values(spec)
+
+
+def _mixer_values(mixer: Mixer) -> int:
+    """Numbers of a row on its way through a mixer."""
+    if isinstance(mixer, AttentionSpec):
+        q, kv = mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim
+        return (3 if mixer.gate else 2) * q + 2 * kv
+    if isinstance(mixer, GatedDeltaNetSpec):
+        return 2 * mixer.channels + 2 * mixer.value_heads * (mixer.value_dim + 1)
+    return 5 * mixer.channels
+
+
 def _kv_values(spec: DecoderSpec, tokens: int) -> int:
     values = 0
-    for layer in spec.layers:
-        attn = layer.mixer
+    for _, attn in spec.attentions:
         kept = tokens if attn.window is None else min(tokens, attn.window)
         values += 2 * attn.kv_heads * attn.head_dim * kept
     return values

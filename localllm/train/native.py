@@ -56,6 +56,8 @@ def why_not(
             return f"layer {index} mixes tokens by {type(layer.mixer).__name__}"
         if not isinstance(layer.ffn, FeedForwardSpec):
             return f"layer {index} has a mixture of experts"
+        if layer.mixer.gate:
+            return f"layer {index} has gated attention"
         if layer.mixer.sinks:
             return f"layer {index} has attention sinks"
         if layer.ffn.activation == "clamped_swiglu":
@@ -118,7 +120,7 @@ class NativeProgram:
             store=fill_store(spec, weights.tensors()),
             config=model_config(spec, float_activations=True),
             layers=layer_configs(spec),
-            interleaved=[_interleaved(layer.mixer) for layer in spec.layers],
+            interleaved=[_interleaved(layer.attention) for layer in spec.layers],
             adapters=_places(layout),
             parameters=layout.size,
             threads=threads or _native.default_threads(),

@@ -13,11 +13,13 @@ import mlx.core as mx
 import numpy as np
 
 from localllm.backend.reference_attention import attention
-from localllm.backend.reference_decoder import Angles, Decoder, Layer, Weight, Weights
+from localllm.backend.reference_decoder import Angles, Decoder, Layer
 from localllm.backend.reference_linear import SLAB, Linear
+from localllm.backend.reference_parts import Weight, Weights
+from localllm.backend.reference_recurrent import Recurrent
 from localllm.backend.weights import checked_weights
 from localllm.errors import InvalidRequest
-from localllm.spec import DecoderSpec, MoESpec, RopeSpec
+from localllm.spec import AttentionSpec, DecoderSpec, MoESpec, RopeSpec
 from localllm.spec.rope import tables
 from localllm.train.base import BaseWeights
 from localllm.train.layout import squared_norms
@@ -28,6 +30,7 @@ from localllm.train.reference_head import Head, chunk_rows
 from localllm.train.reference_matrices import frozen, trained
 
 _QUERY_ROWS = 256  # attention takes so many rows at a time, which bounds its scores
+_STATE_ROWS = 64  # recurrences keep their state for the way back after so many rows
 
 
 class ReferenceProgram:
@@ -146,12 +149,21 @@ class ReferenceProgram:
         hidden = self.spec.hidden
         inside = 0
         for layer, names in zip(self.spec.layers, self._names, strict=True):
-            attn, ffn = layer.mixer, layer.ffn
-            q, kv = attn.heads * attn.head_dim, attn.kv_heads * attn.head_dim
+            ffn, q, scores = layer.ffn, hidden, 0
+            values = 8 * hidden
+            if isinstance(layer.mixer, AttentionSpec):
+                attn = layer.mixer
+                q, kv = attn.heads * attn.head_dim, attn.kv_heads * attn.head_dim
+                values += 3 * q + 6 * kv
+                scores = 5 * attn.heads * min(longest, _QUERY_ROWS) * longest
+            else:
+                q = max(hidden, layer.mixer.channels)
+                values += 12 * layer.mixer.channels
+                # A product of the state's size for each step of some rows, and states between.
+                states = 4 * min(longest, _STATE_ROWS) + -(-longest // _STATE_ROWS)
+                scores = states * layer.mixer.state_values
             times = ffn.top_k if isinstance(ffn, MoESpec) else 1
-            values = 8 * hidden + 3 * q + 6 * kv
             values += (15 if self.layout.scales else 9) * times * ffn.hidden
-            scores = 5 * attn.heads * min(longest, _QUERY_ROWS) * longest
             own = 0
             for name in names:
                 shape = self.layout.shapes[name]
@@ -241,15 +253,22 @@ class _Step:
             )
 
         def attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+            assert layer.attn is not None
             return self._attend(index, q, k, v, layer.attn.sinks)
 
-        return layer(x, self._angles_of(self.spec.layers[index].mixer.rope), attend, adapt)
+        def recur(rows: mx.array) -> mx.array:
+            assert layer.recurrent is not None
+            return self._recur(layer.recurrent, rows)
+
+        mixer = self.spec.layers[index].mixer
+        rope = mixer.rope if isinstance(mixer, AttentionSpec) else None
+        return layer(x, self._angles_of(rope), attend, adapt, recur)
 
     def _attend(
         self, index: int, q: mx.array, k: mx.array, v: mx.array, sinks: mx.array | None
     ) -> mx.array:
         """Each sequence by itself, some rows of it at a time, over the keys that they see."""
-        spec = self.spec.layers[index].mixer
+        spec = self.spec.layers[index].attention
         extra = [] if sinks is None else [sinks]
         parts = []
         for begin, end in zip(self._rows.offsets[:-1], self._rows.offsets[1:], strict=True):
@@ -272,6 +291,21 @@ class _Step:
                 here = slice(first, stop)
                 # Scores are computed anew on the way back: they are the largest of all.
                 parts.append(mx.checkpoint(some)(q[start:stop], k[here], v[here], *extra))
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+
+    def _recur(self, mixer: Recurrent, rows: mx.array) -> mx.array:
+        """Each sequence by itself from an empty state, some rows of it at a time."""
+
+        def some(state: mx.array, rows: mx.array) -> tuple[mx.array, mx.array]:
+            return mixer.advance(state, rows)
+
+        parts = []
+        for begin, end in zip(self._rows.offsets[:-1], self._rows.offsets[1:], strict=True):
+            state = mx.zeros((mixer.spec.state_values,))
+            for start in range(int(begin), int(end), _STATE_ROWS):
+                stop = min(start + _STATE_ROWS, int(end))
+                y, state = mx.checkpoint(some)(state, rows[start:stop])
+                parts.append(y)
         return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
     def _angles_of(self, rope: RopeSpec | None) -> Angles | None:

@@ -12,10 +12,12 @@ from localllm.spec import (
     AttentionSpec,
     DecoderSpec,
     FeedForwardSpec,
+    GatedDeltaNetSpec,
     LayerSpec,
     MoESpec,
     NormSpec,
     RopeSpec,
+    ShortConvSpec,
 )
 from localllm.spec.weights import weight_shapes
 
@@ -138,6 +140,20 @@ def llama(hidden: int = 64, layers: int = 2, window: int | None = None) -> Decod
     attn = AttentionSpec(4, 2, hidden // 4, 0.25, RopeSpec(hidden // 4), window=window)
     layer = LayerSpec(attn, FeedForwardSpec(2 * hidden), NormSpec())
     return DecoderSpec("llama", 96, hidden, (layer,) * layers, NormSpec(), CONTEXT, True)
+
+
+def hybrid(hidden: int = 64) -> DecoderSpec:
+    """A fixed small model of every kind of mixer, for tests about something else."""
+    attn = AttentionSpec(
+        4, 2, hidden // 4, 0.25, RopeSpec(hidden // 8), qk_norm=NormSpec(), gate=True
+    )
+    delta = GatedDeltaNetSpec(key_heads=2, value_heads=4, key_dim=8, value_dim=12, kernel=4)
+    conv = ShortConvSpec(channels=hidden, kernel=3)
+    layers = tuple(
+        LayerSpec(mixer, FeedForwardSpec(2 * hidden), NormSpec())
+        for mixer in (delta, attn, conv, replace(attn, window=6, gate=False))
+    )
+    return DecoderSpec("hybrid", 96, hidden, layers, NormSpec(), CONTEXT, True)
 
 
 def random_weights(spec: DecoderSpec, seed: int = 0) -> dict[str, np.ndarray]:

@@ -25,8 +25,8 @@ from localllm.tui.engine.asking import Voice, asking, counted
 from localllm.tui.engine.client import EngineGone
 from localllm.tui.engine.wire import MAX_LINE, error_fields, line, message_of
 
-_PIECE_SECONDS = 0.03  # pieces are sent no more often, so that the app is not flooded
-_EVENTS_SECONDS = 0.1
+_PIECE_SECONDS = 0.05  # pieces are sent no more often, so that the app is not flooded
+_EVENTS_SECONDS = 0.2
 _PROGRESS_SECONDS = 0.1
 _CLOSE_SECONDS = 0.8  # for what a KV disk still has to write
 _MAX_ASKED = 64  # answers under way
