@@ -195,7 +195,7 @@ class CompareScreen(View):
         }
         label, value = labels[by]
         form = self.query_one("#form Field", Field)
-        form.query_one(".label", Static).update(label)
+        form.label = label
         form.value = value
 
     def _adapters(self) -> str:

@@ -3,16 +3,17 @@ from __future__ import annotations
 import pytest
 from textual.widgets import Input, OptionList
 
-from localllm.tui.screens.parameters import DEFAULTS, ParametersScreen
+from localllm.tui.answers import NEW_CHATS
+from localllm.tui.screens.parameters import ParametersScreen
 from localllm.tui.store import Preset
 from localllm.tui.widgets.fields import Field
-from tests.tui.view_engine import ViewEngine
+from tests.tui.fake_engine import FakeEngine
 from tests.tui.view_host import HostApp, run
 
 
 @pytest.fixture
 def app():
-    host = HostApp(ViewEngine(), ParametersScreen())
+    host = HostApp(FakeEngine(), ParametersScreen())
     host.with_chat("Hello", "Hi")
     return host
 
@@ -90,4 +91,15 @@ async def test_without_a_chat_new_ones_begin_with_them(app, pilot):
     app.chat_id = None
     await pilot.press("home", "ctrl+k", *"0.75")
     await pilot.pause()
-    assert app.store.setting(DEFAULTS) == {"temperature": 0.75}
+    assert app.store.setting(NEW_CHATS) == {"temperature": 0.75}
+
+
+@run()
+async def test_what_the_models_makers_recommend_is_shown_and_can_be_changed(app, pilot):
+    assert field(app, "temperature").value == "0.6"
+    await pilot.press("home", "ctrl+k", *"1")
+    await pilot.pause()
+    assert params(app) == {"temperature": 1.0}
+    await pilot.press("home", "ctrl+k", *"0.6")
+    await pilot.pause()
+    assert params(app) == {}
