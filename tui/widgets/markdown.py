@@ -7,12 +7,13 @@ from functools import cache
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline
+from markdown_it.token import Token
 from textual.app import ComposeResult
 from textual.containers import HorizontalGroup
 from textual.content import Content
 from textual.css.query import NoMatches
 from textual.widgets import Label, Markdown, Static
-from textual.widgets._markdown import MarkdownTable
+from textual.widgets._markdown import MarkdownTable, MarkdownTD, MarkdownTH, MarkdownTR
 from textual.widgets.markdown import MarkdownBlock, MarkdownFence
 
 from localllm.tui.text import plain
@@ -103,6 +104,33 @@ class CodeBlock(MarkdownFence):
             return
 
 
+class _Part:
+    """Of a table, which reads its text and shows that: it is never mounted. To make it a widget
+    all the same takes most of the time of every piece that a long table comes in."""
+
+    def __init__(self, markdown: Markdown, token: Token) -> None:
+        self._content = Content()
+        self._blocks: list[MarkdownBlock] = []
+        self._token = token
+        self._inline_token: Token | None = None
+        self.source_range = (0, 0)
+
+    def set_content(self, content: Content) -> None:
+        self._content = content
+
+
+class _Cell(_Part, MarkdownTD):
+    pass
+
+
+class _Head(_Part, MarkdownTH):
+    pass
+
+
+class _Row(_Part, MarkdownTR):
+    pass
+
+
 class AnswerTable(MarkdownTable):
     """A table with a widget for each cell, as Textual has it, takes seconds to show from some
     hundred rows on; a longer one is one widget."""
@@ -148,6 +176,9 @@ class AnswerMarkdown(Markdown):
         "fence": CodeBlock,
         "code_block": CodeBlock,
         "table_open": AnswerTable,
+        "td_open": _Cell,
+        "th_open": _Head,
+        "tr_open": _Row,
     }
 
     def __init__(self, text: str = "") -> None:

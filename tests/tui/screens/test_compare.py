@@ -111,3 +111,20 @@ async def test_without_a_question_nothing_is_asked(app, pilot):
     await pilot.press("enter")
     await pilot.pause()
     assert app.engine.asks == []
+
+
+@run(lambda: app_with())
+async def test_the_chats_n_says_how_many_and_each_column_is_one_of_them(app, pilot):
+    assert app.screen.query_one("#form Field", Field).value == "3"
+    await pilot.press("escape")
+    app.store.edit_chat(app.chat_id, params={"n": 4})
+    app.push_screen(CompareScreen())
+    await until(pilot, lambda: bool(app.screen.query("#form Field")))
+    app.screen.query_one("#form Field", Field).focus_input()
+    await pilot.press("enter")
+    await until(pilot, lambda: len(texts(app)) == 4)
+    await until(pilot, lambda: all("stop" in state for state in states(app)))
+    assert [request.n for request in app.engine.asks] == [1, 1, 1, 1]
+    await pilot.press("2", "enter")
+    await until(pilot, lambda: len(app.store.tree(app.chat_id)) > 2)
+    assert all("n" not in message.params for message in app.store.tree(app.chat_id))
