@@ -373,7 +373,8 @@ NB_MODULE(_native, m) {
       .value("gelu", Activation::kGelu)
       .value("gelu_tanh", Activation::kGeluTanh)
       .value("relu", Activation::kRelu)
-      .value("clamped_swiglu", Activation::kClampedSwiglu);
+      .value("clamped_swiglu", Activation::kClampedSwiglu)
+      .value("sigmoid", Activation::kSigmoid);
 
   nb::enum_<Mixer>(m, "Mixer")
       .value("attention", Mixer::kAttention)
@@ -406,6 +407,14 @@ NB_MODULE(_native, m) {
       .def_rw("experts", &LayerConfig::experts)
       .def_rw("top_k", &LayerConfig::top_k)
       .def_rw("renormalize", &LayerConfig::renormalize)
+      .def_rw("renormalize_eps", &LayerConfig::renormalize_eps)
+      .def_rw("sigmoid_scores", &LayerConfig::sigmoid_scores)
+      .def_rw("selection_bias", &LayerConfig::selection_bias)
+      .def_rw("groups", &LayerConfig::groups)
+      .def_rw("top_groups", &LayerConfig::top_groups)
+      .def_rw("weight_scale", &LayerConfig::weight_scale)
+      .def_rw("shared", &LayerConfig::shared)
+      .def_rw("shared_gate", &LayerConfig::shared_gate)
       .def_rw("pre_norm", &LayerConfig::pre_norm)
       .def_rw("post_norm", &LayerConfig::post_norm)
       .def_rw("residual_scale", &LayerConfig::residual_scale);

@@ -19,10 +19,12 @@ from localllm.models import (
     gemma3,
     gguf,
     glm4,
+    glm4_moe,
     gpt2,
     gpt_oss,
     granite,
     lfm2,
+    lfm2_moe,
     llama,
     mistral,
     mixtral,
@@ -32,7 +34,9 @@ from localllm.models import (
     qwen2,
     qwen3,
     qwen3_5,
+    qwen3_5_moe,
     qwen3_moe,
+    qwen3_next,
     seed_oss,
     smollm3,
     starcoder2,
@@ -45,7 +49,8 @@ from localllm.spec import DecoderSpec
 
 @dataclass(frozen=True)
 class Architecture:
-    """What an architecture file offers; see `Layout` for buffers and other_parts."""
+    """What an architecture file offers; see `Layout` for buffers and other_parts, in which {past}
+    is the number of the layer after the last."""
 
     spec: Callable[[Config], DecoderSpec]
     names: Names
@@ -65,7 +70,15 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3_moe": Architecture(qwen3_moe.spec, qwen3_moe.NAMES),
     "qwen3_5": Architecture(qwen3_5.spec, qwen3_5.NAMES, other_parts=qwen3_5.OTHER_PARTS),
     "qwen3_5_text": Architecture(qwen3_5.spec, qwen3_5.NAMES, other_parts=qwen3_5.OTHER_PARTS),
+    "qwen3_5_moe": Architecture(
+        qwen3_5_moe.spec, qwen3_5_moe.NAMES, other_parts=qwen3_5.OTHER_PARTS
+    ),
+    "qwen3_5_moe_text": Architecture(
+        qwen3_5_moe.spec, qwen3_5_moe.NAMES, other_parts=qwen3_5.OTHER_PARTS
+    ),
+    "qwen3_next": Architecture(qwen3_next.spec, qwen3_next.NAMES, other_parts=qwen3_5.OTHER_PARTS),
     "lfm2": Architecture(lfm2.spec, lfm2.NAMES),
+    "lfm2_moe": Architecture(lfm2_moe.spec, lfm2_moe.NAMES),
     "gemma2": Architecture(gemma2.spec, gemma2.NAMES),
     "gemma3": Architecture(gemma3.spec, gemma3.NAMES, other_parts=gemma3.OTHER_PARTS),
     "gemma3_text": Architecture(gemma3.spec, gemma3.NAMES),
@@ -75,6 +88,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "olmo3": Architecture(olmo3.spec, olmo2.NAMES),
     "exaone4": Architecture(exaone4.spec, exaone4.NAMES),
     "glm4": Architecture(glm4.spec, glm4.NAMES),
+    "glm4_moe": Architecture(glm4_moe.spec, glm4_moe.NAMES, other_parts=glm4_moe.OTHER_PARTS),
     "seed_oss": Architecture(seed_oss.spec, llama.NAMES),
     "granite": Architecture(granite.spec, llama.NAMES),
     "starcoder2": Architecture(starcoder2.spec, starcoder2.NAMES),
@@ -139,8 +153,11 @@ def load_kinds(checkpoint: Checkpoint, spec: DecoderSpec) -> dict[str, str]:
 def _layout(checkpoint: Checkpoint) -> Layout:
     if checkpoint.format == "gguf":
         return gguf.layout(checkpoint)
-    found = _architecture(Config(checkpoint.config, checkpoint.path))
-    return Layout(found.names, buffers=(*_BUFFERS, *found.buffers), other_parts=found.other_parts)
+    config = Config(checkpoint.config, checkpoint.path)
+    found = _architecture(config)
+    past = str(config.values.get("num_hidden_layers"))
+    others = tuple(pattern.replace("{past}", past) for pattern in found.other_parts)
+    return Layout(found.names, buffers=(*_BUFFERS, *found.buffers), other_parts=others)
 
 
 def _architecture(config: Config) -> Architecture:

@@ -93,6 +93,7 @@ void Decoder::reserve(const Step& step) {
       experts = std::max(experts, c.experts);
       top_k = std::max(top_k, c.top_k);
       expert_hidden = std::max(expert_hidden, c.hidden);
+      hidden = std::max(hidden, c.shared);
     } else {
       hidden = std::max(hidden, c.hidden);
     }
@@ -122,6 +123,7 @@ void Decoder::reserve(const Step& step) {
   inner_.reserve(rows, hidden);
   if (experts > 0) {
     router_.reserve(rows, experts);
+    shared_weight_.reserve(rows, 1);
     expert_in_.reserve(rows * top_k, width);
     expert_inner_.reserve(rows * top_k, expert_hidden);
     expert_out_.reserve(rows * top_k, width);
@@ -220,7 +222,7 @@ void Decoder::hidden_panels(const LayerConfig& c, const FeedForward& f, const In
                             void* scratch, int adapted_layer) {
   if (f.gate) k_.matmul(*f.gate, in, gate, stride, first, last, scratch);
   k_.matmul(*f.up, in, up, stride, first, last, scratch);
-  const int at = first * kLanes, n = std::min(last * kLanes, c.hidden) - at;
+  const int at = first * kLanes, n = std::min(last * kLanes, f.up->rows) - at;
   for (int r = 0; r < in.rows; ++r) {
     float* g = gate + r * stride + at;
     float* u = up + r * stride + at;

@@ -124,6 +124,9 @@ class Decoder {
   void feed_forward(const Step& step, int index);
   void mixture(const Step& step, const Layer& layer);
   void choose_experts(const Step& step, const Layer& layer);
+  // The experts that row scores may choose from, by group: sets allowed_.
+  void allow_groups(const LayerConfig& c, const float* choice);
+  void shared_expert(const Step& step, const Layer& layer);
   void logits(const Step& step);
   void project_with(const float* hidden, int rows, const Matrix& head, const float* bias,
                     float* out);
@@ -195,10 +198,11 @@ class Decoder {
   FloatRows deltas_[4];
 
   // Mixture of experts: rows sorted by expert.
-  FloatRows router_, expert_out_;
+  FloatRows router_, expert_out_, shared_weight_;
   MatmulRows expert_in_, expert_inner_;
   std::vector<int> chosen_, slot_of_, expert_start_;
-  std::vector<float> chosen_weight_;
+  std::vector<float> chosen_weight_, choice_, group_score_;
+  std::vector<char> allowed_;  // of each expert: whether it may still be chosen
 };
 
 }  // namespace localllm

@@ -1,6 +1,8 @@
 // The mixture of experts: rows are sorted by expert, so that each chosen expert is read once.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "core/decoder.h"
 
@@ -15,24 +17,85 @@ void Decoder::choose_experts(const Step& step, const Layer& layer) {
   for (int r = 0; r < step.rows; ++r) {
     float* p = router_.row(r);
     if (layer.moe.router_bias) k_.add_scaled(layer.moe.router_bias, c.experts, 1.0f, p);
-    k_.softmax(p, c.experts);
+    if (c.sigmoid_scores)
+      k_.activate(Activation::kSigmoid, p, nullptr, c.experts, p);
+    else
+      k_.softmax(p, c.experts);
+    choice_.assign(p, p + c.experts);
+    if (layer.moe.selection_bias)
+      k_.add_scaled(layer.moe.selection_bias, c.experts, 1.0f, choice_.data());
+    allow_groups(c, choice_.data());
     float sum = 0.0f;
+    float* weights = chosen_weight_.data() + static_cast<ptrdiff_t>(r) * c.top_k;
     for (int i = 0; i < c.top_k; ++i) {
       int best = -1;
-      for (int e = 0; e < c.experts; ++e)
-        if (p[e] >= 0.0f && (best < 0 || p[e] > p[best])) best = e;
-      // All left are NaN: take them in order, so that NaN reaches the output and nothing else.
-      if (best < 0) best = i;
-      const size_t at = static_cast<size_t>(r) * static_cast<size_t>(c.top_k) + i;
-      chosen_[at] = best;
-      chosen_weight_[at] = p[best];
+      for (int e = 0; e < c.experts; ++e) {
+        const float score = choice_[static_cast<size_t>(e)];
+        const bool better = best < 0 || score > choice_[static_cast<size_t>(best)];
+        if (allowed_[static_cast<size_t>(e)] && !std::isnan(score) && better) best = e;
+      }
+      // All left are NaN: take the first, so that NaN reaches the output and nothing else.
+      if (best < 0)
+        best = static_cast<int>(std::find(allowed_.begin(), allowed_.end(), 1) - allowed_.begin());
+      chosen_[static_cast<size_t>(r) * static_cast<size_t>(c.top_k) + i] = best;
+      weights[i] = p[best];
       sum += p[best];
-      p[best] = -1.0f;
+      allowed_[static_cast<size_t>(best)] = 0;
     }
-    if (!c.renormalize) continue;
-    for (int i = 0; i < c.top_k; ++i)
-      chosen_weight_[static_cast<size_t>(r) * static_cast<size_t>(c.top_k) + i] /= sum;
+    for (int i = 0; i < c.top_k; ++i) {
+      if (c.renormalize) weights[i] /= sum + c.renormalize_eps;
+      weights[i] *= c.weight_scale;
+    }
   }
+}
+
+void Decoder::allow_groups(const LayerConfig& c, const float* choice) {
+  allowed_.assign(static_cast<size_t>(c.experts), c.top_groups == c.groups ? 1 : 0);
+  if (c.top_groups == c.groups) return;
+  const int each = c.experts / c.groups;
+  group_score_.resize(static_cast<size_t>(c.groups));
+  for (int g = 0; g < c.groups; ++g) {
+    constexpr float none = -std::numeric_limits<float>::infinity();
+    float first = none, second = none;  // the two best
+    for (int e = g * each; e < (g + 1) * each; ++e) {
+      second = std::max(second, std::min(first, choice[e]));
+      first = std::max(first, choice[e]);
+    }
+    group_score_[static_cast<size_t>(g)] = first + second;
+  }
+  for (int i = 0; i < c.top_groups; ++i) {
+    int best = -1;
+    for (int g = 0; g < c.groups; ++g) {
+      if (allowed_[static_cast<size_t>(g) * static_cast<size_t>(each)]) continue;
+      const float score = group_score_[static_cast<size_t>(g)];
+      if (best < 0 || score > group_score_[static_cast<size_t>(best)]) best = g;
+    }
+    std::fill_n(allowed_.begin() + static_cast<ptrdiff_t>(best) * each, each, 1);
+  }
+}
+
+// y_ = the shared expert's output times its gate; normed_ holds its input.
+void Decoder::shared_expert(const Step& step, const Layer& layer) {
+  const LayerConfig& c = layer.config;
+  const FeedForward& f = layer.moe.shared;
+  const int width = program_.config.hidden;
+  const bool quantized = !program_.config.float_activations;
+  const Input in = normed_.input(0, step.rows, quantized);
+  pool_.parallel(f.up->panels(), panel_grain(*f.up, f.up->panels(), step.rows),
+                 [&](int first, int last, int thread) {
+                   hidden_panels(c, f, in, inner_.row(0), up_.row(0), inner_.stride(), first, last,
+                                 thread_scratch_[static_cast<size_t>(thread)].data());
+                 });
+  each_row(step.rows, 2 * c.shared, [&](int r) { quantize(&inner_, r, c.shared); });
+  multiply(inner_.input(0, step.rows, quantized), {{f.down, y_.row(0), y_.stride()}});
+  if (!layer.moe.shared_gate) return;
+  multiply(normed_.input(0, step.rows, quantized && layer.moe.shared_gate->quantized()),
+           {{layer.moe.shared_gate, shared_weight_.row(0), shared_weight_.stride()}});
+  each_row(step.rows, width, [&](int r) {
+    float* weight = shared_weight_.row(r);
+    k_.activate(Activation::kSigmoid, weight, nullptr, 1, weight);
+    k_.scale(y_.row(r), width, *weight);
+  });
 }
 
 void Decoder::mixture(const Step& step, const Layer& layer) {
@@ -102,9 +165,10 @@ void Decoder::mixture(const Step& step, const Layer& layer) {
           for (int r = 0; r < rows; ++r)
             k_.add_scaled(f.down_bias + at, n, 1.0f, expert_out_.row(start + r) + at);
         });
+  if (c.shared > 0) shared_expert(step, layer);
   each_row(step.rows, 4 * width, [&](int r) {
     float* y = y_.row(r);
-    std::memset(y, 0, static_cast<size_t>(width) * sizeof(float));
+    if (c.shared == 0) std::memset(y, 0, static_cast<size_t>(width) * sizeof(float));
     for (int i = 0; i < c.top_k; ++i) {
       const auto at =
           static_cast<size_t>(r) * static_cast<size_t>(c.top_k) + static_cast<size_t>(i);

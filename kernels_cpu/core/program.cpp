@@ -86,20 +86,22 @@ class Resolver {
     return r;
   }
 
-  // expert: of a mixture, whose biases lie one after the other; -1 for a dense feed-forward.
+  static constexpr int kDense = -1, kShared = -2;
+  // expert: of a mixture, whose biases lie one after the other; or one of the above.
   FeedForward feed_forward(const std::string& prefix, int expert, const LayerConfig& c, int width) {
     const std::string suffix = expert < 0 ? "" : "." + std::to_string(expert);
     const int count = expert < 0 ? 1 : c.experts, at = std::max(expert, 0);
+    const int hidden = expert == kShared ? c.shared : c.hidden;
     const auto bias = [&](const char* name, int n) {
       const float* all = store_.optional_vector(prefix + name + ".bias", count * n);
       return all ? all + static_cast<ptrdiff_t>(at) * n : nullptr;
     };
     FeedForward f{};
-    if (c.gated) f.gate = matrix(prefix + "gate.weight" + suffix, c.hidden, width);
-    f.up = matrix(prefix + "up.weight" + suffix, c.hidden, width);
-    f.down = matrix(prefix + "down.weight" + suffix, width, c.hidden);
-    f.gate_bias = bias("gate", c.hidden);
-    f.up_bias = bias("up", c.hidden);
+    if (c.gated) f.gate = matrix(prefix + "gate.weight" + suffix, hidden, width);
+    f.up = matrix(prefix + "up.weight" + suffix, hidden, width);
+    f.down = matrix(prefix + "down.weight" + suffix, width, hidden);
+    f.gate_bias = bias("gate", hidden);
+    f.up_bias = bias("up", hidden);
     f.down_bias = bias("down", width);
     return f;
   }
@@ -129,10 +131,19 @@ bool good_mixer(const LayerConfig& c, int width) {
          c.channels == 2 * c.kv_heads * c.key_dim + c.heads * c.head_dim;
 }
 
+bool good_mixture(const LayerConfig& c) {
+  if (c.groups < 1 || c.top_groups < 1 || c.top_groups > c.groups || c.experts % c.groups != 0)
+    return false;
+  const int each = c.experts / c.groups;
+  if (c.groups > 1 && each < 2) return false;  // a group counts by its two best
+  return c.top_k > 0 && c.top_k <= each * c.top_groups && c.gated && c.shared >= 0 &&
+         (c.shared > 0 || !c.shared_gate);
+}
+
 void check(const LayerConfig& c, int width) {
   const bool good = good_mixer(c, width) && c.hidden > 0 && c.rope_half >= 0 &&
                     2 * c.rope_half <= c.head_dim && c.window >= 0 && c.experts >= 0 &&
-                    (c.experts == 0 || (c.top_k > 0 && c.top_k <= c.experts && c.gated)) &&
+                    (c.experts == 0 || good_mixture(c)) &&
                     (c.gated || c.activation != Activation::kClampedSwiglu);
   if (!good) throw std::invalid_argument("layer settings contradict each other");
 }
@@ -170,12 +181,18 @@ Program build_program(const ModelConfig& config, const std::vector<LayerConfig>&
       case Mixer::kShortConv: layer.recurrent = resolve.short_conv(at + "conv.", c, width); break;
     }
     if (c.experts == 0) {
-      layer.ffn = resolve.feed_forward(at + "ffn.", -1, c, width);
+      layer.ffn = resolve.feed_forward(at + "ffn.", Resolver::kDense, c, width);
     } else {
       layer.moe.router = resolve.matrix(at + "moe.router.weight", c.experts, width);
       layer.moe.router_bias = store.optional_vector(at + "moe.router.bias", c.experts);
       for (int e = 0; e < c.experts; ++e)
         layer.moe.experts.push_back(resolve.feed_forward(at + "moe.", e, c, width));
+      if (c.selection_bias)
+        layer.moe.selection_bias = store.vector(at + "moe.selection_bias.weight", c.experts);
+      if (c.shared > 0)
+        layer.moe.shared = resolve.feed_forward(at + "moe.shared.", Resolver::kShared, c, width);
+      if (c.shared_gate)
+        layer.moe.shared_gate = resolve.matrix(at + "moe.shared_gate.weight", 1, width);
     }
     p.layers.push_back(std::move(layer));
   }

@@ -42,6 +42,13 @@ struct LayerConfig {
   bool gated = true;
   int experts = 0, top_k = 0;  // experts 0: dense feed-forward
   bool renormalize = true;
+  float renormalize_eps = 0.0f;
+  bool sigmoid_scores = false;     // else a softmax
+  bool selection_bias = false;     // chooses the experts, without weighing them
+  int groups = 1, top_groups = 1;  // experts are chosen from the best of their groups
+  float weight_scale = 1.0f;
+  int shared = 0;  // hidden entries of an expert that every row goes through, 0: none
+  bool shared_gate = false;
 
   NormConfig pre_norm, post_norm;
   float residual_scale = 1.0f;
@@ -88,8 +95,11 @@ struct FeedForward {
 
 struct Experts {
   const Matrix* router;
-  const float* router_bias;  // or null
+  const float* router_bias;     // or null
+  const float* selection_bias;  // or null
   std::vector<FeedForward> experts;
+  FeedForward shared;         // its `up` null when there is none
+  const Matrix* shared_gate;  // or null
 };
 
 struct Layer {

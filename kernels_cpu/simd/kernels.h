@@ -23,7 +23,7 @@ constexpr int kAdapterRanks = 4;  // ranks of an adapter's A that are summed sid
 
 enum class WeightKind : int32_t { kFloat32, kFloat16, kBfloat16, kQ4, kQ5, kQ6, kQ8 };
 // kClampedSwiglu takes the gate and up together (gpt-oss).
-enum class Activation : int32_t { kSilu, kGelu, kGeluTanh, kRelu, kClampedSwiglu };
+enum class Activation : int32_t { kSilu, kGelu, kGeluTanh, kRelu, kClampedSwiglu, kSigmoid };
 
 // One float per weight group and row: values, optionally times small integers (K-quants).
 struct GroupTable {

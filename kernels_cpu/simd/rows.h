@@ -86,6 +86,8 @@ inline Vec apply(const Vec& x) {
   const Vec one = set1(1.0f), half_x = mul(set1(0.5f), x);
   if constexpr (A == Activation::kSilu) {
     return div(x, add(one, exp(sub(zero(), x))));
+  } else if constexpr (A == Activation::kSigmoid) {
+    return div(one, add(one, exp(sub(zero(), x))));
   } else if constexpr (A == Activation::kGelu) {
     return mul(half_x, add(one, erf(mul(x, set1(0.70710678118654752f)))));
   } else if constexpr (A == Activation::kGeluTanh) {
@@ -121,6 +123,7 @@ void activate(Activation kind, const float* gate, const float* up, int n, float*
     case Activation::kGelu: return activate_as<Activation::kGelu>(gate, up, n, out);
     case Activation::kGeluTanh: return activate_as<Activation::kGeluTanh>(gate, up, n, out);
     case Activation::kRelu: return activate_as<Activation::kRelu>(gate, up, n, out);
+    case Activation::kSigmoid: return activate_as<Activation::kSigmoid>(gate, up, n, out);
   }
 }
 

@@ -59,6 +59,14 @@ def _layer(index: int, layer: LayerSpec, ropes: list[RopeSpec]) -> _native.Layer
         config.experts = layer.ffn.experts
         config.top_k = layer.ffn.top_k
         config.renormalize = layer.ffn.renormalize
+        config.renormalize_eps = layer.ffn.renormalize_eps
+        config.sigmoid_scores = layer.ffn.scores == "sigmoid"
+        config.selection_bias = layer.ffn.selection_bias
+        config.groups = layer.ffn.groups
+        config.top_groups = layer.ffn.top_groups
+        config.weight_scale = layer.ffn.weight_scale
+        config.shared = layer.ffn.shared
+        config.shared_gate = layer.ffn.shared_gate
     elif isinstance(layer.ffn, FeedForwardSpec):
         config.gated = layer.ffn.gated
     else:

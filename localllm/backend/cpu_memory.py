@@ -145,6 +145,7 @@ def _activations(spec: DecoderSpec, size: StepSize) -> int:
             q = max(q, mixer.channels)
     mixtures = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoESpec)]
     inner = max((x.ffn.hidden for x in spec.layers if not isinstance(x.ffn, MoESpec)), default=1)
+    inner = max(inner, *(ffn.shared for ffn in mixtures), 1)
     top_k = max((ffn.top_k for ffn in mixtures), default=0)
     expert = max((ffn.hidden for ffn in mixtures), default=1)
     routed = rows * top_k
@@ -153,6 +154,7 @@ def _activations(spec: DecoderSpec, size: StepSize) -> int:
     entering = [(rows, spec.hidden), (rows, q), (rows, inner)]
     if mixtures:
         total += _floats(rows, max(ffn.experts for ffn in mixtures)) + _floats(routed, spec.hidden)
+        total += _floats(rows, 1)
         entering += [(routed, spec.hidden), (routed, expert)]
     total += sum(_entering(count, width, size.float_activations) for count, width in entering)
     total += _recurrent(spec, rows)

@@ -232,16 +232,31 @@ class _Experts:
         self._gate, self._up, self._down = (
             _Expert(weights, f"{at}{name}", spec) for name in ("gate", "up", "down")
         )
+        self._selection_bias = (
+            _vector(weights, f"{at}selection_bias.weight") if spec.selection_bias else None
+        )
+        self._shared: _FeedForward | None = None
+        self._shared_gate: Linear | None = None
+        if spec.shared:
+            shared = FeedForwardSpec(spec.shared, spec.activation)
+            self._shared = _FeedForward(shared, weights, f"{at}shared.", ops)
+        if spec.shared_gate:
+            self._shared_gate = _linear(weights, f"{at}shared_gate", False)
 
     def __call__(self, layer: int, x: mx.array, adapt: Adapt | None) -> mx.array:
+        y = self._routed(x)
+        if self._shared is None:
+            return y
+        shared = self._shared(layer, x, None)
+        if self._shared_gate is not None:
+            gate = self._ops.linear(x, self._shared_gate).astype(mx.float32)
+            shared = (mx.sigmoid(gate) * shared.astype(mx.float32)).astype(x.dtype)
+        return y + shared
+
+    def _routed(self, x: mx.array) -> mx.array:
+        """T [n, D]: the sum of the chosen experts' outputs by their weights."""
         spec = self._spec
-        logits = self._ops.linear(x, self._router).astype(mx.float32)
-        probabilities = mx.softmax(logits, axis=-1)  # [n, E]
-        # Ascending, so that a row's sum does not depend on the order of its probabilities.
-        chosen = mx.sort(mx.argsort(-probabilities, axis=-1)[:, : spec.top_k], axis=-1)
-        weights = mx.take_along_axis(probabilities, chosen, axis=-1)
-        if spec.renormalize:
-            weights = weights / mx.sum(weights, axis=-1, keepdims=True)
+        chosen, weights = self._route(x)
         experts = chosen.reshape(-1).astype(mx.uint32)  # [n * top_k]
         rows = mx.repeat(x, spec.top_k, axis=0)[:, None]  # [n * top_k, 1, D]
         in_order = experts.shape[0] >= _SORT_EXPERTS
@@ -255,6 +270,32 @@ class _Experts:
             out = out[mx.argsort(order)]
         shares = out.reshape(*chosen.shape, -1).astype(mx.float32) * weights[..., None]
         return shares.sum(axis=1).astype(x.dtype)
+
+    def _route(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        """Each row's experts, int [n, top_k], and their weights, float32 [n, top_k]."""
+        spec = self._spec
+        logits = self._ops.linear(x, self._router).astype(mx.float32)
+        scores = mx.sigmoid(logits) if spec.scores == "sigmoid" else mx.softmax(logits, axis=-1)
+        choice = scores  # [n, E]
+        if self._selection_bias is not None:
+            choice = choice + self._selection_bias
+        if spec.top_groups < spec.groups:
+            choice = _within_groups(choice, spec)
+        # Ascending, so that a row's sum does not depend on the order of its scores.
+        chosen = mx.sort(mx.argsort(-choice, axis=-1)[:, : spec.top_k], axis=-1)
+        weights = mx.take_along_axis(scores, chosen, axis=-1)
+        if spec.renormalize:
+            weights = weights / (mx.sum(weights, axis=-1, keepdims=True) + spec.renormalize_eps)
+        return chosen, weights if spec.weight_scale == 1 else weights * spec.weight_scale
+
+
+def _within_groups(choice: mx.array, spec: MoESpec) -> mx.array:
+    """float32 [n, E], -inf outside the groups whose two best experts are the most together."""
+    runs = choice.reshape(len(choice), spec.groups, -1)  # [n, groups, E / groups]
+    best = mx.sort(runs, axis=-1)[..., -2:].sum(axis=-1)
+    kept = mx.argsort(-best, axis=-1)[:, : spec.top_groups]  # [n, top_groups]
+    is_kept = (mx.arange(spec.groups)[None, :, None] == kept[:, None, :]).any(axis=-1)
+    return mx.where(is_kept[..., None], runs, -mx.inf).reshape(choice.shape)
 
 
 def _adapted(adapt: Adapt | None, layer: int, target: str, x: mx.array, y: mx.array) -> mx.array:

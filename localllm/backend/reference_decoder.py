@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import mlx.core as mx
 import numpy as np
 
-from localllm.backend.reference_linear import Part
+from localllm.backend.reference_linear import Linear, Part
 from localllm.backend.reference_parts import Adapt, Norm, Weight, Weights, activate
 from localllm.backend.reference_recurrent import Recur, Recurrent, recurrent
 from localllm.spec import (
@@ -108,24 +108,60 @@ class MixtureOfExperts(Part):
         self.gate = weights.experts("gate", spec.bias)
         self.up = weights.experts("up", spec.bias)
         self.down = weights.experts("down", spec.bias)
+        self.selection_bias = (
+            weights.vector("selection_bias.weight") if spec.selection_bias else None
+        )
+        self.shared: FeedForward | None = None
+        self.shared_gate: Linear | None = None
+        if spec.shared:
+            shared = FeedForwardSpec(spec.shared, spec.activation)
+            self.shared = FeedForward(shared, weights.under("shared"))
+        if spec.shared_gate:
+            self.shared_gate = weights.linear("shared_gate")
 
     def __call__(self, x: mx.array, adapt: Adapt) -> mx.array:
-        probabilities = mx.softmax(self.router(x), axis=-1)  # [n, E]
-        order = np.argsort(-np.array(probabilities), axis=-1, kind="stable")
-        chosen = order[:, : self.spec.top_k]  # [n, top_k]
-        weights = mx.take_along_axis(probabilities, mx.array(chosen), axis=-1)
-        if self.spec.renormalize:
-            weights = weights / mx.sum(weights, axis=-1, keepdims=True)
+        chosen, weights = self._route(x)
         # The experts in rising order: a row's sum does not depend on its neighbours.
         y = mx.zeros_like(x)
         for expert in np.unique(chosen):
             row, slot = (mx.array(at) for at in np.nonzero(chosen == expert))
             y = y.at[row].add(self._expert(int(expert), x[row]) * weights[row, slot][:, None])
-        return y
+        if self.shared is None:
+            return y
+        shared = self.shared(x, _unadapted)
+        if self.shared_gate is not None:
+            shared = mx.sigmoid(self.shared_gate(x)) * shared
+        return y + shared
+
+    def _route(self, x: mx.array) -> tuple[np.ndarray, mx.array]:
+        """Each row's experts, int [n, top_k], and their weights, float32 [n, top_k]."""
+        spec, logits = self.spec, self.router(x)
+        scores = mx.sigmoid(logits) if spec.scores == "sigmoid" else mx.softmax(logits, axis=-1)
+        choice = np.array(scores)  # [n, E]
+        if self.selection_bias is not None:
+            choice = choice + np.array(self.selection_bias)
+        chosen = best_experts(choice, spec)
+        weights = mx.take_along_axis(scores, mx.array(chosen), axis=-1)
+        if spec.renormalize:
+            weights = weights / (mx.sum(weights, axis=-1, keepdims=True) + spec.renormalize_eps)
+        return chosen, weights * spec.weight_scale
 
     def _expert(self, index: int, x: mx.array) -> mx.array:
         inner = gated(self.gate[index](x), self.up[index](x), self.spec.activation)
         return self.down[index](inner)
+
+
+def best_experts(choice: np.ndarray, spec: MoESpec) -> np.ndarray:
+    """int [n, top_k] of what each row prefers, float [n, E]: the best first."""
+    if spec.top_groups < spec.groups:
+        runs = choice.reshape(len(choice), spec.groups, -1)  # [n, groups, E / groups]
+        best = np.sort(runs, axis=-1)[..., -2:].sum(axis=-1)
+        left = np.argsort(-best, axis=-1, kind="stable")[:, spec.top_groups :]
+        runs = runs.copy()
+        np.put_along_axis(runs, left[..., None], -np.inf, axis=1)
+        choice = runs.reshape(choice.shape)
+    order: np.ndarray = np.argsort(-choice, axis=-1, kind="stable")
+    return order[:, : spec.top_k]
 
 
 class Layer(Part):
@@ -275,6 +311,10 @@ def gated(gate: mx.array, up: mx.array, kind: Activation) -> mx.array:
 
 def softcap(x: mx.array, cap: float) -> mx.array:
     return cap * mx.tanh(x / cap)
+
+
+def _unadapted(target: str, x: mx.array, y: mx.array) -> mx.array:
+    return y
 
 
 def _apply(norm: Norm | None, x: mx.array) -> mx.array:

@@ -24,6 +24,8 @@ Weight names that go with a spec (all matrices are [out, in], as in a linear lay
     layers.N.moe.{gate,up,down}.weight [E, out, in]
     layers.N.moe.router.bias [E]
     layers.N.moe.{gate,up,down}.bias [E * out], one expert's after another's
+    layers.N.moe.selection_bias.weight [E]
+    layers.N.moe.shared.{gate,up,down}.weight          layers.N.moe.shared_gate.weight [1, D]
     final_norm.*                   head.{weight,bias}  (no `head` when tied)
 """
 
@@ -158,10 +160,16 @@ class FeedForwardSpec:
 
 @dataclass(frozen=True)
 class MoESpec:
-    """Token-choice mixture of gated experts: softmax over router logits, the best `top_k` win.
+    """Token-choice mixture of gated experts: of the scores of router logits, the best `top_k` win.
 
-    `renormalize`: the chosen weights are scaled to sum to 1, which is a softmax over the chosen.
-    `bias`: of the router and of every expert's matrices.
+    A row's score for each expert is a softmax or a sigmoid of its logit. Chosen by score (with a
+    `selection_bias`, by score + bias: that only chooses) and weighed by score. With `groups` the
+    experts lie in so many runs of equal length, and only those of the `top_groups` runs are to be
+    had whose two best are the most together. Of equals the lower index wins.
+    The weights are scores, divided by their sum + `renormalize_eps` where they are renormalized,
+    times `weight_scale`.
+    A shared expert of `shared` hidden entries takes every row and is added with weight 1, or with
+    that of sigmoid(shared_gate x).
     """
 
     experts: int
@@ -169,7 +177,15 @@ class MoESpec:
     hidden: int
     activation: Activation = "silu"
     renormalize: bool = True
-    bias: bool = False
+    bias: bool = False  # of the router and of every expert's matrices
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    selection_bias: bool = False
+    groups: int = 1
+    top_groups: int = 1
+    renormalize_eps: float = 0.0
+    weight_scale: float = 1.0
+    shared: int = 0  # 0: no shared expert
+    shared_gate: bool = False
 
 
 RecurrentSpec = GatedDeltaNetSpec | ShortConvSpec

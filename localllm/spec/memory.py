@@ -87,9 +87,10 @@ def step_bytes(spec: DecoderSpec, rows: int, logit_rows: int) -> int:
     widest = 0
     for layer in spec.layers:
         ffn = layer.ffn
-        # A row goes to top_k experts, each with its own input and output.
-        times = ffn.top_k if isinstance(ffn, MoESpec) else 1
-        inner = times * (3 * ffn.hidden + (2 * spec.hidden if times > 1 else 0))
+        inner = 3 * ffn.hidden
+        if isinstance(ffn, MoESpec):
+            # A row goes to top_k experts, each with its own input and output.
+            inner = ffn.top_k * (inner + 2 * spec.hidden) + 3 * ffn.shared
         widest = max(widest, _mixer_values(layer.mixer) + inner)
     values = rows * (4 * spec.hidden + widest)
     return values * 4 * 5 // 4 * 5 // 4 + logit_rows * spec.vocab_size * 4

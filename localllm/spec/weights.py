@@ -115,6 +115,14 @@ def _feed_forward(at: str, ffn: FeedForward, hidden: int) -> Iterator[tuple[str,
             yield f"{at}moe.{name}.weight", (ffn.experts, out, inner)
             if ffn.bias:
                 yield f"{at}moe.{name}.bias", (ffn.experts * out,)
+        if ffn.selection_bias:
+            yield f"{at}moe.selection_bias.weight", (ffn.experts,)
+        if ffn.shared:
+            yield from _linear(f"{at}moe.shared.gate", ffn.shared, hidden, False)
+            yield from _linear(f"{at}moe.shared.up", ffn.shared, hidden, False)
+            yield from _linear(f"{at}moe.shared.down", hidden, ffn.shared, False)
+        if ffn.shared_gate:
+            yield from _linear(f"{at}moe.shared_gate", 1, hidden, False)
         return
     if ffn.gated:
         yield from _linear(f"{at}ffn.gate", ffn.hidden, hidden, ffn.bias)

@@ -70,8 +70,8 @@ class Sequence:
 
 
 class BackendConformance:
-    # Against the oracle, relative to the largest logit.
-    oracle_tolerance = 1e-5
+    # Against the oracle, relative to the largest logit: float32 through three layers of any kind.
+    oracle_tolerance = 5e-5
     # Between two ways of computing the same rows, relative to the largest logit; 0: bit for bit.
     invariance_tolerance = 1e-5
 

@@ -172,15 +172,30 @@ def feed_forward(spec: FeedForwardSpec, w: Weights, at: str, x: np.ndarray) -> n
 def experts(spec: MoESpec, w: Weights, at: str, x: np.ndarray) -> np.ndarray:
     y = np.zeros_like(x)
     for row in range(len(x)):
-        probabilities = softmax(linear(w, f"{at}router", x[row], spec.bias))
-        best = np.argsort(-probabilities)[: spec.top_k]
-        share = probabilities[best]
+        scores = linear(w, f"{at}router", x[row], spec.bias)
+        scores = softmax(scores) if spec.scores == "softmax" else sigmoid(scores)
+        preference = scores.copy()
+        if spec.selection_bias:
+            preference += w[f"{at}selection_bias.weight"]
+        each = spec.experts // spec.groups
+        runs = [list(range(g * each, (g + 1) * each)) for g in range(spec.groups)]
+        if spec.groups > 1:
+            runs.sort(key=lambda run: -sum(sorted(preference[run])[-2:]))
+        allowed = sorted(e for run in runs[: spec.top_groups] for e in run)
+        best = sorted(allowed, key=lambda e: -preference[e])[: spec.top_k]
+        share = scores[best]
         if spec.renormalize:
-            share = share / share.sum()
+            share = share / (share.sum() + spec.renormalize_eps)
+        share = share * spec.weight_scale
         for expert, weight in zip(best, share, strict=True):
             gate, up = (of_expert(spec, w, at + name, expert, x[row]) for name in ("gate", "up"))
             inner = gated(spec.activation, gate, up)
             y[row] += weight * of_expert(spec, w, f"{at}down", expert, inner)
+    if spec.shared:
+        shared = feed_forward(FeedForwardSpec(spec.shared, spec.activation), w, f"{at}shared.", x)
+        if spec.shared_gate:
+            shared = shared * sigmoid(x @ w[f"{at}shared_gate.weight"].T)
+        y = y + shared
     return y
 
 
@@ -206,6 +221,10 @@ def activate(kind: str, x: np.ndarray) -> np.ndarray:
         return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
     assert kind == "gelu_tanh"
     return x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
 
 
 def softmax(x: np.ndarray) -> np.ndarray:

@@ -111,14 +111,24 @@ def hybrids(draw: st.DrawFn) -> DecoderSpec:
 
 @st.composite
 def mixtures(draw: st.DrawFn) -> MoESpec:
-    experts = draw(st.integers(1, 5))
+    groups, top_groups = draw(st.sampled_from([(1, 1), (2, 1), (3, 2), (2, 2)]))
+    each = draw(st.integers(1, 5) if groups == 1 else st.integers(2, 3))
+    shared = draw(st.sampled_from([0, 0, 12, 40]))
     return MoESpec(
-        experts=experts,
-        top_k=draw(st.integers(1, experts)),
+        experts=groups * each,
+        top_k=draw(st.integers(1, min(5, each * top_groups))),
         hidden=draw(st.sampled_from([8, 20])),
         activation=draw(st.sampled_from(GATED_ACTIVATIONS)),
         renormalize=draw(st.booleans()),
         bias=draw(st.booleans()),
+        scores=draw(st.sampled_from(["softmax", "sigmoid"])),
+        selection_bias=draw(st.booleans()),
+        groups=groups,
+        top_groups=top_groups,
+        renormalize_eps=draw(st.sampled_from([0.0, 1e-2])),
+        weight_scale=draw(st.sampled_from([1.0, 2.5])),
+        shared=shared,
+        shared_gate=shared > 0 and draw(st.booleans()),
     )
 
 
