@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import mlx.core as mx
 import numpy as np
 
-from localllm.backend.reference_linear import Part
+from localllm.backend.reference_linear import Linear, Part
 from localllm.backend.reference_parts import Adapt, Norm, Weight, Weights, activate
 from localllm.backend.reference_recurrent import Recur, Recurrent, recurrent
 from localllm.spec import (
