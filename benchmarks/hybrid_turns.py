@@ -133,7 +133,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    print_heading(f"{state_bytes(spec()) / 2**20:.1f} MiB a state, {STATES} of them")
+    print_heading()
+    print(f"{STATES} states of {state_bytes(spec()) / 2**20:.1f} MiB\n")
     rows = measure(args.threads, args.rounds)
     lines = [
         [

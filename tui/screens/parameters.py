@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from textual import events, work
@@ -10,6 +10,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
+from textual.widget import Widget
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -28,6 +29,8 @@ from localllm.tui.store import Preset
 from localllm.tui.text import plain
 from localllm.tui.widgets.confirm import AskText, Confirm
 from localllm.tui.widgets.fields import Field
+
+_AT_ONCE = 24  # lines; more are below the screen, and follow once it is there
 
 
 class ParametersScreen(View):
@@ -55,6 +58,7 @@ class ParametersScreen(View):
         super().__init__()
         self._presets: list[Preset] = []
         self._fields: dict[str, Field] = {}
+        self._below: list[Widget] = []  # what is not on the screen at first
         self._filling = False
 
     def body(self) -> ComposeResult:
@@ -64,13 +68,18 @@ class ParametersScreen(View):
                 yield Static("Presets", classes="section", markup=False)
                 yield OptionList(markup=False)
             with VerticalScroll(id="fields", can_focus=False):
-                group = ""
-                for field in sampling_fields():
-                    if field.group != group:
-                        group = field.group
-                        yield Static(group, classes="section", markup=False)
-                    yield self._field(field, values)
+                lines = list(self._lines(values))
+                yield from lines[:_AT_ONCE]
+                self._below = lines[_AT_ONCE:]
         yield Static("", id="help", markup=False)
+
+    def _lines(self, values: Mapping[str, Any]) -> Iterator[Widget]:
+        group = ""
+        for field in sampling_fields():
+            if field.group != group:
+                group = field.group
+                yield Static(group, classes="section", markup=False)
+            yield self._field(field, values)
 
     def _field(self, field: SamplingField, values: Mapping[str, Any]) -> Field:
         widget = Field(
@@ -94,6 +103,10 @@ class ParametersScreen(View):
         self._show_presets()
         self._fields["temperature"].focus_input()
         self._check()
+        self.call_after_refresh(self._mount_rest)
+
+    async def _mount_rest(self) -> None:
+        await self.query_one("#fields").mount_all(self._below)
 
     def _kept(self) -> dict[str, Any]:
         chat = self.chat

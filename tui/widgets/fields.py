@@ -76,6 +76,8 @@ class Field(Widget):
             )
         else:
             yield Input(self._value, placeholder=self._placeholder)
+        if self._wrong is not None:
+            yield self._wrong
 
     def render(self) -> Content:
         """The label, drawn beneath its input: a widget of its own for each would take a third of
@@ -112,14 +114,15 @@ class Field(Widget):
         """Shows what is wrong, or that nothing is."""
         self.set_class(error is not None, "-wrong")
         if error is None:
-            if self._wrong is not None:
+            if self._wrong is not None and self.is_mounted:
                 self._wrong.remove()
-                self._wrong = None
+            self._wrong = None
         elif self._wrong is not None:
             self._wrong.update(plain(error))
         else:
             self._wrong = Static(plain(error), classes="error", markup=False)
-            self.mount(self._wrong)
+            if self.is_mounted:
+                self.mount(self._wrong)
 
     def focus_input(self) -> None:
         self.query_one("Input, Switch, Select").focus()
