@@ -124,6 +124,7 @@ def _facts(plan: Plan, ways: list[WayOut]) -> dict[str, Any]:
         "kv_tokens": plan.kv_tokens,
         "kv_bits": plan.kv_bits,
         "group_blocks": plan.group_blocks,
+        "state_slots": plan.state_slots,
         "items": [
             {"name": item.name, "bytes": item.nbytes, "detail": item.detail} for item in plan.items
         ],

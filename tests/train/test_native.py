@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 
 from localllm.errors import BackendUnavailable, CheckpointError, InvalidRequest
-from localllm.spec import MoESpec, NormSpec, RopeSpec
+from localllm.spec import MoESpec, NormSpec, RopeSpec, ShortConvSpec
 from localllm.train.base import weights_in_memory
 from localllm.train.layout import layout_for
 from localllm.train.lora import LoRAConfig
@@ -254,6 +254,10 @@ def test_what_is_not_covered_is_named():
     assert "mixture of experts" in why_not(moe, weights, layout)
     sinks = replace(spec, layers=(replace(layer, mixer=replace(layer.mixer, sinks=True)),))
     assert "sinks" in why_not(sinks, weights, layout)
+    gated = replace(spec, layers=(replace(layer, mixer=replace(layer.mixer, gate=True)),))
+    assert "gated attention" in why_not(gated, weights, layout)
+    conv = replace(spec, layers=(replace(layer, mixer=ShortConvSpec(32, 3)),))
+    assert "ShortConvSpec" in why_not(conv, weights, layout)
     clamped = replace(layer, ffn=replace(layer.ffn, activation="clamped_swiglu"))
     assert "clamped_swiglu" in why_not(replace(spec, layers=(clamped,)), weights, layout)
     with pytest.raises(InvalidRequest, match="DoRA"):
