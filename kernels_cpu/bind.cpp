@@ -364,6 +364,11 @@ NB_MODULE(_native, m) {
       .def_rw("qk_norm", &LayerConfig::qk_norm)
       .def_rw("qk_norm_all", &LayerConfig::qk_norm_all)
       .def_rw("sinks", &LayerConfig::sinks)
+      .def_rw("v_norm", &LayerConfig::v_norm)
+      .def_rw("v_from_k", &LayerConfig::v_from_k)
+      .def_rw("kv_source", &LayerConfig::kv_source)
+      .def_rw("query_growth", &LayerConfig::query_growth)
+      .def_rw("query_context", &LayerConfig::query_context)
       .def_rw("hidden", &LayerConfig::hidden)
       .def_rw("activation", &LayerConfig::activation)
       .def_rw("gated", &LayerConfig::gated)
@@ -378,6 +383,11 @@ NB_MODULE(_native, m) {
       .def_rw("weight_scale", &LayerConfig::weight_scale)
       .def_rw("shared", &LayerConfig::shared)
       .def_rw("shared_gate", &LayerConfig::shared_gate)
+      .def_rw("own_norms", &LayerConfig::own_norms)
+      .def_rw("router_scale", &LayerConfig::router_scale)
+      .def_rw("expert_scale", &LayerConfig::expert_scale)
+      .def_rw("norm", &LayerConfig::norm)
+      .def_rw("scalar", &LayerConfig::scalar)
       .def_rw("pre_norm", &LayerConfig::pre_norm)
       .def_rw("post_norm", &LayerConfig::post_norm)
       .def_rw("residual_scale", &LayerConfig::residual_scale);
@@ -392,6 +402,9 @@ NB_MODULE(_native, m) {
       .def_rw("learned_positions", &ModelConfig::learned_positions)
       .def_rw("logit_scale", &ModelConfig::logit_scale)
       .def_rw("logit_softcap", &ModelConfig::logit_softcap)
+      .def_rw("per_layer", &ModelConfig::per_layer)
+      .def_rw("per_layer_vocab", &ModelConfig::per_layer_vocab)
+      .def_rw("per_layer_activation", &ModelConfig::per_layer_activation)
       .def_rw("float_activations", &ModelConfig::float_activations);
 
   nb::enum_<Target>(m, "Target")

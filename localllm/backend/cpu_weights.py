@@ -13,6 +13,7 @@ from localllm.spec import AttentionSpec, DecoderSpec, MoESpec, NormSpec
 from localllm.spec.weights import weight_shapes
 
 _BITS = (2, 3, 4, 5, 6, 8)
+_BY_ROW = ("pos_embed.weight", "per_layer_inputs.embed.weight")  # tables, read a row at a time
 
 
 def pack(spec: DecoderSpec, weights: Iterable[tuple[str, Tensor]]) -> _native.WeightStore:
@@ -64,7 +65,7 @@ def bytes_per_token(spec: DecoderSpec, store: _native.WeightStore) -> int:
             assert isinstance(ffn, MoESpec)
             experts = sum(store.bytes_of(f"{name}.{expert}") for expert in range(shape[0]))
             total += experts * ffn.top_k // ffn.experts
-        elif name == "pos_embed.weight" or (name == "embed.weight" and not spec.tied_head):
+        elif name in _BY_ROW or (name == "embed.weight" and not spec.tied_head):
             total += store.bytes_of(name) // shape[0]
         else:
             total += store.bytes_of(name)
@@ -118,17 +119,24 @@ def _slice(tensor: Tensor, index: int) -> Tensor:
     )
 
 
+_LAYER_NORMS = (
+    *("attn_norm", "attn_post_norm", "ffn_norm", "ffn_post_norm", "per_layer_norm"),
+    *(f"moe.{part}_norm" for part in ("router", "expert", "expert_post", "shared_post")),
+)
+
+
 def _norm_offsets(spec: DecoderSpec) -> Iterable[tuple[str, float]]:
     """What is added to each norm's weight to make its gain."""
     for index, layer in enumerate(spec.layers):
         at = f"layers.{index}."
-        for part in ("attn_norm", "attn_post_norm", "ffn_norm", "ffn_post_norm"):
+        for part in _LAYER_NORMS:
             yield f"{at}{part}.weight", layer.norm.offset
         qk_norm: NormSpec | None = layer.mixer.qk_norm
         if qk_norm is not None:
             yield f"{at}attn.q_norm.weight", qk_norm.offset
             yield f"{at}attn.k_norm.weight", qk_norm.offset
-    yield "final_norm.weight", spec.final_norm.offset
+    for name in ("final_norm", "per_layer_inputs.norm"):
+        yield f"{name}.weight", spec.final_norm.offset
 
 
 def row_orders(spec: DecoderSpec) -> Iterable[tuple[str, np.ndarray]]:

@@ -7,6 +7,7 @@ from localllm.spec.decoder import (
     LayerSpec,
     MoESpec,
     NormSpec,
+    PerLayerSpec,
     RopeSpec,
 )
 
@@ -17,5 +18,6 @@ __all__ = [
     "LayerSpec",
     "MoESpec",
     "NormSpec",
+    "PerLayerSpec",
     "RopeSpec",
 ]
