@@ -66,8 +66,9 @@ GroupSource group_source(const AnyMatrix& values, const std::optional<AnyMatrix>
   return s;
 }
 
-void add_affine(WeightStore& store, const std::string& name, Array<uint32_t, 2> codes, int cols,
-                int bits, int group, int zero_point, AnyMatrix scales,
+template <class Store>
+void add_affine(Store& store, const std::string& name, Array<uint32_t, 2> codes, int cols, int bits,
+                int group, int zero_point, AnyMatrix scales,
                 std::optional<AnyMatrix> scale_multipliers, std::optional<AnyMatrix> biases,
                 std::optional<AnyMatrix> bias_multipliers) {
   AffineSource s;
@@ -94,11 +95,25 @@ WeightKind dense_kind(const AnyMatrix& values) {
   throw std::invalid_argument("dense weights must be float32, float16 or bfloat16 bits");
 }
 
-void add_dense(WeightStore& store, const std::string& name, AnyMatrix values) {
+template <class Store>
+void add_dense(Store& store, const std::string& name, AnyMatrix values) {
   const WeightKind kind = dense_kind(values);
   const int rows = to_int(values.shape(0)), cols = to_int(values.shape(1));
   const nb::gil_scoped_release release;
   store.add_dense(name, values.data(), kind, rows, cols);
+}
+
+// Both a store and a file being written take weights.
+template <class Store>
+void bind_adding(nb::class_<Store>& cls) {
+  cls.def("add_affine", &add_affine<Store>, nb::arg("name"), nb::arg("codes"), nb::arg("cols"),
+          nb::arg("bits"), nb::arg("group"), nb::arg("zero_point"), nb::arg("scales"),
+          nb::arg("scale_multipliers").none(), nb::arg("biases").none(),
+          nb::arg("bias_multipliers").none())
+      .def("add_dense", &add_dense<Store>, nb::arg("name"), nb::arg("values"))
+      .def("add_vector", [](Store& s, const std::string& name, Array<float, 1> v) {
+        s.add_vector(name, v.data(), to_int(v.shape(0)));
+      });
 }
 
 AdapterSource adapter_source(const AnyMatrix& a, const AnyMatrix& b, float scale) {
@@ -122,7 +137,7 @@ void add_pair(Adapter& adapter, int layer, Target target, AnyMatrix a, AnyMatrix
 int64_t first_seen(const Program& program, int group, int64_t position) {
   int64_t first = position;
   for (const Layer& layer : program.layers) {
-    if (layer.config.kv_group != group) continue;
+    if (layer.config.kv_group != group || layer.config.mixer != Mixer::kAttention) continue;
     const int window = layer.config.window;
     first = std::min(first, window > 0 ? std::max<int64_t>(0, position + 1 - window) : 0);
   }
@@ -132,14 +147,20 @@ int64_t first_seen(const Program& program, int group, int64_t position) {
 std::unique_ptr<Decoder> make_decoder(std::shared_ptr<WeightStore> store, const ModelConfig& config,
                                       const std::vector<LayerConfig>& layers, int kv_bits,
                                       int block, const std::vector<int>& blocks, int threads,
-                                      const std::string& kernels) {
+                                      const std::string& kernels, int states, size_t expert_bytes,
+                                      const std::vector<float>& expert_uses) {
   check(block > 0 && block <= 65536 && !blocks.empty(), "blocks must be positive");
   for (const int count : blocks) check(count > 0, "blocks must be positive");
   check(threads > 0 && threads <= 1024, "threads must be from 1 to 1024");
   const Kernels* table = find_kernels(kernels);
   check(table != nullptr, "these kernels cannot run here");
+  bool recurrent = false;
+  for (const LayerConfig& c : layers) recurrent = recurrent || c.mixer != Mixer::kAttention;
+  check(states >= 0 && states <= 1 << 20 && (states > 1 || !recurrent),
+        "a model with recurrent layers needs two states or more");
   return std::make_unique<Decoder>(std::move(store), config, layers, kv_kind(kv_bits), block,
-                                   blocks, threads, *table);
+                                   blocks, recurrent ? states : 0, threads, *table, expert_bytes,
+                                   expert_uses);
 }
 
 using RopeInput = std::pair<Array<float, 2>, Array<int32_t, 1>>;
@@ -164,8 +185,8 @@ class SignalWatch {
 bool forward(Decoder& decoder, Array<int32_t, 1> tokens, Array<int32_t, 1> starts,
              Array<int32_t, 1> counts, Array<int32_t, 1> tables, Array<int32_t, 1> table_sizes,
              const std::vector<RopeInput>& ropes, Array<int32_t, 1> logit_rows, OutMatrix out,
-             std::optional<OutMatrix> hidden,
-             const std::vector<std::shared_ptr<Adapter>>& adapters) {
+             std::optional<OutMatrix> hidden, const std::vector<std::shared_ptr<Adapter>>& adapters,
+             std::optional<Array<int32_t, 2>> states) {
   const Program& program = decoder.program();
   const KvPool& kv = decoder.kv();
   Step step;
@@ -180,6 +201,9 @@ bool forward(Decoder& decoder, Array<int32_t, 1> tokens, Array<int32_t, 1> start
   check(counts.shape(0) == chunks && table_sizes.shape(0) == chunks &&
             (adapters.empty() || adapters.size() == chunks),
         "chunk arrays differ");
+  const int slots = decoder.states().slots();
+  check(states.has_value() == (slots > 0), "states are for models with recurrent layers");
+  check(!states || (states->shape(0) == chunks && states->shape(1) == 3), "chunk arrays differ");
   std::vector<int32_t> positions;
   positions.reserve(static_cast<size_t>(step.rows));
   int64_t row = 0, table_at = 0;
@@ -194,7 +218,16 @@ bool forward(Decoder& decoder, Array<int32_t, 1> tokens, Array<int32_t, 1> start
     check(end <= static_cast<int64_t>(size) * kv.block(), "block table too short");
     const Adapter* adapter = adapters.empty() ? nullptr : adapters[i].get();
     check(!adapter || adapter->fits(program), "the adapter is not one of this model");
-    const Chunk chunk{static_cast<int>(row), count, start, tables.data() + table_at, size, adapter};
+    Chunk chunk{static_cast<int>(row), count, start, tables.data() + table_at, size, adapter};
+    if (states) {
+      const int32_t* own = states->data() + 3 * i;
+      check(own[0] >= -1 && own[0] < slots && own[1] >= 0 && own[1] < slots && own[0] != own[1] &&
+                own[2] >= 0 && own[2] < count,
+            "state slots out of range");
+      chunk.source = own[0];
+      chunk.target = own[1];
+      chunk.guesses = own[2];
+    }
     for (int g = 0; g < kv.groups(); ++g)
       for (int64_t b = first_seen(program, g, start) / kv.block(); b * kv.block() < end; ++b)
         check(chunk.table(g)[b] >= 0 && chunk.table(g)[b] < kv.blocks(g),
@@ -262,6 +295,16 @@ uint8_t* block_of(const Decoder& d, int group, int32_t block, size_t bytes) {
   return d.kv().block_at(group, block);
 }
 
+void check_slot(const Decoder& d, int slot) {
+  check(slot >= 0 && slot < d.states().slots(), "no such state");
+}
+
+uint8_t* slot_of(const Decoder& d, int slot, size_t bytes) {
+  check_slot(d, slot);
+  check(bytes == d.states().slot_bytes(), "not the size of a state");
+  return reinterpret_cast<uint8_t*>(d.states().slot(slot));
+}
+
 void project(Decoder& d, Array<float, 2> hidden, OutMatrix out) {
   const ModelConfig& c = d.program().config;
   const int rows = to_int(hidden.shape(0));
@@ -317,24 +360,28 @@ NB_MODULE(_native, m) {
   bind_attention(m);
   bind_sampling(m);
 
-  nb::class_<WeightStore>(m, "WeightStore", "Weights by name, packed for the kernels.")
-      .def(nb::init<>())
-      .def("add_affine", &add_affine, nb::arg("name"), nb::arg("codes"), nb::arg("cols"),
-           nb::arg("bits"), nb::arg("group"), nb::arg("zero_point"), nb::arg("scales"),
-           nb::arg("scale_multipliers").none(), nb::arg("biases").none(),
-           nb::arg("bias_multipliers").none())
-      .def("add_dense", &add_dense, nb::arg("name"), nb::arg("values"))
-      .def("add_vector",
-           [](WeightStore& s, const std::string& name, Array<float, 1> v) {
-             s.add_vector(name, v.data(), to_int(v.shape(0)));
-           })
+  nb::class_<WeightStore> store(m, "WeightStore", "Weights by name, packed for the kernels.");
+  store.def(nb::init<>())
       .def("save", &WeightStore::save, nb::call_guard<nb::gil_scoped_release>(),
            "Writes the packed form to a file for `open`; RuntimeError when it cannot.")
-      .def_static("open", &WeightStore::open,
-                  "Opens what `save` wrote; RuntimeError when it cannot.")
+      .def_static(
+          "open", &WeightStore::open, nb::arg("path"), nb::arg("leave_experts") = false,
+          nb::call_guard<nb::gil_scoped_release>(),
+          "Opens what `save` wrote; RuntimeError when it cannot. leave_experts: a mixture's "
+          "experts stay in the file until a decoder needs them.")
       .def("__contains__", &WeightStore::has)
       .def("bytes_of", &WeightStore::bytes_of, nb::arg("name"), "Packed bytes of one weight.")
-      .def_prop_ro("nbytes", &WeightStore::bytes);
+      .def_prop_ro("nbytes", &WeightStore::bytes, "Bytes in memory.");
+  bind_adding(store);
+  nb::class_<PackedWriter> writer(m, "PackedWriter",
+                                  "Packs weights straight into a file for `WeightStore.open`. Its "
+                                  "calls raise RuntimeError when writing fails.");
+  writer
+      .def(nb::init<const std::string&, size_t>(), nb::arg("path"), nb::arg("weights"),
+           "weights: how many will be added.")
+      .def("finish", &PackedWriter::finish, nb::call_guard<nb::gil_scoped_release>(),
+           "After the last one; without it the file cannot be opened.");
+  bind_adding(writer);
 
   nb::class_<NormConfig>(m, "NormConfig")
       .def(nb::init<>())
@@ -350,8 +397,14 @@ NB_MODULE(_native, m) {
       .value("clamped_swiglu", Activation::kClampedSwiglu)
       .value("sigmoid", Activation::kSigmoid);
 
+  nb::enum_<Mixer>(m, "Mixer")
+      .value("attention", Mixer::kAttention)
+      .value("delta", Mixer::kDelta)
+      .value("short_conv", Mixer::kShortConv);
+
   nb::class_<LayerConfig>(m, "LayerConfig")
       .def(nb::init<>())
+      .def_rw("mixer", &LayerConfig::mixer)
       .def_rw("heads", &LayerConfig::heads)
       .def_rw("kv_heads", &LayerConfig::kv_heads)
       .def_rw("head_dim", &LayerConfig::head_dim)
@@ -369,6 +422,11 @@ NB_MODULE(_native, m) {
       .def_rw("kv_source", &LayerConfig::kv_source)
       .def_rw("query_growth", &LayerConfig::query_growth)
       .def_rw("query_context", &LayerConfig::query_context)
+      .def_rw("gate", &LayerConfig::gate)
+      .def_rw("key_dim", &LayerConfig::key_dim)
+      .def_rw("kernel", &LayerConfig::kernel)
+      .def_rw("channels", &LayerConfig::channels)
+      .def_rw("delta_eps", &LayerConfig::delta_eps)
       .def_rw("hidden", &LayerConfig::hidden)
       .def_rw("activation", &LayerConfig::activation)
       .def_rw("gated", &LayerConfig::gated)
@@ -414,7 +472,11 @@ NB_MODULE(_native, m) {
       .value("o", Target::kO)
       .value("gate", Target::kGate)
       .value("up", Target::kUp)
-      .value("down", Target::kDown);
+      .value("down", Target::kDown)
+      .value("head_gate", Target::kHeadGate)
+      .value("in", Target::kIn)
+      .value("z", Target::kZ)
+      .value("out", Target::kOut);
 
   m.def(
       "adapter_pair_bytes",
@@ -434,14 +496,36 @@ NB_MODULE(_native, m) {
            nb::arg("scale"), nb::arg("gains").none() = nb::none())
       .def_prop_ro("nbytes", &Adapter::bytes);
 
+  nb::class_<ExpertCache>(m, "ExpertCache", "Experts in memory, of more that lie in a file.")
+      .def_prop_ro("slots", &ExpertCache::slots, "Experts that memory holds.")
+      .def_prop_ro("experts", &ExpertCache::experts, "Experts of all layers.")
+      .def_prop_ro("slot_bytes", &ExpertCache::slot_bytes)
+      .def_prop_ro("read_speed", &ExpertCache::read_speed,
+                   "Bytes a second at which the file was read when the slots were filled.")
+      .def_prop_ro("memory_speed", &ExpertCache::memory_speed,
+                   "Bytes a second at which the slots are read.")
+      .def_prop_ro(
+          "chosen", [](const ExpertCache& c) { return c.counts().chosen; },
+          "Experts that steps asked for.")
+      .def_prop_ro(
+          "read", [](const ExpertCache& c) { return c.counts().read; },
+          "Of them, those that had to be read.")
+      .def_prop_ro("uses", &ExpertCache::uses, "How often each was chosen, layer by layer.")
+      .def_prop_ro("residents", &ExpertCache::residents, "Which ones memory holds now.")
+      .def_prop_ro("read_bytes", [](const ExpertCache& c) { return c.counts().bytes; })
+      .def_prop_ro("read_seconds", [](const ExpertCache& c) { return c.counts().seconds; });
   nb::class_<Decoder>(m, "Decoder", "A decoder with its KV pool and threads.")
       .def(nb::new_(&make_decoder), nb::arg("store"), nb::arg("config"), nb::arg("layers"),
            nb::arg("kv_bits"), nb::arg("block"), nb::arg("blocks"), nb::arg("threads"),
-           nb::arg("kernels"))
+           nb::arg("kernels"), nb::arg("states") = 0, nb::arg("expert_bytes") = 0,
+           nb::arg("expert_uses") = std::vector<float>(),
+           "expert_bytes: memory for the experts that the store left in its file. expert_uses: how "
+           "often each was chosen before, layer by layer.")
       .def("forward", &forward, nb::arg("tokens"), nb::arg("starts"), nb::arg("counts"),
            nb::arg("tables"), nb::arg("table_sizes"), nb::arg("ropes"), nb::arg("logit_rows"),
            nb::arg("out"), nb::arg("hidden").none() = nb::none(),
            nb::arg("adapters") = std::vector<std::shared_ptr<Adapter>>(),
+           nb::arg("states").none() = nb::none(),
            "Runs one step into `out` [logit_rows, vocab] and `hidden` [logit_rows, hidden]; False "
            "when cancelled. adapters: one or None for each chunk; nothing for the base alone.")
       .def("project", &project, nb::arg("hidden"), nb::arg("out"), "The head's logits into `out`.")
@@ -471,10 +555,39 @@ NB_MODULE(_native, m) {
              const nb::gil_scoped_release release;
              std::copy_n(from.data(), from.shape(0), to);
            })
+      .def(
+          "replay",
+          [](Decoder& d, int chunk, int first, int rows, int source, int target) {
+            const std::vector<int>& guesses = d.first_guess();
+            check(chunk >= 0 && chunk + 1 < static_cast<int>(guesses.size()), "no such chunk");
+            const auto at = static_cast<size_t>(chunk);
+            check(first >= 0 && rows > 0 && first + rows <= guesses[at + 1] - guesses[at],
+                  "no such guesses");
+            check_slot(d, source);
+            check_slot(d, target);
+            const nb::gil_scoped_release release;
+            d.replay(guesses[at] + first, rows, source, target);
+          },
+          "Carries a state on over guesses of the last step's chunk.")
+      .def("read_state",
+           [](const Decoder& d, int slot, OutBytes out) {
+             const uint8_t* from = slot_of(d, slot, out.shape(0));
+             const nb::gil_scoped_release release;
+             std::copy_n(from, out.shape(0), out.data());
+           })
+      .def("write_state",
+           [](Decoder& d, int slot, Bytes from) {
+             uint8_t* to = slot_of(d, slot, from.shape(0));
+             const nb::gil_scoped_release release;
+             std::copy_n(from.data(), from.shape(0), to);
+           })
+      .def_prop_ro("state_bytes", [](const Decoder& d) { return d.states().slot_bytes(); })
       .def("cancel", &Decoder::cancel)
       .def_prop_ro("threads", &Decoder::threads)
       .def_prop_ro("kernels", &Decoder::kernels)
-      .def_prop_ro("kv_bytes", [](const Decoder& d) { return d.kv().bytes(); });
+      .def_prop_ro("kv_bytes", [](const Decoder& d) { return d.kv().bytes(); })
+      .def_prop_ro("expert_cache", &Decoder::expert_cache, nb::rv_policy::reference_internal,
+                   "None where all weights are in memory.");
 
   bind_train(m);  // its types use those above
 }

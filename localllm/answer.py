@@ -10,6 +10,7 @@ from typing import Protocol
 from localllm.engine import Finished
 from localllm.results import GenerationDelta, GenerationResult, TokenLogprob
 from localllm.sampling import Draw
+from localllm.tokenizer.answers import AnswerParser, Said
 
 
 class Detokenizer(Protocol):
@@ -71,6 +72,7 @@ class Answer:
         keep_logprobs: bool,
         sample: int = 0,
         n: int = 1,
+        parser: AnswerParser | None = None,
     ) -> None:
         self.index = index
         self.n = n  # answers that are wanted of all its prompt's samples
@@ -85,7 +87,8 @@ class Answer:
         self._prompt = prompt
         self._detokenizer = detokenizer
         self._stops = StopFinder(stops)
-        self._text: list[str] = []
+        self._parser = parser
+        self._said: list[Said] = []
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] | None = [] if keep_logprobs else None
 
@@ -108,10 +111,10 @@ class Answer:
         """
         if self._stops.found is not None:
             return False
-        text = ""
+        said = Said()
         if self._detokenizer is not None:
-            text = self._stops.push(self._detokenizer.push(draw.token_id))
-        self._text.append(text)
+            said = self._read(self._stops.push(self._detokenizer.push(draw.token_id)))
+        self._said.append(said)
         self._token_ids.append(draw.token_id)
         logprobs = None
         if draw.logprob is not None:
@@ -122,7 +125,13 @@ class Answer:
             logprobs = (self._logprobs[-1],)
         self.deltas.append(
             GenerationDelta(
-                self.index, text, (draw.token_id,), logprobs, sample=self.sample, guesses=(guess,)
+                self.index,
+                said.text,
+                (draw.token_id,),
+                logprobs,
+                sample=self.sample,
+                guesses=(guess,),
+                reasoning=said.reasoning,
             )
         )
         self._tell()
@@ -132,10 +141,11 @@ class Answer:
         if event.error is not None:
             self.fail(event.error)
             return
-        text = ""
+        last = Said()
         if self._detokenizer is not None:
-            text = self._stops.push(self._detokenizer.finish()) + self._stops.finish()
-        self._text.append(text)
+            last = self._read(self._stops.push(self._detokenizer.finish()) + self._stops.finish())
+            last += Said() if self._parser is None else self._parser.finish()
+        self._said.append(last)
         reason, receipt = event.reason, event.receipt
         if self._stops.found is not None:
             # The engine may have been ahead: by drafts, or at the last token that was allowed.
@@ -143,18 +153,28 @@ class Answer:
             count = len(self._token_ids)
             receipt = replace(receipt, stopped_by="stop string", generated_tokens=count)
         result = GenerationResult(
-            text="".join(self._text),
+            text="".join(said.text for said in self._said),
             token_ids=tuple(self._token_ids),
             finish_reason=reason,
             receipt=receipt,
             prompt_token_ids=self._prompt,
             logprobs=None if self._logprobs is None else tuple(self._logprobs),
             prompt_logprobs=_of_prompt(event),
+            reasoning="".join(said.reasoning for said in self._said),
+            tool_calls=() if self._parser is None else self._parser.calls,
+            notes=() if self._parser is None else self._parser.notes,
         )
         # The delta first: whoever sees `done` without deltas left may go.
-        self.deltas.append(GenerationDelta(self.index, text, (), None, result, self.sample))
+        self.deltas.append(
+            GenerationDelta(
+                self.index, last.text, (), None, result, self.sample, reasoning=last.reasoning
+            )
+        )
         self.result = result
         self._tell()
+
+    def _read(self, text: str) -> Said:
+        return Said(text) if self._parser is None else self._parser.feed(text)
 
     def fail(self, error: Exception) -> None:
         self.error = error
@@ -178,6 +198,7 @@ class Answer:
             parts[-1].result,
             self.sample,
             tuple(guess for part in parts for guess in part.guesses),
+            "".join(part.reasoning for part in parts),
         )
 
     def _tell(self) -> None:

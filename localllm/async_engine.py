@@ -16,6 +16,7 @@ from localllm.llm import LLM, Message, Options, Prompt
 from localllm.pump import Load, Work
 from localllm.results import GenerationResult
 from localllm.sampling import SamplingParams
+from localllm.tokenizer.reasoning import Reasoning
 
 # Threads that compile grammars: a slow one must not hold up all others. Prompts that only need to
 # be tokenized have one thread, so that they stay in the order in which they came.
@@ -141,6 +142,7 @@ class AsyncEngine:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_vars: Mapping[str, Any] | None = None,
+        reasoning: Reasoning | None = None,
         timeout: float | None = None,
         **options: Unpack[Options],
     ) -> AsyncStream:
@@ -148,7 +150,8 @@ class AsyncEngine:
         llm = self.llm
 
         def prepare() -> Work:
-            return llm.prepare(llm.chat_prompt(messages, tools, template_vars), params, options)
+            ids = llm.chat_prompt(messages, tools, template_vars, reasoning)
+            return llm.prepare(ids, params, options, reader=llm.reader(ids, tools))
 
         return self._begin(prepare, params, timeout)
 

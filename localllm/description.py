@@ -12,7 +12,7 @@ from localllm.checkpoint.base import Checkpoint, Format
 from localllm.engine.planner import BLOCK_SIZE, DEFAULT_CONTEXT, Wish, make_plan
 from localllm.models import load_spec
 from localllm.planning import model_of, this_machine
-from localllm.spec import AttentionSpec, DecoderSpec, MoESpec
+from localllm.spec import AttentionSpec, DecoderSpec, GatedDeltaNetSpec, MoESpec
 from localllm.spec.memory import active_parameters, parameters
 from localllm.tokenizer import load_tokenizer
 
@@ -92,7 +92,7 @@ def _quantization(checkpoint: Checkpoint, total: int) -> dict[str, float]:
 
 
 def _attention(spec: DecoderSpec) -> str:
-    kinds = [layer.mixer for layer in spec.layers]
+    kinds = [attn for _, attn in spec.attentions]
     one = kinds[0]
     text = f"{one.heads} heads on {one.kv_heads} KV heads of {one.head_dim}"
     windows = Counter(mixer.window for mixer in kinds)
@@ -102,7 +102,12 @@ def _attention(spec: DecoderSpec) -> str:
             for window, count in windows.items()
         ]
         text += f"; {', '.join(counts)}"
-    return text + _rope(kinds)
+    text += _rope(kinds)
+    recurrent = Counter(type(mixer) for _, mixer in spec.recurrences)
+    for kind, count in recurrent.items():
+        what = "gated delta nets" if kind is GatedDeltaNetSpec else "short convolutions"
+        text += f"; {count} of {len(spec.layers)} layers are {what}"
+    return text
 
 
 def _rope(kinds: list[AttentionSpec]) -> str:

@@ -31,6 +31,9 @@ from localllm.sampling import (
 )
 from localllm.spec import DecoderSpec
 from localllm.tokenizer import Tokenizer
+from localllm.tokenizer.answers import AnswerReader, answer_format_of, named_format
+from localllm.tokenizer.reasoning import Reasoning, with_reasoning
+from localllm.tokenizer.tool_prompts import function_of
 
 Prompt = str | Sequence[int]
 Prompts = Prompt | Sequence[Prompt]
@@ -89,9 +92,14 @@ class LLM:
     kv_bits: how wide the KV cache keeps its numbers, on the cpu backend 16 (the default), 8 or 4.
         Perplexity rises by 0.1 % at most with 8 bits, by 5 to 11 % with 4.
     chat_template: a Jinja template to use instead of the model's own.
+    answer_format: how the model writes reasoning and calls ("harmony", "gemma4", "lfm2", "tags",
+        "common"); None: as its template and control tokens give away.
     draft_model: a smaller model with the same vocabulary, whose guesses are tried (speculation).
     draft_head: a folder with a draft head for this model (docs/engine.md), for the same.
     kv_disk: bytes of disk where cached prompts survive a restart; None keeps them in memory only.
+    expert_memory: bytes of memory for the experts of a mixture, the others being read from disk as
+        they are chosen; None: for all of them where that fits, else as much as fits. The same
+        answers, later.
     max_adapters, max_adapter_bytes: of those loaded at a time (`load_adapter`).
     offline: never reach for the network; None: as LOCALLLM_OFFLINE and HF_HUB_OFFLINE say.
     progress: told how far fetching is; None for silence.
@@ -113,14 +121,18 @@ class LLM:
         activations: Activations | None = None,
         kv_bits: int | None = None,
         chat_template: str | None = None,
+        answer_format: str | None = None,
         draft_model: str | None = None,
         draft_head: str | Path | None = None,
         kv_disk: int | None = None,
+        expert_memory: int | None = None,
         max_adapters: int = 16,
         max_adapter_bytes: int = 1 << 30,
         offline: bool | None = None,
         progress: Progress | None = None,
     ) -> None:
+        if answer_format is not None:
+            named_format(answer_format)  # before anything is loaded
         self._model: LoadedModel = load(
             name,
             backend=backend,
@@ -134,11 +146,13 @@ class LLM:
             draft_model=draft_model,
             draft_head=None if draft_head is None else Path(draft_head),
             kv_disk=kv_disk,
+            expert_memory=expert_memory,
             max_adapters=max_adapters,
             max_adapter_bytes=max_adapter_bytes,
             offline=offline,
             progress=progress,
         )
+        self._answer_format = answer_format
         self._pump = Pump(self._model.engine)
         self._closed = False
 
@@ -205,9 +219,7 @@ class LLM:
         With `n` above 1 deltas say which `sample` they belong to. `best_of` above `n` is refused:
         which answers are given is known at the end only.
         """
-        given = [params] if isinstance(params, SamplingParams) else list(params or ())
-        if any((one.best_of or 1) > one.n for one in given):
-            raise InvalidRequest("best_of above n cannot be streamed", hint="use generate")
+        _refuse_choosing(params)
         return Stream(self._pump, self._submit(prompts, params, options))
 
     def in_flight(self, **options: Unpack[Options]) -> InFlight:
@@ -224,15 +236,21 @@ class LLM:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_vars: Mapping[str, Any] | None = None,
+        reasoning: Reasoning | None = None,
         **options: Unpack[Options],
     ) -> GenerationResult:
         """Answers a conversation: messages are {"role": …, "content": …}.
 
-        Text inside a message never becomes a special token. template_vars: extra variables that
-        the model's template understands, such as enable_thinking.
-        Raises `TemplateError` if the model has no chat template or it refuses the messages.
+        Text inside a message never becomes a special token. The result tells the answer's text from
+        its reasoning and its calls of `tools`, as the model's family writes them. template_vars:
+        extra variables that the model's template understands. reasoning: "on" or "off", or an
+        effort, "low", "medium" or "high"; None leaves it to the template.
+        Raises `TemplateError` if the model has no chat template or it refuses the messages,
+        `InvalidRequest` for reasoning that the template cannot be told.
         """
-        return self.generate(self.chat_prompt(messages, tools, template_vars), params, **options)
+        ids = self.chat_prompt(messages, tools, template_vars, reasoning)
+        answers = self._submit(ids, params, options, self.reader(ids, tools))
+        return self._collect(answers)[0]
 
     def stream_chat(
         self,
@@ -241,21 +259,43 @@ class LLM:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_vars: Mapping[str, Any] | None = None,
+        reasoning: Reasoning | None = None,
         **options: Unpack[Options],
     ) -> Stream:
         """As `chat`, giving pieces as they come."""
-        return self.stream(self.chat_prompt(messages, tools, template_vars), params, **options)
+        ids = self.chat_prompt(messages, tools, template_vars, reasoning)
+        _refuse_choosing(params)
+        return Stream(self._pump, self._submit(ids, params, options, self.reader(ids, tools)))
 
     def chat_prompt(
         self,
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_vars: Mapping[str, Any] | None = None,
+        reasoning: Reasoning | None = None,
     ) -> list[int]:
         """The token ids that `chat` would run, ending where the answer begins."""
-        return self._need_tokenizer().apply_chat(
-            list(messages), tools=tools, add_generation_prompt=True, **dict(template_vars or {})
+        tokenizer = self._need_tokenizer()
+        variables = with_reasoning(
+            tokenizer.template_for(with_tools=bool(tools)), reasoning, template_vars
         )
+        return tokenizer.apply_chat(
+            list(messages), tools=tools, add_generation_prompt=True, **variables
+        )
+
+    def reader(
+        self,
+        prompt: Sequence[int],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        continued: int = 0,
+        plain: bool = True,
+    ) -> AnswerReader:
+        """What tells the parts of the answers to a prompt of `chat_prompt`. See `AnswerReader`."""
+        tokenizer = self._need_tokenizer()
+        names = None if not tools else tuple(str(function_of(tool)["name"]) for tool in tools)
+        form = answer_format_of(tokenizer, self._answer_format)
+        return AnswerReader(tokenizer, form, prompt, names, continued, plain)
 
     def load_adapter(
         self,
@@ -356,11 +396,20 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _submit(self, prompts: Prompts, params: Params, options: Options) -> list[Answer]:
+    def _submit(
+        self,
+        prompts: Prompts,
+        params: Params,
+        options: Options,
+        reader: AnswerReader | None = None,
+    ) -> list[Answer]:
         """The answers to come: those of the first prompt's samples, then of the second's …"""
         many: Sequence[Prompt] = [prompts] if _is_one(prompts) else prompts  # type: ignore[assignment, list-item]
         chosen = self._params(params, len(many))
-        work = [self.prepare(many[i], chosen[i], options, index=i) for i in range(len(many))]
+        work = [
+            self.prepare(many[i], chosen[i], options, index=i, reader=reader)
+            for i in range(len(many))
+        ]
         self._pump.submit(work)
         return [answer for _, answers in work for answer in answers]
 
@@ -381,8 +430,10 @@ class LLM:
         *,
         index: int = 0,
         detokenizer: Callable[[], Detokenizer] | None = None,
+        reader: AnswerReader | None = None,
     ) -> Work:
-        """What `generate` submits for one prompt. For `AsyncEngine`."""
+        """What `generate` submits for one prompt; with a `reader` what `chat` does. For
+        `AsyncEngine`."""
         (params,) = self._params(params, 1)
         ids = self._encode(prompt)
         if params.stop_strings:
@@ -392,7 +443,9 @@ class LLM:
             params = replace(params, logprobs=0)  # what the samples are compared by
         params, constraint = self._prepared(params)
         request = Request(ids, params, self._model.eos_ids, constraint, **options)
-        if detokenizer is None and self.tokenizer is not None:
+        if reader is not None:
+            detokenizer = reader.detokenizer
+        elif detokenizer is None and self.tokenizer is not None:
             detokenizer = self.tokenizer.stream
         answers = [
             Answer(
@@ -403,6 +456,7 @@ class LLM:
                 keep_logprobs=keep_logprobs,
                 sample=sample,
                 n=params.n,
+                parser=None if reader is None else reader.parser(),
             )
             for sample in range(request.samples)
         ]
@@ -465,6 +519,13 @@ class LLM:
                 hint="put tokenizer.json (or tokenizer.model) beside the weights",
             )
         return self.tokenizer
+
+
+def _refuse_choosing(params: Params) -> None:
+    """Raises InvalidRequest where which answers are given is known at the end only."""
+    given = [params] if isinstance(params, SamplingParams) else list(params or ())
+    if any((one.best_of or 1) > one.n for one in given):
+        raise InvalidRequest("best_of above n cannot be streamed", hint="use generate")
 
 
 def _is_one(prompts: Prompts) -> bool:

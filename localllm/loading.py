@@ -81,6 +81,7 @@ def load(
     draft_model: str | None = None,
     draft_head: Path | None = None,
     kv_disk: int | None = None,
+    expert_memory: int | None = None,
     max_adapters: int = 16,
     max_adapter_bytes: int = 1 << 30,
     offline: bool | None = None,
@@ -103,7 +104,9 @@ def load(
             tokenizer.chat_template = chat_template
         checkpoint.forget_vocabulary()
         settings = _generation_config(stored.path)
-        wishes = _Wishes(threads, context, kv_tokens, max_batch, activations, kv_bits)
+        wishes = _Wishes(
+            threads, context, kv_tokens, max_batch, activations, kv_bits, expert_memory
+        )
         opened, plan, note = _open(usable, spec, checkpoint, wishes)
         key, disk = b"", None
         if kv_disk is not None:
@@ -169,6 +172,7 @@ class _Wishes:
     max_batch: int
     activations: Activations | None
     kv_bits: int | None
+    expert_memory: int | None = None
 
 
 def _open(
@@ -184,6 +188,7 @@ def _open(
         wishes.kv_bits,
         wishes.threads or cores().usable,
         wishes.activations == "float32",
+        expert_bytes=wishes.expert_memory,
     )
     for status in usable:
         _check_fallback(status, wishes, reasons)
@@ -194,10 +199,12 @@ def _open(
                 spec,
                 load_weights(checkpoint, spec),
                 num_blocks=plan.group_blocks,
+                state_slots=plan.state_slots,
                 threads=wishes.threads,
                 activations=wishes.activations,
                 kv_bits=wishes.kv_bits,
                 packed=_packed_place(checkpoint),
+                expert_bytes=plan.wish.expert_bytes,
             )
         except UnsupportedModel as error:
             if status is usable[-1]:
@@ -233,6 +240,12 @@ def load_draft(
     checkpoint = open_checkpoint(stored.path)
     try:
         own = load_spec(checkpoint)
+        if any(True for _ in own.recurrences):
+            raise InvalidRequest(
+                f"{name} has recurrent layers, and their state cannot take wrong guesses back",
+                hint="a draft model is one all of whose layers attend; or leave it out: guesses "
+                "from the text itself cost nothing",
+            )
         other = load_tokenizer(stored.path, checkpoint.config)
         same = own.vocab_size == spec.vocab_size
         if tokenizer is not None and other is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from localllm.engine.receipt import Receipt
 from localllm.engine.sequence import FinishReason
+from localllm.tokenizer.call_bodies import ToolCall
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class GenerationResult:
         first None: nothing comes before it.
     alternatives: the other answers when `SamplingParams.n` is above 1: with `best_of` or `beams`
         the next best, else in the order of their seeds.
+    reasoning, tool_calls: of an answer to a conversation, told from its text. notes: what of it
+        could not be read, and is text.
     """
 
     text: str
@@ -41,6 +44,9 @@ class GenerationResult:
     logprobs: tuple[TokenLogprob, ...] | None = None
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     alternatives: tuple[GenerationResult, ...] = ()
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -57,6 +63,7 @@ class GenerationDelta:
     result: the whole answer, in the last delta of each answer only.
     guesses: for each token what speculation had guessed for its place (the same token if it was
     right), None where there was no guess.
+    reasoning: as text, of an answer to a conversation.
     """
 
     index: int
@@ -66,6 +73,7 @@ class GenerationDelta:
     result: GenerationResult | None = None
     sample: int = 0
     guesses: tuple[int | None, ...] = ()
+    reasoning: str = ""
 
     @property
     def finish_reason(self) -> FinishReason | None:

@@ -151,7 +151,8 @@ def decoder(
 
 def _context(size: Sizes, layers: Sequence[LayerSpec]) -> int:
     """Dynamic RoPE alone takes `max_position_embeddings` for the length before scaling."""
-    ropes = [layer.mixer.rope for layer in layers if layer.mixer.rope is not None]
+    mixers = [layer.mixer for layer in layers]
+    ropes = [m.rope for m in mixers if isinstance(m, AttentionSpec) and m.rope is not None]
     stretch = max((rope.factor for rope in ropes if rope.kind == "dynamic"), default=1.0)
     return max(size.context, int(size.context * min(stretch, MAX_CONTEXT)))
 

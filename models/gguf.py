@@ -102,8 +102,8 @@ def _whole_norms(spec: DecoderSpec) -> DecoderSpec:
         return replace(norm, offset=0.0)
 
     def of(layer: LayerSpec) -> LayerSpec:
-        qk_norm = layer.mixer.qk_norm
-        mixer = replace(layer.mixer, qk_norm=whole(qk_norm) if qk_norm else None)
+        qk_norm = layer.attention.qk_norm
+        mixer = replace(layer.attention, qk_norm=whole(qk_norm) if qk_norm else None)
         return replace(layer, norm=whole(layer.norm), mixer=mixer)
 
     return replace(spec, layers=tuple(map(of, spec.layers)), final_norm=whole(spec.final_norm))

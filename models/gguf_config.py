@@ -137,12 +137,12 @@ class GGUFConfig:
         def size(key: str, default: int) -> int:
             return self._by_layer[key][index] if key in self._by_layer else default
 
-        heads = size("attention.head_count", layer.mixer.heads)
-        kv_heads = size("attention.head_count_kv", layer.mixer.kv_heads)
+        heads = size("attention.head_count", layer.attention.heads)
+        kv_heads = size("attention.head_count_kv", layer.attention.kv_heads)
         if heads % kv_heads:
             raise self._meta.bad("attention.head_count_kv", f"has {kv_heads} for {heads} heads")
         mixer = replace(
-            layer.mixer,
+            layer.attention,
             heads=heads,
             kv_heads=kv_heads,
             qkv_bias=has_bias("attn_q", "attn_qkv"),

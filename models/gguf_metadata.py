@@ -69,7 +69,7 @@ def needs_head(spec: DecoderSpec) -> bool:
 
 def gguf_notes(spec: DecoderSpec) -> tuple[str, ...]:
     """What a file holds and llama.cpp does not heed."""
-    windows = {layer.mixer.window for layer in spec.layers} - {None}
+    windows = {layer.attention.window for layer in spec.layers} - {None}
     if not windows or spec.architecture in _WINDOWED:
         return ()
     return (
@@ -86,7 +86,7 @@ def gguf_metadata(spec: DecoderSpec) -> tuple[Metadata, dict[str, np.ndarray]]:
     """
     name = gguf_architecture(spec)
     layers = spec.layers
-    mixers = [layer.mixer for layer in layers]
+    mixers = [layer.attention for layer in layers]
     first = mixers[0]
     _refuse_biases(spec)
     own: Metadata = {
@@ -114,9 +114,9 @@ def _refuse_biases(spec: DecoderSpec) -> None:
     if spec.architecture in _BIASES:
         return
     for layer in spec.layers:
-        qkv = layer.mixer.qkv_bias and spec.architecture not in _QKV_BIASES
+        qkv = layer.attention.qkv_bias and spec.architecture not in _QKV_BIASES
         ffn = isinstance(layer.ffn, FeedForwardSpec) and layer.ffn.bias
-        if qkv or layer.mixer.out_bias or ffn:
+        if qkv or layer.attention.out_bias or ffn:
             raise UnsupportedModel(
                 f"{spec.architecture} models with biases there have no place in llama.cpp"
             )
@@ -147,7 +147,7 @@ def _feed_forward(spec: DecoderSpec) -> Metadata:
 
 
 def _windows(spec: DecoderSpec) -> Metadata:
-    windows = [layer.mixer.window for layer in spec.layers]
+    windows = [layer.attention.window for layer in spec.layers]
     widths = {width for width in windows if width is not None}
     if not widths:
         return {}
@@ -179,11 +179,13 @@ def _scales(spec: DecoderSpec, first: AttentionSpec) -> Metadata:
 
 
 def _ropes(spec: DecoderSpec) -> tuple[Metadata, dict[str, np.ndarray]]:
-    ropes = [layer.mixer.rope for layer in spec.layers]
+    ropes = [layer.attention.rope for layer in spec.layers]
     found: Metadata = {}
     if spec.architecture == "gemma3":
-        local = {r for r, layer in zip(ropes, spec.layers, strict=True) if layer.mixer.window}
-        ropes = [r for r, layer in zip(ropes, spec.layers, strict=True) if not layer.mixer.window]
+        local = {r for r, layer in zip(ropes, spec.layers, strict=True) if layer.attention.window}
+        ropes = [
+            r for r, layer in zip(ropes, spec.layers, strict=True) if not layer.attention.window
+        ]
         for rope in local - {None}:
             assert rope is not None
             found["rope.freq_base_swa"] = rope.theta

@@ -57,8 +57,8 @@ def _of_gguf(checkpoint: Checkpoint, spec: DecoderSpec) -> dict[str, Any]:
         raise UnsupportedModel(f"{checkpoint.path}: {kind} models have no config.json to write yet")
     first = spec.layers[0]
     if any(
-        (layer.mixer.heads, layer.mixer.kv_heads, layer.ffn.hidden)
-        != (first.mixer.heads, first.mixer.kv_heads, first.ffn.hidden)
+        (layer.attention.heads, layer.attention.kv_heads, layer.ffn.hidden)
+        != (first.attention.heads, first.attention.kv_heads, first.ffn.hidden)
         for layer in spec.layers
         if isinstance(layer.ffn, FeedForwardSpec)
     ):
@@ -75,13 +75,13 @@ def _of_gguf(checkpoint: Checkpoint, spec: DecoderSpec) -> dict[str, Any]:
     if kind == "starcoder2":
         values["use_bias"] = bias
     elif kind in ("llama", "mistral", "olmo2", "granite", "qwen3", "qwen3_moe", "smollm3"):
-        values |= {"attention_bias": first.mixer.qkv_bias, "mlp_bias": bias}
+        values |= {"attention_bias": first.attention.qkv_bias, "mlp_bias": bias}
     elif kind.startswith("gemma"):
-        values["attention_bias"] = first.mixer.qkv_bias
+        values["attention_bias"] = first.attention.qkv_bias
     elif kind == "seed_oss":
         values |= {
-            "attention_bias": first.mixer.qkv_bias,
-            "attention_out_bias": first.mixer.out_bias,
+            "attention_bias": first.attention.qkv_bias,
+            "attention_out_bias": first.attention.out_bias,
             "mlp_bias": bias,
         }
     if kind == "qwen3_moe":

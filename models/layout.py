@@ -8,7 +8,21 @@ from typing import Literal
 
 from localllm.checkpoint.base import Checkpoint
 
-Part = Literal["q", "k", "v", "gate", "up"]
+# The first ones lie whole, one after the other. In "heads_…" each head's q and gate alternate; in
+# "groups_…" each key head of a delta net brings all that belongs to it (Qwen3-Next).
+Part = Literal[
+    "q",
+    "k",
+    "v",
+    "gate",
+    "up",
+    "heads_q",
+    "heads_gate",
+    "groups_qkv",
+    "groups_z",
+    "groups_beta",
+    "groups_decay",
+]
 
 
 @dataclass(frozen=True)
@@ -17,13 +31,14 @@ class Source:
 
     name: the tensor's name without prefix and `.weight`; {n} is the layer, {e} an expert, whose
         matrices are then stacked.
-    part: only these rows of a tensor that holds q, k and v, or gate and up, one after the other.
+    part: only these rows of a tensor that holds several of ours.
     bare: the name is whole; no `.weight` follows it.
     conv1d: a matrix kept [in, out], as GPT-2's Conv1D keeps it.
     alternate: with a part: rows of gate and up take turns in the tensor, gate's first.
     inputs_first: the matrices of all experts are kept [E, in, out].
     interleaved: the rows of each head are in the order (0, d/2, 1, d/2 + 1, …) that rotates
         neighbours, as llama.cpp wants some architectures; ours rotate (0, d/2).
+    taps: the filters of a convolution by channel, kept [channels, 1, kernel].
     """
 
     name: str
@@ -33,6 +48,7 @@ class Source:
     interleaved: bool = False
     alternate: bool = False
     inputs_first: bool = False
+    taps: bool = False
 
 
 # Our name without "layers.N." and ".weight" -> the places to look, in order of preference. A bias

@@ -23,7 +23,7 @@ from localllm.models.layout import (
     sources_of,
 )
 from localllm.models.stacking import stack
-from localllm.spec import AttentionSpec, DecoderSpec, MoESpec
+from localllm.spec import DecoderSpec, GatedDeltaNetSpec, MoESpec, ShortConvSpec
 from localllm.spec.weights import weight_shapes
 
 Shape = tuple[int, ...]
@@ -40,9 +40,10 @@ class _Pick:
     shape: Shape
     files: tuple[str, ...]
     stacked: bool = False
-    rows: slice | None = None
+    rows: slice | np.ndarray | None = None
     transposed: bool = False
     flat: bool = False
+    taps: bool = False
     order: np.ndarray | None = None
 
 
@@ -127,15 +128,18 @@ class _Finder:
         self, source: Source, stem: str, layer: int, shape: Shape, files: tuple[str, ...]
     ) -> _Pick:
         """Compares shapes as the file must have them."""
-        rows, whole = None, shape
+        rows: slice | np.ndarray | None = None
+        whole = shape
+        if source.taps:
+            channels, kernel = _taps(self._spec, layer)
+            whole = (channels, 1, kernel)
         ffn = self._spec.layers[layer].ffn
         flat = isinstance(ffn, MoESpec) and len(shape) == 1 and stem in _OF_EXPERTS
         if flat:  # a vector an expert, here [E, out, 1]
             assert isinstance(ffn, MoESpec)
             whole = shape = (ffn.experts, shape[0] // ffn.experts, 1)
         if source.part is not None:
-            first, last, total = part_rows(self._spec, source.part, layer)
-            rows = slice(first, last)
+            rows, total = part_rows(self._spec, source.part, layer)
             if source.alternate:
                 rows = slice(0 if source.part == "gate" else 1, None, 2)
             whole = (*shape[:-2], total, shape[-1]) if len(shape) > 1 else (total,)
@@ -155,33 +159,60 @@ class _Finder:
                     f"the config calls for {list(in_file)}"
                 )
         order = self._order(stem, layer) if source.interleaved else None
-        return _Pick(shape, files, stacked, rows, transposed, flat, order)
+        return _Pick(shape, files, stacked, rows, transposed, flat, source.taps, order)
 
     def _keeps_conv1d(self, layer: int) -> bool:
         """MLX converters turn Conv1D weights around; that of q, k and v, never square, tells."""
         name = self._files(sources(self._layout.names, "attn.q")[0], "attn.q", "weight", layer)[0]
-        total = part_rows(self._spec, "v", layer)[2]
+        total = part_rows(self._spec, "v", layer)[1]
         turned = (total, self._spec.hidden)
         return name not in self._checkpoint or self._checkpoint.shape(name) != turned
 
     def _order(self, stem: str, layer: int) -> np.ndarray:
         """Which row of the file each of our rows is."""
-        mixer = self._spec.layers[layer].mixer
-        assert isinstance(mixer, AttentionSpec)
+        mixer = self._spec.layers[layer].attention
         heads = mixer.heads if stem == "attn.q" else mixer.kv_heads
         rows = np.arange(heads * mixer.head_dim).reshape(heads, mixer.head_dim // 2, 2)
         return rows.swapaxes(1, 2).reshape(-1)
 
 
-def part_rows(spec: DecoderSpec, part: Part, layer: int) -> tuple[int, int, int]:
-    """First row, row past the last, and rows in all of a fused tensor."""
+def part_rows(spec: DecoderSpec, part: Part, layer: int) -> tuple[slice | np.ndarray, int]:
+    """The rows of a part in a fused tensor, and how many that has."""
     if part in ("gate", "up"):
         hidden = spec.layers[layer].ffn.hidden
-        return (0, hidden, 2 * hidden) if part == "gate" else (hidden, 2 * hidden, 2 * hidden)
+        return slice(0, hidden) if part == "gate" else slice(hidden, 2 * hidden), 2 * hidden
     mixer = spec.layers[layer].mixer
-    q, kv = mixer.heads * mixer.head_dim, mixer.kv_heads * mixer.head_dim
+    if isinstance(mixer, GatedDeltaNetSpec):
+        return _group_rows(mixer, part)
+    attn = spec.layers[layer].attention
+    q, kv = attn.heads * attn.head_dim, attn.kv_heads * attn.head_dim
+    if part in ("heads_q", "heads_gate"):
+        heads = np.arange(2 * q).reshape(attn.heads, 2, attn.head_dim)
+        return heads[:, 0 if part == "heads_q" else 1].reshape(-1), 2 * q
     first = {"q": 0, "k": q, "v": q + kv}[part]
-    return first, first + (q if part == "q" else kv), q + 2 * kv
+    return slice(first, first + (q if part == "q" else kv)), q + 2 * kv
+
+
+def _group_rows(delta: GatedDeltaNetSpec, part: Part) -> tuple[np.ndarray, int]:
+    """By key head: its q, its k, and v and z of its value heads; or their betas and decays."""
+    repeat = delta.value_heads // delta.key_heads
+    values = repeat * delta.value_dim
+    if part in ("groups_beta", "groups_decay"):
+        both = np.arange(2 * delta.value_heads).reshape(delta.key_heads, 2, repeat)
+        return both[:, 0 if part == "groups_beta" else 1].reshape(-1), both.size
+    rows = np.arange(delta.key_heads * 2 * (delta.key_dim + values)).reshape(delta.key_heads, -1)
+    ends = np.cumsum([delta.key_dim, delta.key_dim, values])
+    q, k, v, z = (found.reshape(-1) for found in np.split(rows, ends, axis=1))
+    return (z if part == "groups_z" else np.concatenate([q, k, v])), rows.size
+
+
+def _taps(spec: DecoderSpec, layer: int) -> tuple[int, int]:
+    """Channels and kernel of a layer's convolution."""
+    mixer = spec.layers[layer].mixer
+    if isinstance(mixer, GatedDeltaNetSpec):
+        return mixer.channels, mixer.kernel
+    assert isinstance(mixer, ShortConvSpec)
+    return mixer.channels, mixer.kernel
 
 
 def _refuse_leftovers(
@@ -212,8 +243,8 @@ def _refuse_leftovers(
 def _of_sharing_layers(checkpoint: Checkpoint, spec: DecoderSpec, layout: Layout) -> set[str]:
     """What layers that attend to another's keys may keep of their own, used by no program."""
     found = set()
-    for index, layer in enumerate(spec.layers):
-        if layer.mixer.shared_kv is None:
+    for index, attn in spec.attentions:
+        if attn.shared_kv is None:
             continue
         for stem in ("attn.k", "attn.v", "attn.k_norm"):
             for source in sources(layout.names, stem):
@@ -249,7 +280,7 @@ def _read(checkpoint: Checkpoint, picks: Mapping[str, _Pick]) -> Iterator[tuple[
             tensor = tensor.rows(pick.rows)
         if pick.order is not None:
             tensor = tensor.rows(pick.order)
-        if pick.flat:
+        if pick.flat or pick.taps:
             assert isinstance(tensor, Dense)
             tensor = Dense(np.ascontiguousarray(tensor.data).reshape(-1), tensor.dtype)
         yield name, tensor

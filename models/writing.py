@@ -10,7 +10,7 @@ import numpy as np
 from localllm.checkpoint.tensor import Affine, Dense, GroupValues, Tensor
 from localllm.errors import UnsupportedModel
 from localllm.models.layout import HEAD_PREFIXES, Names, Source, sources_of
-from localllm.spec import AttentionSpec, DecoderSpec, MoESpec
+from localllm.spec import DecoderSpec, MoESpec
 from localllm.spec.weights import weight_shapes
 
 Shape = tuple[int, ...]
@@ -128,6 +128,11 @@ def _of(
         _, number, stem = stem.split(".", 2)
         layer = int(number)
     source = _source(spec, names, prefix, has, stem, suffix, layer)
+    if source.taps or (source.part or "").startswith(("heads_", "groups_")):
+        raise UnsupportedModel(
+            f"{spec.architecture} models cannot be written: {source.name} lays out its rows in a "
+            "way that only reading knows"
+        )
     if source.alternate or source.inputs_first or (stem.startswith("moe.") and suffix == "bias"):
         raise UnsupportedModel(
             f"{spec.architecture} models cannot be written: their experts are kept in a form that "
@@ -168,7 +173,9 @@ def _own_offset(spec: DecoderSpec, name: str) -> float | None:
     if not name.endswith("norm.weight"):
         return None
     layer = spec.layers[int(name.split(".")[1])]
-    norm = layer.mixer.qk_norm if ".attn." in name else layer.norm
+    if ".delta." in name:
+        return 0.0
+    norm = layer.attention.qk_norm if ".attn." in name else layer.norm
     assert norm is not None
     return norm.offset
 
@@ -203,8 +210,7 @@ def _file_name(prefix: str, source: Source, stem: str, suffix: str, layer: int) 
 def _order(spec: DecoderSpec, name: str) -> np.ndarray:
     """Which of our rows each row of an interleaved tensor is."""
     _, number, _, kind, _ = name.split(".")
-    mixer = spec.layers[int(number)].mixer
-    assert isinstance(mixer, AttentionSpec)
+    mixer = spec.layers[int(number)].attention
     if kind == "v":
         return np.arange(mixer.kv_heads * mixer.head_dim)
     heads = mixer.heads if kind == "q" else mixer.kv_heads

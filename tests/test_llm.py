@@ -207,6 +207,25 @@ def test_chat_renders_the_template_and_user_text_stays_text(llm):
     assert streamed == llm.chat(messages, GREEDY).text
 
 
+def test_a_chat_tells_reasoning_and_calls_from_the_answer(llm):
+    messages = [{"role": "user", "content": "Add"}]
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+    said = r'<think>hm</think>So\.<tool_call>\{"name": "add", "arguments": \{"a": 1\}\}</tool_call>'
+    params = SamplingParams(temperature=0, max_tokens=200, regex=said)
+    result = llm.chat(messages, params, tools=tools)
+    assert (result.text, result.reasoning) == ("So.", "hm")
+    assert [(call.name, call.arguments) for call in result.tool_calls] == [("add", {"a": 1})]
+    deltas = list(llm.stream_chat(messages, params, tools=tools))
+    assert "".join(delta.text for delta in deltas) == "So."
+    assert "".join(delta.reasoning for delta in deltas) == "hm"
+    assert llm.generate("Add", params).text.startswith("<think>hm</think>So.<tool_call>")
+
+
+def test_reasoning_that_the_template_cannot_be_told_is_refused(llm):
+    with pytest.raises(InvalidRequest, match="cannot be told reasoning 'high'"):
+        llm.chat([{"role": "user", "content": "hi"}], GREEDY, reasoning="high")
+
+
 def test_a_model_without_a_template_says_so(tmp_path):
     folder = write_tiny_model(tmp_path / "m", chat_template=False)
     with LLM(str(folder), backend="reference") as llm, pytest.raises(TemplateError):
@@ -326,6 +345,11 @@ def test_settings_that_make_no_sense_are_refused(folder):
     for settings, kind, words in cases:
         with pytest.raises(kind, match=words):
             LLM(str(folder), **{"backend": "reference", **settings})
+
+
+def test_an_unknown_answer_format_is_refused_before_anything_loads():
+    with pytest.raises(InvalidRequest, match="no answer format 'xml'"):
+        LLM("nowhere", answer_format="xml")
 
 
 def test_an_unknown_name_suggests_a_known_one():

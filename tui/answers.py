@@ -246,7 +246,7 @@ class Answers:
         live.last = time.monotonic()
         if live.first is None:
             live.first = live.last
-        live.tokens += len(piece.tokens)
+        live.tokens += sum(token.drafted != "rejected" for token in piece.tokens)
         live.seen += piece.tokens[: MOST_TOKENS - len(live.seen)]
         live.text += piece.text
         live.reasoning += piece.reasoning

@@ -56,8 +56,10 @@ bool Adapter::fits(const Program& program) const {
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Attention& attention = program.layers[i].attention;
     const FeedForward& ffn = program.layers[i].ffn;  // all null in a layer of experts
-    const Matrix* const linears[kTargets] = {attention.q, attention.k, attention.v, attention.o,
-                                             ffn.gate,    ffn.up,      ffn.down};
+    const Recurrent& recurrent = program.layers[i].recurrent;
+    const Matrix* const linears[kTargets] = {
+        attention.q, attention.k,    attention.v,  attention.o, ffn.gate,     ffn.up,
+        ffn.down,    attention.gate, recurrent.in, recurrent.z, recurrent.out};
     for (int t = 0; t < kTargets; ++t) {
       const AdapterPair* pair = find(i, static_cast<Target>(t));
       if (pair &&

@@ -12,8 +12,9 @@
 namespace localllm {
 
 // The linears of a layer that an adapter may touch.
-enum class Target { kQ, kK, kV, kO, kGate, kUp, kDown };
-constexpr int kTargets = 7;
+// kIn, kZ, kOut: of a recurrent mixer.
+enum class Target { kQ, kK, kV, kO, kGate, kUp, kDown, kHeadGate, kIn, kZ, kOut };
+constexpr int kTargets = 11;
 
 struct AdapterPair {
   AdapterMatrix a, b;

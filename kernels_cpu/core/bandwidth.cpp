@@ -35,17 +35,24 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 }  // namespace
 
 double read_bandwidth(size_t bytes, int threads) {
-  const size_t chunks = std::max<size_t>(1, bytes / kChunk);
-  const Region region = Region::allocate(chunks * kChunk);
+  const size_t whole = std::max<size_t>(1, bytes / kChunk) * kChunk;
+  const Region region = Region::allocate(whole);
   ThreadPool pool(threads);
+  // Untouched pages all are the one page of zeros, which the caches hold.
+  pool.parallel(static_cast<int>(whole / kChunk), 1, [&](int first, int last, int) {
+    const auto chunks = static_cast<size_t>(last - first);
+    std::memset(region.data() + static_cast<size_t>(first) * kChunk, 1, chunks * kChunk);
+  });
+  return read_bandwidth(region.data(), whole, &pool);
+}
+
+double read_bandwidth(const uint8_t* data, size_t bytes, ThreadPool* pool) {
+  const size_t chunks = bytes / kChunk;
   const auto each = [&](auto&& f) {
-    pool.parallel(static_cast<int>(chunks), 1, [&](int first, int last, int) {
-      for (int i = first; i < last; ++i) f(region.data() + static_cast<size_t>(i) * kChunk);
+    pool->parallel(static_cast<int>(chunks), 1, [&](int first, int last, int) {
+      for (int i = first; i < last; ++i) f(data + static_cast<size_t>(i) * kChunk);
     });
   };
-  // Untouched pages all are the one page of zeros, which the caches hold.
-  each([](uint8_t* chunk) { std::memset(chunk, 1, kChunk); });
-
   std::atomic<uint64_t> sink{0};  // so that no compiler leaves the reading out
   double best = 0;
   const auto start = std::chrono::steady_clock::now();

@@ -18,10 +18,12 @@ double seconds_of(clockid_t clock) {
   clock_gettime(clock, &t);
   return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
+// A recurrent layer keeps nothing in its group.
 std::vector<KvLayer> kv_layers(const std::vector<LayerConfig>& layers) {
   std::vector<KvLayer> result;
   for (const LayerConfig& c : layers)
-    result.push_back({c.kv_group, c.kv_heads, c.head_dim, c.kv_source});
+    result.push_back(
+        {c.kv_group, c.mixer == Mixer::kAttention ? c.kv_heads : 0, c.head_dim, c.kv_source});
   return result;
 }
 
@@ -32,13 +34,19 @@ double thread_seconds() { return seconds_of(CLOCK_THREAD_CPUTIME_ID); }  // on a
 
 Decoder::Decoder(std::shared_ptr<const WeightStore> store, const ModelConfig& config,
                  const std::vector<LayerConfig>& layers, KvKind kv, int block,
-                 const std::vector<int>& blocks, int threads, const Kernels& kernels)
+                 const std::vector<int>& blocks, int states, int threads, const Kernels& kernels,
+                 size_t expert_bytes, const std::vector<float>& expert_uses)
     : store_(std::move(store)),
       program_(build_program(config, layers, *store_)),
       k_(kernels),
       kv_(kv, block, kv_layers(layers), blocks),
-      pool_(threads) {
+      states_of_sequences_(layers, states),
+      pool_(threads),
+      guesses_(layers.size()) {
   thread_scratch_.resize(static_cast<size_t>(pool_.size()));
+  if (store_->leaves_experts())
+    expert_cache_ =
+        std::make_unique<ExpertCache>(*store_, program_, expert_bytes, expert_uses, &pool_);
 }
 
 bool Decoder::forward(const Step& step, const std::function<bool()>& stop) {
@@ -47,8 +55,12 @@ bool Decoder::forward(const Step& step, const std::function<bool()>& stop) {
   if (pool_.size() == 1) return run(step, stop);
   pool_.set_alone(governor_.alone(step.rows));
   const double start = steady_seconds(), processor = thread_seconds();
+  const double reading = expert_cache_ ? expert_cache_->counts().seconds : 0.0;
   const bool done = run(step, stop);
-  const double now = steady_seconds(), seconds = now - start;
+  const double now = steady_seconds();
+  // Waiting for the disk is no sign of a busy neighbour.
+  const double read = expert_cache_ ? expert_cache_->counts().seconds - reading : 0.0;
+  const double seconds = std::max(0.0, now - start - read);
   const double off_core = seconds - (thread_seconds() - processor);
   if (done) governor_.record(step.rows, seconds, std::max(off_core, pool_.take_waited()), now);
   return done;
@@ -63,11 +75,15 @@ bool Decoder::run(const Step& step, const std::function<bool()>& stop) {
   if (program_.config.per_layer > 0) per_layer_inputs(step);
   for (size_t i = 0; i < program_.layers.size(); ++i) {
     if (stopped()) return false;
-    attention(step, static_cast<int>(i));
-    if (stopped()) return false;
     const Layer& layer = program_.layers[i];
+    switch (layer.config.mixer) {
+      case Mixer::kAttention: attention(step, static_cast<int>(i)); break;
+      case Mixer::kDelta: delta_net(step, static_cast<int>(i)); break;
+      case Mixer::kShortConv: short_conv(step, static_cast<int>(i)); break;
+    }
+    if (stopped()) return false;
     if (layer.config.experts > 0)
-      mixture(step, layer);
+      mixture(step, static_cast<int>(i));
     else
       feed_forward(step, static_cast<int>(i));
     finish_layer(step, static_cast<int>(i));
@@ -79,6 +95,7 @@ bool Decoder::run(const Step& step, const std::function<bool()>& stop) {
 void Decoder::reserve(const Step& step) {
   const int width = program_.config.hidden;
   int q = 1, kv = 1, hidden = 1, experts = 0, top_k = 0, expert_hidden = 1;
+  int channels = 0, convolved = 0, heads = 0, values = 0, gate = 0;
   size_t scratch = program_.scratch_bytes;
   for (const Layer& layer : program_.layers) {
     const LayerConfig& c = layer.config;
@@ -92,7 +109,19 @@ void Decoder::reserve(const Step& step) {
     } else {
       hidden = std::max(hidden, c.hidden);
     }
-    scratch = std::max(scratch, attention_scratch(c));
+    if (c.mixer == Mixer::kAttention) {
+      scratch = std::max(scratch, attention_scratch(c));
+      if (c.gate) gate = std::max(gate, layer.attention.q_width);
+      continue;
+    }
+    channels = std::max(channels, c.channels);
+    convolved = std::max(convolved, c.mixer == Mixer::kDelta ? c.channels : 3 * c.channels);
+    q = std::max(q, c.mixer == Mixer::kDelta ? c.heads * c.head_dim : c.channels);
+    if (c.mixer != Mixer::kDelta) continue;
+    heads = std::max(heads, c.heads);
+    values = std::max(values, c.heads * c.head_dim);
+    scratch = std::max(
+        scratch, static_cast<size_t>(c.key_dim) * static_cast<size_t>(c.head_dim) * sizeof(float));
   }
   const int rows = step.rows, own = program_.config.per_layer;
   if (own > 0) {
@@ -115,6 +144,24 @@ void Decoder::reserve(const Step& step) {
     expert_in_.reserve(rows * top_k, width);
     expert_inner_.reserve(rows * top_k, expert_hidden);
     expert_out_.reserve(rows * top_k, width);
+  }
+  if (gate > 0) head_gate_.reserve(rows, gate);
+  if (channels > 0) {
+    conv_in_.reserve(rows, channels);
+    conv_out_.reserve(rows, convolved);
+    nothing_.assign(static_cast<size_t>(channels), 0.0f);
+    first_guess_.clear();
+    guessed_ = 0;
+    for (const Chunk& chunk : step.chunks) {
+      first_guess_.push_back(guessed_);
+      guessed_ += chunk.guesses;
+    }
+    first_guess_.push_back(guessed_);
+  }
+  if (heads > 0) {
+    gates_.reserve(rows, 2 * heads);
+    delta_out_.reserve(rows, values);
+    z_.reserve(rows, values);
   }
   for (Scratch<uint8_t>& s : thread_scratch_) s.reserve(scratch);
 }

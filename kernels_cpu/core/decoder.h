@@ -9,10 +9,12 @@
 #include <vector>
 
 #include "core/adapter.h"
+#include "core/experts.h"
 #include "core/governor.h"
 #include "core/kv.h"
 #include "core/program.h"
 #include "core/rows_buffer.h"
+#include "core/state.h"
 #include "core/threads.h"
 
 namespace localllm {
@@ -24,6 +26,9 @@ struct Chunk {
   const int32_t* tables = nullptr;
   int table_size = 0;
   const Adapter* adapter = nullptr;  // one that fits the program; null: the base alone
+  // Slots of recurrent layers' states: before the first row (-1: none yet), and after all rows but
+  // the last `guesses`.
+  int source = -1, target = -1, guesses = 0;
 
   const int32_t* table(int group) const {
     return tables + static_cast<ptrdiff_t>(group) * table_size;
@@ -56,9 +61,12 @@ size_t attention_scratch(const LayerConfig& c);
 
 class Decoder {
  public:
+  // expert_bytes: memory for the experts that the store leaves in its file; expert_uses: how often
+  // each was chosen before (see ExpertCache).
   Decoder(std::shared_ptr<const WeightStore> store, const ModelConfig& config,
           const std::vector<LayerConfig>& layers, KvKind kv, int block,
-          const std::vector<int>& blocks, int threads, const Kernels& kernels);
+          const std::vector<int>& blocks, int states, int threads, const Kernels& kernels,
+          size_t expert_bytes = 0, const std::vector<float>& expert_uses = {});
 
   // The caller has checked every size. False when cancelled, or when `stop`, asked twice a layer
   // on the calling thread, says so; the cache then holds the step's rows only in part.
@@ -70,13 +78,21 @@ class Decoder {
   // Rows of the embedding as the first layer takes them, out [rows, hidden].
   void embed_rows(const int32_t* tokens, int rows, float* out) const;
   void copy_block(int group, int32_t from, int32_t to);
+  // Carries the state in slot `source` on over guesses [first, first + rows) of the last step, of
+  // all chunks together, into slot `target`, maybe the same.
+  void replay(int first, int rows, int source, int target);
+  // Of the last step that was done, by chunk: the number of its first guess; then their total.
+  const std::vector<int>& first_guess() const { return first_guess_; }
   // From any thread: the step under way stops within a layer.
   void cancel() { cancelled_ = true; }
 
   const Program& program() const { return program_; }
   const KvPool& kv() const { return kv_; }
+  const StatePool& states() const { return states_of_sequences_; }
   int threads() const { return pool_.size(); }
   const char* kernels() const { return k_.name; }
+  // Null where all weights are in memory.
+  const ExpertCache* expert_cache() const { return expert_cache_.get(); }
 
  private:
   struct Product {
@@ -102,8 +118,21 @@ class Decoder {
   void attend_whole(const std::vector<AttendItem>& items, int index);
   void attend_in_parts(const Step& step, const std::vector<AttendItem>& items, int index);
   void finish_head(float* state, int index, int row, int head);
+  void delta_net(const Step& step, int index);
+  void short_conv(const Step& step, int index);
+  void keep_guesses(const Step& step, int index);
+  void carry_inputs(const Step& step, int index);
+  void convolve_row(const Layer& layer, const FloatRows& rows, int first, int row,
+                    const float* state, float* out);
+  void run_heads(const Step& step, int index);
+  void leave(const Step& step, int index);
+  const float* state_at(int slot, int layer) const;
+  static DeltaRow delta_row(const LayerConfig& c, const float* qkv, const float* gates, int head,
+                            float* out);
   void feed_forward(const Step& step, int index);
-  void mixture(const Step& step, const Layer& layer);
+  void mixture(const Step& step, int index);
+  // The step's rows of these experts through them.
+  void run_experts(int index, const std::vector<int>& experts);
   void choose_experts(const Step& step, const Layer& layer);
   // The experts that row scores may choose from, by group: sets allowed_.
   void allow_groups(const LayerConfig& c, const float* choice);
@@ -150,6 +179,7 @@ class Decoder {
   Program program_;
   const Kernels& k_;
   KvPool kv_;
+  StatePool states_of_sequences_;
   ThreadPool pool_;
   Governor governor_;
   std::mutex mutex_;
@@ -162,11 +192,21 @@ class Decoder {
   std::vector<Scratch<uint8_t>> thread_scratch_;
   Scratch<float> states_;
 
+  // Recurrent layers: what enters and leaves the convolution, beta and decay of each head, what
+  // heads give, and z. guesses_: by layer, the inputs of rows that may be wrong.
+  FloatRows conv_in_, conv_out_, gates_, delta_out_, z_;
+  std::vector<FloatRows> guesses_;
+  std::vector<int> first_guess_;
+  int guessed_ = 0;
+  std::vector<float> nothing_;
+
+  FloatRows head_gate_;  // of attention
+
   // Adapters: rows by adapter, each row's own, and what they add. Linears of one input take
   // different ones of `deltas_`.
   std::vector<AdapterRows> adapter_rows_;
   std::vector<const Adapter*> row_adapter_;
-  FloatRows deltas_[3];
+  FloatRows deltas_[4];
 
   // Mixture of experts: rows sorted by expert.
   FloatRows router_, expert_out_, shared_weight_;
@@ -174,6 +214,7 @@ class Decoder {
   std::vector<int> chosen_, slot_of_, expert_start_;
   std::vector<float> chosen_weight_, choice_, group_score_;
   std::vector<char> allowed_;  // of each expert: whether it may still be chosen
+  std::unique_ptr<ExpertCache> expert_cache_;
 };
 
 }  // namespace localllm

@@ -40,14 +40,19 @@ void Decoder::group_adapters(const Step& step) {
     widest = std::max(widest, chunk.adapter->widest_rank());
   }
   if (adapter_rows_.empty()) return;
-  int width = program_.config.hidden, kv = 1;
+  int width = program_.config.hidden, kv = 1, gate = 0;
   for (const Layer& layer : program_.layers) {
-    width = std::max({width, layer.attention.q_width, layer.config.hidden});
+    const LayerConfig& c = layer.config;
+    width = std::max({width, layer.attention.q_width, c.hidden});
     kv = std::max(kv, layer.attention.kv_width);
+    if (c.mixer != Mixer::kAttention) width = std::max(width, layer.recurrent.in->rows);
+    if (c.mixer == Mixer::kDelta) width = std::max(width, c.heads * c.head_dim);
+    if (c.gate) gate = std::max(gate, layer.attention.q_width);
   }
   deltas_[0].reserve(step.rows, width);
   deltas_[1].reserve(step.rows, width);
   deltas_[2].reserve(step.rows, kv);
+  if (gate > 0) deltas_[3].reserve(step.rows, gate);
   const auto ranks = static_cast<size_t>(rank_stride(widest));
   for (Scratch<uint8_t>& s : thread_scratch_) s.reserve(kTileRows * ranks * sizeof(float));
 }
@@ -55,7 +60,9 @@ void Decoder::group_adapters(const Step& step) {
 const FloatRows& Decoder::deltas_of(Target target) const {
   switch (target) {
     case Target::kK:
-    case Target::kUp: return deltas_[1];
+    case Target::kUp:
+    case Target::kZ: return deltas_[1];
+    case Target::kHeadGate: return deltas_[3];
     case Target::kV: return deltas_[2];
     default: return deltas_[0];
   }

@@ -78,7 +78,7 @@ void Decoder::attention(const Step& step, int index) {
   const int width = program_.config.hidden;
   const bool quantized = !program_.config.float_activations;
   each_row(step.rows, 4 * width, [&](int r) { enter(layer.attn_norm, x_.row(r), &normed_, r); });
-  adapt(index, normed_, {Target::kQ, Target::kK, Target::kV});
+  adapt(index, normed_, {Target::kQ, Target::kK, Target::kV, Target::kHeadGate});
   const Input in = normed_.input(0, step.rows, quantized);
   const Product q{a.q, q_.row(0), q_.stride()}, k{a.k, key_.row(0), key_.stride()},
       v{a.v, value_.row(0), value_.stride()};
@@ -88,6 +88,7 @@ void Decoder::attention(const Step& step, int index) {
     multiply(in, {q, k});
   else
     multiply(in, {q});
+  if (a.gate) multiply(in, {{a.gate, head_gate_.row(0), head_gate_.stride()}});
   for (const Chunk& chunk : step.chunks) {
     // Threads take whole runs of rows: neighbours write to the same cache lines.
     const int work = chunk.rows * (a.q_width + 4 * a.kv_width);
@@ -184,7 +185,16 @@ void Decoder::attend(const Step& step, int index) {
     attend_in_parts(step, enough(items) ? items : make_items(step, c, false, true), index);
   }
   const int width = c.heads * c.head_dim;
-  each_row(step.rows, 2 * width, [&](int r) { quantize(&mixed_, r, width); });
+  const Attention& a = program_.layers[static_cast<size_t>(index)].attention;
+  each_row(step.rows, 2 * width, [&](int r) {
+    if (a.gate) {
+      float* g = head_gate_.row(r);
+      add_delta(index, Target::kHeadGate, r, 0, width, g);
+      if (a.gate_bias) k_.add_scaled(a.gate_bias, width, 1.0f, g);
+      k_.gate(g, width, mixed_.row(r));
+    }
+    quantize(&mixed_, r, width);
+  });
 }
 
 void Decoder::finish_head(float* state, int index, int row, int head) {

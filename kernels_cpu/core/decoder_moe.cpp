@@ -108,7 +108,56 @@ void Decoder::shared_expert(const Step& step, const Layer& layer) {
     });
 }
 
-void Decoder::mixture(const Step& step, const Layer& layer) {
+void Decoder::run_experts(int index, const std::vector<int>& experts) {
+  const Layer& layer = program_.layers[static_cast<size_t>(index)];
+  const LayerConfig& c = layer.config;
+  const int width = program_.config.hidden;
+  const bool quantized = !program_.config.float_activations;
+  const auto start_of = [&](int e) { return expert_start_[static_cast<size_t>(e)]; };
+  const auto weights_of = [&](int e) -> const FeedForward& {
+    return expert_cache_ ? expert_cache_->at(index, e) : layer.moe.experts[static_cast<size_t>(e)];
+  };
+  std::vector<int> slots;
+  for (const int e : experts)
+    for (int s = start_of(e); s < start_of(e + 1); ++s) slots.push_back(s);
+  const int count = static_cast<int>(experts.size()), rows_of_all = static_cast<int>(slots.size());
+
+  // The experts' panels, one after another, are the items shared out.
+  const auto share = [&](int panels, const Matrix& like, auto&& work) {
+    const int total = panels * count;
+    const int grain = std::min(panels, panel_grain(like, total, rows_of_all / count));
+    pool_.parallel(total, grain, [&](int first, int last, int thread) {
+      void* scratch = thread_scratch_[static_cast<size_t>(thread)].data();
+      while (first < last) {
+        const int e = experts[static_cast<size_t>(first / panels)];
+        const int from = first % panels, to = std::min(panels, from + last - first);
+        work(weights_of(e), start_of(e), start_of(e + 1) - start_of(e), from, to, scratch);
+        first += to - from;
+      }
+    });
+  };
+  const FeedForward& any = layer.moe.experts[0];
+  share(any.up->panels(), *any.up,
+        [&](const FeedForward& f, int start, int rows, int from, int to, void* scratch) {
+          const ptrdiff_t stride = expert_inner_.stride();
+          hidden_panels(c, f, expert_in_.input(start, rows, quantized), expert_inner_.row(start),
+                        up_.row(0) + start * stride, stride, from, to, scratch);
+        });
+  each_row(rows_of_all, 2 * c.hidden,
+           [&](int i) { quantize(&expert_inner_, slots[static_cast<size_t>(i)], c.hidden); });
+  share(any.down->panels(), *any.down,
+        [&](const FeedForward& f, int start, int rows, int from, int to, void* scratch) {
+          k_.matmul(*f.down, expert_inner_.input(start, rows, quantized), expert_out_.row(start),
+                    expert_out_.stride(), from, to, scratch);
+          if (!f.down_bias) return;
+          const int at = from * kLanes, n = std::min(to * kLanes, width) - at;
+          for (int r = 0; r < rows; ++r)
+            k_.add_scaled(f.down_bias + at, n, 1.0f, expert_out_.row(start + r) + at);
+        });
+}
+
+void Decoder::mixture(const Step& step, int index) {
+  const Layer& layer = program_.layers[static_cast<size_t>(index)];
   const LayerConfig& c = layer.config;
   const int width = program_.config.hidden, slots = step.rows * c.top_k;
   const bool quantized = !program_.config.float_activations;
@@ -141,44 +190,25 @@ void Decoder::mixture(const Step& step, const Layer& layer) {
     std::memcpy(expert_in_.info(slot), normed_.info(r), groups * sizeof(GroupInfo));
   }
 
-  // The chosen experts' panels, one after another, are the items shared out.
   std::vector<int> active;
   for (int e = 0; e < c.experts; ++e)
     if (expert_start_[static_cast<size_t>(e)] < expert_start_[static_cast<size_t>(e) + 1])
       active.push_back(e);
-  const auto share = [&](int panels, const Matrix& like, auto&& work) {
-    const int total = panels * static_cast<int>(active.size());
-    const int grain =
-        std::min(panels, panel_grain(like, total, slots / static_cast<int>(active.size())));
-    pool_.parallel(total, grain, [&](int first, int last, int thread) {
-      void* scratch = thread_scratch_[static_cast<size_t>(thread)].data();
-      while (first < last) {
-        const int e = active[static_cast<size_t>(first / panels)];
-        const int from = first % panels, to = std::min(panels, from + last - first);
-        const int start = expert_start_[static_cast<size_t>(e)];
-        work(layer.moe.experts[static_cast<size_t>(e)], start,
-             expert_start_[static_cast<size_t>(e) + 1] - start, from, to, scratch);
-        first += to - from;
-      }
-    });
-  };
-  const FeedForward& any = layer.moe.experts[0];
-  share(any.up->panels(), *any.up,
-        [&](const FeedForward& f, int start, int rows, int from, int to, void* scratch) {
-          const ptrdiff_t stride = expert_inner_.stride();
-          hidden_panels(c, f, expert_in_.input(start, rows, quantized), expert_inner_.row(start),
-                        up_.row(0) + start * stride, stride, from, to, scratch);
-        });
-  each_row(slots, 2 * c.hidden, [&](int s) { quantize(&expert_inner_, s, c.hidden); });
-  share(any.down->panels(), *any.down,
-        [&](const FeedForward& f, int start, int rows, int from, int to, void* scratch) {
-          k_.matmul(*f.down, expert_inner_.input(start, rows, quantized), expert_out_.row(start),
-                    expert_out_.stride(), from, to, scratch);
-          if (!f.down_bias) return;
-          const int at = from * kLanes, n = std::min(to * kLanes, width) - at;
-          for (int r = 0; r < rows; ++r)
-            k_.add_scaled(f.down_bias + at, n, 1.0f, expert_out_.row(start + r) + at);
-        });
+  if (expert_cache_) {
+    // As many at a time as have room; those that are in memory before they are pushed out of it.
+    std::stable_partition(active.begin(), active.end(),
+                          [&](int e) { return expert_cache_->resident(index, e); });
+    const auto room = static_cast<size_t>(expert_cache_->slots());
+    for (size_t at = 0; at < active.size(); at += room) {
+      const size_t end = std::min(active.size(), at + room);
+      const std::vector<int> some(active.begin() + static_cast<ptrdiff_t>(at),
+                                  active.begin() + static_cast<ptrdiff_t>(end));
+      expert_cache_->fetch(index, some.data(), static_cast<int>(some.size()));
+      run_experts(index, some);
+    }
+  } else {
+    run_experts(index, active);
+  }
   if (c.own_norms) take_in(layer.ffn_norm);
   if (c.shared > 0) shared_expert(step, layer);
   each_row(step.rows, 4 * width, [&](int r) {

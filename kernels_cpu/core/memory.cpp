@@ -19,14 +19,25 @@ constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kArenaRegion = size_t{64} << 20;
 constexpr size_t kReadAtOnce = size_t{1} << 30;  // macOS refuses reads of 2 GiB and more
 
+// An open file, not empty.
 struct FileHandle {
   explicit FileHandle(const std::string& path)
-      : descriptor(open(path.c_str(), O_RDONLY | O_CLOEXEC)) {}
+      : path(path), descriptor(open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
+    if (descriptor < 0) throw failure();
+  }
   FileHandle(const FileHandle&) = delete;
   FileHandle& operator=(const FileHandle&) = delete;
-  ~FileHandle() {
-    if (descriptor >= 0) close(descriptor);
+  ~FileHandle() { close(descriptor); }
+  size_t size() const {
+    struct stat info;
+    if (fstat(descriptor, &info) != 0) throw failure();
+    if (info.st_size <= 0) throw std::runtime_error(path + " is empty");
+    return static_cast<size_t>(info.st_size);
   }
+  std::runtime_error failure() const {
+    return std::runtime_error("cannot read " + path + ": " + std::strerror(errno));
+  }
+  const std::string path;
   const int descriptor;
 };
 
@@ -61,33 +72,34 @@ Region Region::allocate(size_t bytes) {
 }
 
 Region Region::from_file(const std::string& path) {
-  const auto fail = [&] {
-    return std::runtime_error("cannot read " + path + ": " + std::strerror(errno));
-  };
   const FileHandle file(path);
-  struct stat info;
-  if (file.descriptor < 0 || fstat(file.descriptor, &info) != 0) throw fail();
-  const auto size = static_cast<size_t>(info.st_size);
-  if (info.st_size <= 0) throw std::runtime_error(path + " is empty");
-  Region r;
-  if (size <= physical_memory() / 8) {
-    r = allocate(size);
-    r.size_ = size;
-    for (size_t at = 0; at < size;) {
-      const size_t want = size - at < kReadAtOnce ? size - at : kReadAtOnce;
-      const ssize_t n = pread(file.descriptor, r.data_ + at, want, static_cast<off_t>(at));
-      if (n == 0) throw std::runtime_error(path + " was cut short while being read");
-      if (n < 0 && errno != EINTR) throw fail();
-      if (n > 0) at += static_cast<size_t>(n);
-    }
+  const size_t size = file.size();
+  if (size > physical_memory() / 8) {
+    Region r = map_file(path);
+    madvise(r.mapped_, r.mapped_size_, MADV_WILLNEED);
     return r;
   }
+  Region r = allocate(size);
+  r.size_ = size;
+  for (size_t at = 0; at < size;) {
+    const size_t want = size - at < kReadAtOnce ? size - at : kReadAtOnce;
+    const ssize_t n = pread(file.descriptor, r.data_ + at, want, static_cast<off_t>(at));
+    if (n == 0) throw std::runtime_error(path + " was cut short while being read");
+    if (n < 0 && errno != EINTR) throw file.failure();
+    if (n > 0) at += static_cast<size_t>(n);
+  }
+  return r;
+}
+
+Region Region::map_file(const std::string& path) {
+  const FileHandle file(path);
+  const size_t size = file.size();
   void* mapped = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.descriptor, 0);
-  if (mapped == MAP_FAILED) throw fail();
+  if (mapped == MAP_FAILED) throw file.failure();
+  Region r;
   r.mapped_ = mapped;
   r.mapped_size_ = r.size_ = size;
   r.data_ = static_cast<uint8_t*>(mapped);
-  madvise(mapped, size, MADV_WILLNEED);
   return r;
 }
 

@@ -19,6 +19,8 @@ class Region {
   // machine's memory (decoding from 4 KiB pages is 8 % slower), else mapped.
   // Throws std::runtime_error with the system's reason.
   static Region from_file(const std::string& path);
+  // The same, mapped, and read only as it is touched.
+  static Region map_file(const std::string& path);
 
   Region(Region&& other) noexcept;
   Region& operator=(Region&& other) noexcept;

@@ -57,8 +57,38 @@ class Resolver {
       a.ones.assign(static_cast<size_t>(c.head_dim), 1.0f);
       a.v_norm = {true, {a.ones.data(), nullptr, c.v_norm.eps, false}};
     }
+    if (c.gate) {
+      a.gate = matrix(prefix + "gate.weight", a.q_width, width);
+      a.gate_bias = store_.optional_vector(prefix + "gate.bias", a.q_width);
+    }
     if (c.sinks) a.sinks = sink_states(store_.vector(prefix + "sinks.weight", c.heads), c);
     return a;
+  }
+
+  Recurrent delta(const std::string& prefix, const LayerConfig& c, int width) {
+    Recurrent r{};
+    const int values = c.heads * c.head_dim;
+    r.in = matrix(prefix + "qkv.weight", c.channels, width);
+    r.z = matrix(prefix + "z.weight", values, width);
+    r.beta = matrix(prefix + "beta.weight", c.heads, width);
+    r.decay = matrix(prefix + "decay.weight", c.heads, width);
+    r.out = matrix(prefix + "o.weight", width, values);
+    r.taps = taps(prefix + "conv.weight", c);
+    r.rate = store_.vector(prefix + "rate.weight", c.heads);
+    r.step = store_.vector(prefix + "step.weight", c.heads);
+    r.norm = norm(prefix + "norm", {true, false, c.delta_eps}, c.head_dim);
+    return r;
+  }
+
+  Recurrent short_conv(const std::string& prefix, const LayerConfig& c, int width) {
+    Recurrent r{};
+    r.in = matrix(prefix + "in.weight", 3 * width, width);
+    r.out = matrix(prefix + "out.weight", width, width);
+    r.in_bias = store_.optional_vector(prefix + "in.bias", 3 * width);
+    r.out_bias = store_.optional_vector(prefix + "out.bias", width);
+    r.taps = taps(prefix + "taps.weight", c);
+    r.taps_bias = store_.optional_vector(prefix + "taps.bias", width);
+    return r;
   }
 
   static constexpr int kDense = -1, kShared = -2;
@@ -82,6 +112,16 @@ class Resolver {
   }
 
  private:
+  // [channels][kernel] as stored -> [kernel][channels].
+  std::vector<float> taps(const std::string& name, const LayerConfig& c) const {
+    const float* from = store_.vector(name, c.channels * c.kernel);
+    std::vector<float> result(static_cast<size_t>(c.channels) * static_cast<size_t>(c.kernel));
+    for (int i = 0; i < c.channels; ++i)
+      for (int k = 0; k < c.kernel; ++k)
+        result[static_cast<size_t>(k * c.channels + i)] = from[i * c.kernel + k];
+    return result;
+  }
+
   const WeightStore& store_;
   Program* program_;
 };
@@ -95,9 +135,18 @@ bool good_mixture(const LayerConfig& c) {
          (c.shared > 0 || !c.shared_gate);
 }
 
-void check(const LayerConfig& c) {
-  const bool good = c.heads > 0 && c.kv_heads > 0 && c.heads % c.kv_heads == 0 && c.head_dim > 0 &&
-                    c.head_dim <= 4096 && c.hidden > 0 && c.rope_half >= 0 &&
+bool good_mixer(const LayerConfig& c, int width) {
+  const bool heads = c.heads > 0 && c.kv_heads > 0 && c.heads % c.kv_heads == 0 && c.head_dim > 0 &&
+                     c.head_dim <= 4096;
+  if (c.mixer == Mixer::kAttention) return heads;
+  const bool kernel = c.kernel > 1 && c.kernel <= 64;
+  if (c.mixer == Mixer::kShortConv) return kernel && c.channels == width && c.heads == 0;
+  return kernel && heads && c.key_dim > 0 && c.key_dim <= 4096 &&
+         c.channels == 2 * c.kv_heads * c.key_dim + c.heads * c.head_dim;
+}
+
+void check(const LayerConfig& c, int width) {
+  const bool good = good_mixer(c, width) && c.hidden > 0 && c.rope_half >= 0 &&
                     2 * c.rope_half <= c.head_dim && c.window >= 0 && c.experts >= 0 &&
                     (c.experts == 0 || good_mixture(c)) &&
                     (c.gated || c.activation != Activation::kClampedSwiglu) && c.query_context > 0;
@@ -141,7 +190,7 @@ Program build_program(const ModelConfig& config, const std::vector<LayerConfig>&
   }
   for (size_t i = 0; i < layers.size(); ++i) {
     const LayerConfig& c = layers[i];
-    check(c);
+    check(c, width);
     if (!shares_well(layers, i)) throw std::invalid_argument("a layer cannot share those keys");
     const std::string at = "layers." + std::to_string(i) + ".";
     Layer layer{};
@@ -159,7 +208,11 @@ Program build_program(const ModelConfig& config, const std::vector<LayerConfig>&
       layer.per_layer_norm = norm("per_layer_norm", true);
     }
     if (c.scalar) layer.scalar = *store.vector(at + "scalar.weight", 1);
-    layer.attention = resolve.attention(at + "attn.", c, width);
+    switch (c.mixer) {
+      case Mixer::kAttention: layer.attention = resolve.attention(at + "attn.", c, width); break;
+      case Mixer::kDelta: layer.recurrent = resolve.delta(at + "delta.", c, width); break;
+      case Mixer::kShortConv: layer.recurrent = resolve.short_conv(at + "conv.", c, width); break;
+    }
     if (c.experts == 0) {
       layer.ffn = resolve.feed_forward(at + "ffn.", Resolver::kDense, c, width);
     } else {

@@ -15,7 +15,12 @@ struct NormConfig {
   float eps = 0.0f;
 };
 
+// How a layer mixes tokens. In a delta net `heads` of `head_dim` are the values', `kv_heads` of
+// `key_dim` the keys'.
+enum class Mixer : int32_t { kAttention, kDelta, kShortConv };
+
 struct LayerConfig {
+  Mixer mixer = Mixer::kAttention;
   int heads = 0, kv_heads = 0, head_dim = 0;
   float scale = 1.0f;
   int rope = -1;      // index of the step's RoPE tables, -1: none
@@ -32,6 +37,11 @@ struct LayerConfig {
   // Queries at position p are multiplied by 1 + query_growth * log(1 + floor(p / query_context)).
   float query_growth = 0.0f;
   int query_context = 1;
+  bool gate = false;  // what heads give is multiplied by sigmoid(gate)
+
+  int key_dim = 0;
+  int kernel = 0, channels = 0;  // of the convolution
+  float delta_eps = 0.0f;        // of the norm over each head
 
   int hidden = 0;
   Activation activation = Activation::kSilu;
@@ -74,12 +84,22 @@ struct Norm {
 };
 
 struct Attention {
-  const Matrix *q, *k, *v, *o;                     // k and v null where the layer has none
-  const float *q_bias, *k_bias, *v_bias, *o_bias;  // or null
+  const Matrix *q, *k, *v, *o, *gate;  // k and v null where the layer has none, gate too
+  const float *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias;  // or null
   Norm q_norm, k_norm, v_norm;
   std::vector<float> ones;  // the gain of v_norm
   int q_width, kv_width;
   std::vector<float> sinks;  // attention states of the sinks alone, one a head, or empty
+};
+
+struct Recurrent {
+  const Matrix *in, *out;
+  const float *in_bias, *out_bias;  // or null
+  std::vector<float> taps;          // [kernel][channels]
+  const float* taps_bias;           // or null
+  const Matrix *z, *beta, *decay;   // of a delta net, as all below
+  const float *rate, *step;
+  Norm norm;
 };
 
 struct FeedForward {
@@ -101,7 +121,8 @@ struct Experts {
 struct Layer {
   LayerConfig config;
   Norm attn_norm, attn_post_norm, ffn_norm, ffn_post_norm;
-  Attention attention;
+  Attention attention;  // or
+  Recurrent recurrent;
   FeedForward ffn;
   Experts moe;
   const Matrix *per_layer_gate, *per_layer_up;  // or null

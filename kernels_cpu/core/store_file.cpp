@@ -40,9 +40,11 @@ constexpr uint64_t align64(uint64_t n) { return (n + 63) / 64 * 64; }
 
 uint64_t matrix_bytes(const Matrix& w) { return w.panel_bytes * static_cast<uint64_t>(w.panels()); }
 
-// Any single changed word changes it: each step is one-to-one in the word it takes. Eight lanes
-// run beside each other, which makes it about as fast as memory.
-uint64_t checksum(const void* data, uint64_t bytes, uint64_t seed = 0) {
+}  // namespace
+
+// Each step is one-to-one in the word it takes. Eight lanes run beside each other, which makes it
+// about as fast as memory.
+uint64_t content_checksum(const void* data, uint64_t bytes, uint64_t seed) {
   constexpr uint64_t kOdd = 0x9e3779b97f4a7c15;
   constexpr uint64_t kLanes = 8;
   const auto* p = static_cast<const uint8_t*>(data);
@@ -63,6 +65,8 @@ uint64_t checksum(const void* data, uint64_t bytes, uint64_t seed = 0) {
   return sum;
 }
 
+namespace {
+
 class File {
  public:
   File(const std::string& path, const char* mode) : path_(path), file_(fopen(path.c_str(), mode)) {
@@ -78,6 +82,12 @@ class File {
   void align() {
     static constexpr char zeros[64] = {};
     write(zeros, align64(at_) - at_);
+  }
+  uint64_t at() const { return at_; }
+  // The next byte goes here.
+  void seek(uint64_t at) {
+    if (fseeko(file_, static_cast<off_t>(at), SEEK_SET) != 0) fail();
+    at_ = at;
   }
   void close() {
     FILE* file = file_;
@@ -107,54 +117,100 @@ bool sound(const Entry& e, uint64_t file_bytes) {
 
 }  // namespace
 
-void WeightStore::save(const std::string& path) const {
+struct PackedWriter::Content {
+  Content(const std::string& path, size_t weights) : file(path, "wb"), announced(weights) {}
+  File file;
+  size_t announced;
   std::vector<std::unique_ptr<Entry>> entries;
-  std::vector<const void*> data;
-  uint64_t at = align64(sizeof(Header) + (matrices_.size() + vectors_.size()) * sizeof(Entry));
-  const auto add = [&](const std::string& name, const void* bytes, uint64_t size) {
-    auto e = std::make_unique<Entry>();
-    std::memset(static_cast<void*>(e.get()), 0, sizeof(Entry));
-    if (name.size() >= sizeof(e->name)) throw std::runtime_error("weight name too long: " + name);
-    std::memcpy(e->name, name.data(), name.size());
-    e->at = at;
-    e->bytes = size;
-    e->checksum = checksum(bytes, size);
-    e->vector_size = -1;
-    at = align64(at + size);
-    data.push_back(bytes);
-    entries.push_back(std::move(e));
-    return entries.back().get();
-  };
-  for (const auto& [name, w] : matrices_) {
-    Entry* e = add(name, w.data, matrix_bytes(w));
-    e->matrix = w;
+};
+
+PackedWriter::PackedWriter(const std::string& path, size_t weights)
+    : content_(std::make_unique<Content>(path, weights)) {
+  content_->file.seek(align64(sizeof(Header) + weights * sizeof(Entry)));
+}
+
+PackedWriter::~PackedWriter() = default;
+
+void PackedWriter::add_affine(const std::string& name, const AffineSource& source) {
+  Arena arena;
+  add_packed(name, pack_affine(source, arena));
+}
+
+void PackedWriter::add_dense(const std::string& name, const void* values, WeightKind kind, int rows,
+                             int cols) {
+  Arena arena;
+  add_packed(name, pack_dense(values, kind, rows, cols, arena));
+}
+
+void PackedWriter::add_packed(const std::string& name, const Matrix& matrix) {
+  add(name, matrix.data, matrix_bytes(matrix), -1, &matrix);
+}
+
+void PackedWriter::add_vector(const std::string& name, const float* values, int n) {
+  add(name, values, static_cast<uint64_t>(n) * sizeof(float), n, nullptr);
+}
+
+void PackedWriter::add(const std::string& name, const void* data, uint64_t bytes,
+                       int64_t vector_size, const Matrix* matrix) {
+  auto e = std::make_unique<Entry>();
+  std::memset(static_cast<void*>(e.get()), 0, sizeof(Entry));
+  if (name.size() >= sizeof(e->name)) throw std::runtime_error("weight name too long: " + name);
+  std::memcpy(e->name, name.data(), name.size());
+  e->at = content_->file.at();
+  e->bytes = bytes;
+  e->checksum = content_checksum(data, bytes);
+  e->vector_size = vector_size;
+  if (matrix) {
+    e->matrix = *matrix;
     e->matrix.data = nullptr;
   }
-  for (const auto& [name, v] : vectors_)
-    add(name, v.data, static_cast<uint64_t>(v.size) * sizeof(float))->vector_size = v.size;
+  content_->file.write(data, bytes);
+  content_->file.align();
+  content_->entries.push_back(std::move(e));
+}
 
+void PackedWriter::finish() {
+  const auto& entries = content_->entries;
+  if (entries.size() != content_->announced)
+    throw std::runtime_error("not as many weights as were announced");
   Header header{};
   std::memcpy(header.magic, kMagic, sizeof(kMagic));
   header.layout = kLayout;
   header.entry_bytes = sizeof(Entry);
   header.entries = entries.size();
-  header.file_bytes = at;
-  for (const auto& e : entries) header.checksum = checksum(e.get(), sizeof(Entry), header.checksum);
-  File file(path, "wb");
-  file.write(&header, sizeof(header));
-  for (const auto& e : entries) file.write(e.get(), sizeof(Entry));
-  file.align();
-  for (size_t i = 0; i < entries.size(); ++i) {
-    file.write(data[i], entries[i]->bytes);
-    file.align();
-  }
-  file.close();
+  header.file_bytes = content_->file.at();
+  for (const auto& e : entries)
+    header.checksum = content_checksum(e.get(), sizeof(Entry), header.checksum);
+  content_->file.seek(0);
+  content_->file.write(&header, sizeof(header));
+  for (const auto& e : entries) content_->file.write(e.get(), sizeof(Entry));
+  content_->file.close();
 }
 
-std::shared_ptr<WeightStore> WeightStore::open(const std::string& path) {
+void WeightStore::save(const std::string& path) const {
+  PackedWriter writer(path, matrices_.size() + vectors_.size());
+  for (const auto& [name, w] : matrices_) writer.add_packed(name, w);
+  for (const auto& [name, v] : vectors_) writer.add_vector(name, v.data, v.size);
+  writer.finish();
+}
+
+namespace {
+
+// layers.N.moe.up.weight.E, one matrix of a stack.
+bool is_expert(const std::string& name) {
+  const size_t dot = name.rfind('.');
+  return dot != std::string::npos && dot + 1 < name.size() &&
+         name.find_first_not_of("0123456789", dot + 1) == std::string::npos &&
+         name.find(".moe.") != std::string::npos;
+}
+
+}  // namespace
+
+std::shared_ptr<WeightStore> WeightStore::open(const std::string& path, bool leave_experts) {
   auto store = std::make_shared<WeightStore>();
-  store->file_ = Region::from_file(path);
-  const Region& file = store->file_;
+  store->path_ = path;
+  Region whole = leave_experts ? Region::map_file(path) : Region::from_file(path);
+  const Region& file = whole;
   const auto damaged = [&] { return std::runtime_error(path + " is damaged or of another build"); };
   Header header;
   if (file.size() < sizeof(header)) throw damaged();
@@ -168,20 +224,28 @@ std::shared_ptr<WeightStore> WeightStore::open(const std::string& path) {
     Entry e;
     std::memcpy(static_cast<void*>(&e), file.data() + sizeof(header) + i * sizeof(Entry),
                 sizeof(Entry));
-    sum = checksum(&e, sizeof(Entry), sum);
+    sum = content_checksum(&e, sizeof(Entry), sum);
     if (!sound(e, file.size())) throw damaged();
+    const bool left = leave_experts && e.vector_size < 0 && is_expert(e.name);
     const uint8_t* data = file.data() + e.at;
-    if (checksum(data, e.bytes) != e.checksum) throw damaged();
+    if (!left && content_checksum(data, e.bytes) != e.checksum) throw damaged();
+    if (leave_experts && !left) {
+      uint8_t* own = store->arena_.allocate(e.bytes);
+      std::memcpy(own, data, e.bytes);
+      data = own;
+    }
     if (e.vector_size >= 0) {
       store->vectors_[e.name] = {reinterpret_cast<const float*>(data),
                                  static_cast<int>(e.vector_size)};
     } else {
-      e.matrix.data = data;
-      store->matrices_[e.name] = e.matrix;
+      Matrix& matrix = store->matrices_[e.name] = e.matrix;
+      matrix.data = left ? nullptr : data;
+      if (left) store->left_[&matrix] = {e.at, e.bytes, e.checksum};
     }
   }
   if (sum != header.checksum) throw damaged();
-  store->bytes_ = file.size();
+  store->bytes_ = leave_experts ? store->arena_.used() : file.size();
+  if (!leave_experts) store->file_ = std::move(whole);
   return store;
 }
 

@@ -159,6 +159,13 @@ struct AttentionParams {
   float softcap = 0.0f;  // 0: none. Scores are then multiplied by log2(e) afterwards.
 };
 
+// One token of one head of a gated delta net; out [values].
+struct DeltaRow {
+  const float *q, *k, *v;
+  float beta, decay;
+  float* out;
+};
+
 struct Kernels {
   const char* name;
 
@@ -209,6 +216,18 @@ struct Kernels {
   // out[i] = B t[i * stride], with room for the outputs rounded up to 16.
   void (*adapter_up)(const AdapterMatrix& b, const float* t, ptrdiff_t stride, float* const* out,
                      int rows);
+
+  void (*gate)(const float* g, int n, float* x);  // x *= sigmoid(g)
+  void (*product)(const float* a, const float* b, int n, float* out);
+  // out = sum of inputs[k] * taps[k], taps [kernel][n], and bias, or null; then SiLU if asked for.
+  void (*convolve)(const float* const* inputs, const float* taps, int kernel, const float* bias,
+                   int n, bool silu, float* out);
+  void (*unit)(float* x, int n, float factor);  // x *= factor / |x|
+  // beta = sigmoid(beta), decay = exp(rate * softplus(decay + step)); rate is below 0.
+  void (*delta_gates)(const float* rate, const float* step, int heads, float* beta, float* decay);
+  // S [keys][values] in `from`: `to` = decay * S + outer(k, beta * (v - decay * k S)), which may be
+  // `from`; out = q times that.
+  void (*delta_rule)(const DeltaRow& row, int keys, int values, const float* from, float* to);
 };
 
 constexpr size_t kTileScratch = size_t{32} << 10;  // what AMX keeps beside its panels

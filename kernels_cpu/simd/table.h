@@ -6,6 +6,7 @@
 #include "simd/kernels.h"
 #include "simd/kv.h"
 #include "simd/matmul.h"
+#include "simd/recurrent.h"
 #include "simd/rows.h"
 #include "simd/sampling.h"
 
@@ -16,7 +17,8 @@ constexpr Kernels make_table(const char* name) {
   return {name,        norm,         quantize,      add_scaled, scale,     activate,
           rope,        softmax,      finish_logits, matmul,     write_kv,  reset_state,
           attend,      merge_state,  finish_state,  rotate,     block_max, exp_sum_below,
-          noise_words, adapter_down, adapter_up};
+          noise_words, adapter_down, adapter_up,    gate,       product,   convolve,
+          unit,        delta_gates,  delta_rule};
 }
 
 }  // namespace

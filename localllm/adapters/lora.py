@@ -11,7 +11,21 @@ import numpy as np
 from localllm.checkpoint.tensor import Dense
 
 # The linears of a layer that an adapter may touch: `layers.N.` and one of these.
-LINEARS = ("attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ffn.down")
+LINEARS = (
+    "attn.q",
+    "attn.k",
+    "attn.v",
+    "attn.gate",
+    "attn.o",
+    "delta.qkv",
+    "delta.z",
+    "delta.o",
+    "conv.in",
+    "conv.out",
+    "ffn.gate",
+    "ffn.up",
+    "ffn.down",
+)
 
 
 @dataclass(frozen=True)

@@ -84,16 +84,16 @@ def map_targets(adapter: AdapterFile, spec: DecoderSpec) -> Mapped:
 def _part_of(spec: DecoderSpec, vector: np.ndarray, place: _Place) -> np.ndarray:
     if place.source.part is None:
         return vector
-    first, last, _ = part_rows(spec, place.source.part, place.layer)
-    return vector[first:last]
+    rows, _ = part_rows(spec, place.source.part, place.layer)
+    return vector[rows]
 
 
 def _part(spec: DecoderSpec, whole: LowRank, place: _Place) -> LowRank:
     """What a module's pair does to one of the linears in it."""
     if place.source.part is None:
         return whole
-    first, last, _ = part_rows(spec, place.source.part, place.layer)
-    return replace(whole, b=_rows(whole.b, first, last))
+    rows, _ = part_rows(spec, place.source.part, place.layer)
+    return replace(whole, b=_rows(whole.b, rows))
 
 
 def _own_ranks(parts: Mapping[str, LowRank], *, dora: bool) -> dict[str, LowRank]:
@@ -237,5 +237,5 @@ def _dense(file: SafetensorsFile, stored: StoredTensor, turned: bool) -> Dense:
     return replace(tensor, data=np.array(tensor.data.T if turned else tensor.data, order="C"))
 
 
-def _rows(tensor: Dense, first: int, last: int) -> Dense:
-    return replace(tensor, data=np.ascontiguousarray(tensor.data[first:last]))
+def _rows(tensor: Dense, rows: slice | np.ndarray) -> Dense:
+    return replace(tensor, data=np.ascontiguousarray(tensor.data[rows]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,8 +13,15 @@ from localllm.backend.adapters import MAX_ADAPTERS, AdapterTable, check_adapter
 from localllm.backend.cpu_adapters import pack_adapter, packed_bytes
 from localllm.backend.cpu_cache import PackedCache, native_build
 from localllm.backend.cpu_config import layer_configs, model_config, ropes_of
+from localllm.backend.cpu_experts import ExpertUse, measured_use, merged_uses
 from localllm.backend.cpu_rope import RopeTable
-from localllm.backend.cpu_weights import add_matrix, bytes_per_token, pack
+from localllm.backend.cpu_weights import (
+    add_matrix,
+    bytes_per_token,
+    expert_bytes_per_token,
+    pack,
+    pack_to_file,
+)
 from localllm.backend.protocol import (
     Activations,
     Batch,
@@ -21,11 +29,13 @@ from localllm.backend.protocol import (
     Projection,
     StepCancelled,
     blocks_of_groups,
+    check_slots,
+    checked_slots,
 )
 from localllm.checkpoint.tensor import Tensor
-from localllm.errors import BackendUnavailable, InvalidRequest, OutOfMemoryPlan
+from localllm.errors import BackendUnavailable, CheckpointError, InvalidRequest, OutOfMemoryPlan
 from localllm.kernels_cpu import _native
-from localllm.spec import DecoderSpec
+from localllm.spec import DecoderSpec, MoESpec
 
 
 class CpuBackend:
@@ -41,7 +51,10 @@ class CpuBackend:
     kernels: an instruction set of `usable_kernels()`; None for the best, or what the
         environment's LOCALLLM_CPU names.
     max_adapters: how many adapters may be loaded at a time.
+    state_slots: states of recurrent layers, for a model that has some.
     cache: where packed weights are kept. If they are there, `weights` is not read.
+    expert_bytes: memory for experts of mixtures, of which the others are read from the packed file
+        as they are chosen; None: all weights are in memory. Changes no result.
 
     weight_bytes: of the packed weights. token_bytes: how many of them one token's step reads.
 
@@ -66,6 +79,8 @@ class CpuBackend:
         kernels: str | None = None,
         max_adapters: int = MAX_ADAPTERS,
         cache: PackedCache | None = None,
+        state_slots: int = 0,
+        expert_bytes: int | None = None,
     ) -> None:
         self.group_blocks = blocks_of_groups(spec, num_blocks)
         self.num_blocks = min(self.group_blocks)
@@ -74,6 +89,7 @@ class CpuBackend:
             raise InvalidRequest(f"threads must be at least 1, not {threads}")
         if kv_bits not in (32, 16, 8, 4):
             raise InvalidRequest(f"kv_bits must be 32, 16, 8 or 4, not {kv_bits}")
+        self.state_slots = checked_slots(spec, state_slots)
         chosen = choose_kernels(kernels)
         layers = layer_configs(spec)
         self.spec = spec
@@ -84,7 +100,8 @@ class CpuBackend:
         self.activations: Activations = "float32" if float_activations else "int8"
         self._ropes = [RopeTable(rope) for rope in ropes_of(spec)]
         try:
-            store = cache.store(spec, lambda: pack(spec, weights)) if cache else pack(spec, weights)
+            store = _store(spec, weights, cache, on_disk=expert_bytes is not None)
+            uses = [] if cache is None else cache.uses(_experts_of(spec))
             self.weight_bytes = int(store.nbytes)
             self.token_bytes = bytes_per_token(spec, store)
             self._decoder: _native.Decoder | None = _native.Decoder(
@@ -96,11 +113,16 @@ class CpuBackend:
                 list(self.group_blocks),
                 threads or _native.default_threads(),
                 chosen,
+                self.state_slots,
+                expert_bytes or 0,
+                uses,
             )
+            self._experts = self._measured_experts(expert_bytes_per_token(spec, store), uses)
         except MemoryError as error:
             raise OutOfMemoryPlan(
                 f"no memory for the weights and {num_blocks} KV blocks of {block_size} positions",
-                hint="take fewer KV blocks (a shorter context) or a smaller model",
+                hint="take fewer KV blocks (a shorter context), fewer sequences at once, or a "
+                "smaller model",
             ) from error
 
     @property
@@ -110,8 +132,24 @@ class CpuBackend:
 
     @property
     def load_note(self) -> str | None:
-        """Why the cache was not used, or could not keep the weights."""
-        return None if self._cache is None else self._cache.note
+        """Why the cache was not used, or could not keep the weights; which experts are on disk."""
+        notes = [self._cache.note if self._cache is not None else None]
+        notes.append(self._experts.note() if self._experts is not None else None)
+        return "; ".join(note for note in notes if note) or None
+
+    @property
+    def experts(self) -> ExpertUse | None:
+        """How the memory for experts was used up to now; None where all weights are in memory."""
+        cache = self._engine.expert_cache
+        if cache is None or self._experts is None:
+            return None
+        return replace(self._experts, chosen=cache.chosen, read=cache.read)
+
+    def _measured_experts(self, expert_token_bytes: int, uses: Sequence[float]) -> ExpertUse | None:
+        cache = self._engine.expert_cache
+        if cache is None:
+            return None
+        return measured_use(cache, uses, self.token_bytes, expert_token_bytes)
 
     @property
     def kernels(self) -> str:
@@ -139,6 +177,12 @@ class CpuBackend:
         """
         try:
             return self._forward(batch, hidden)
+        except RuntimeError as error:
+            if self._experts is None:
+                raise
+            raise CheckpointError(
+                f"experts could not be read: {error}", hint="load the model again"
+            ) from error
         except MemoryError as error:
             rows = sum(len(c.token_ids) for c in batch.chunks)
             raise OutOfMemoryPlan(
@@ -174,6 +218,7 @@ class CpuBackend:
             out,
             hidden,
             [] if all(adapter is None for adapter in adapters) else adapters,
+            self._states(chunks),
         )
         if not done:
             raise StepCancelled("the step was cancelled")
@@ -185,6 +230,16 @@ class CpuBackend:
             return chunk.block_table
         shape = (len(self.group_blocks), chunk.block_table.shape[-1])
         return np.broadcast_to(chunk.block_table, shape)
+
+    def _states(self, chunks: tuple[Chunk, ...]) -> np.ndarray | None:
+        """int32 [chunks, 3]: source (-1 for none), target, guesses."""
+        for chunk in chunks:
+            check_slots(self.spec, chunk, self.state_slots)
+        states = [chunk.state for chunk in chunks if chunk.state is not None]
+        if not states:
+            return None
+        rows = [(-1 if s.source is None else s.source, s.target, s.guesses) for s in states]
+        return np.array(rows, np.int32)
 
     def project(self, hidden: np.ndarray) -> np.ndarray:
         """See `Backend.project`."""
@@ -249,12 +304,29 @@ class CpuBackend:
         """See `Backend.write_block`."""
         self._engine.write_block(group, block, content)
 
+    def replay(self, chunk: int, first: int, rows: int, source: int, target: int) -> None:
+        """See `Backend.replay`."""
+        self._engine.replay(chunk, first, rows, source, target)
+
+    def read_state(self, slot: int) -> np.ndarray:
+        """See `Backend.read_state`."""
+        content = np.empty(self._engine.state_bytes, np.uint8)
+        self._engine.read_state(slot, content)
+        return content
+
+    def write_state(self, slot: int, content: np.ndarray) -> None:
+        """See `Backend.write_state`."""
+        self._engine.write_state(slot, content)
+
     def cancel(self) -> None:
         """See `Backend.cancel`."""
         self._engine.cancel()
 
     def close(self) -> None:
         """Frees weights, pool and threads; the backend answers no more."""
+        if self._decoder is not None and self._cache is not None and self._experts is not None:
+            now = self._decoder.expert_cache.uses
+            self._cache.remember_uses(merged_uses(self._cache.uses(len(now)), now))
         self._decoder = None
         self._adapters.clear()
 
@@ -276,6 +348,28 @@ class CpuBackend:
         )
         at = _join(positions)
         return [rope.rows(at, lengths) for rope in self._ropes]
+
+
+def _store(
+    spec: DecoderSpec,
+    weights: Iterable[tuple[str, Tensor]],
+    cache: PackedCache | None,
+    *,
+    on_disk: bool,
+) -> _native.WeightStore:
+    if not on_disk:
+        return cache.store(spec, lambda: pack(spec, weights)) if cache else pack(spec, weights)
+    if cache is None:
+        raise InvalidRequest(
+            "the experts do not fit into memory, and no packed weights may be kept to read them "
+            "from",
+            hint="unset LOCALLLM_NO_PACKED_CACHE",
+        )
+    return cache.in_file(spec, lambda path: pack_to_file(path, spec, weights))
+
+
+def _experts_of(spec: DecoderSpec) -> int:
+    return sum(layer.ffn.experts for layer in spec.layers if isinstance(layer.ffn, MoESpec))
 
 
 def choose_kernels(name: str | None) -> str:

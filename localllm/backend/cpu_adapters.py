@@ -10,6 +10,16 @@ from localllm.checkpoint.tensor import Dense
 from localllm.kernels_cpu import _native
 from localllm.spec import DecoderSpec
 
+# Where the native engine's name of a linear is not the end of ours.
+_TARGETS = {
+    "attn.gate": "head_gate",
+    "delta.qkv": "in",
+    "delta.z": "z",
+    "delta.o": "out",
+    "conv.in": "in",
+    "conv.out": "out",
+}
+
 
 def packed_bytes(adapter: LoraAdapter) -> int:
     """What `pack_adapter` takes."""
@@ -35,7 +45,8 @@ def pack_adapter(spec: DecoderSpec, adapter: LoraAdapter) -> _native.Adapter:
     # In the order of their use, which is the order in which memory is read fastest.
     for target in sorted(adapter.targets, key=_place):
         pair = adapter.targets[target]
-        _, layer, _, linear = target.split(".")
+        _, layer, stem = target.split(".", 2)
+        linear = _TARGETS.get(stem, stem.split(".")[1])
         order = orders.get(f"{target}.weight")
         b = pair.b if order is None else pair.b.rows(order)
         gains = None if pair.gains is None else pair.gains.values  # biases come after them here

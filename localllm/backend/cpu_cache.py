@@ -9,7 +9,9 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from localllm.backend.cpu_experts import read_uses
 from localllm.backend.packed_folder import KEPT_BYTES, PackedFolder
+from localllm.errors import StoreError
 from localllm.kernels_cpu import _native
 from localllm.spec import DecoderSpec
 
@@ -18,7 +20,7 @@ class PackedCache:
     """Packed models in `folder`, keyed by the content of their weight files.
 
     note: why the last `store` call packed anew or could not keep the result; None if all went
-    well. hit: whether it found the weights packed.
+    well. hit: whether it found the weights packed. key: of the packed model last opened.
     """
 
     def __init__(self, folder: Path, files: Sequence[Path]) -> None:
@@ -26,6 +28,7 @@ class PackedCache:
         self._files = files
         self.note: str | None = None
         self.hit = False
+        self.key: str | None = None
 
     def store(
         self, spec: DecoderSpec, pack: Callable[[], _native.WeightStore]
@@ -51,6 +54,42 @@ class PackedCache:
         store = pack()
         self.note = self._keep(store, key) or damage
         return store
+
+    def in_file(self, spec: DecoderSpec, write: Callable[[Path], None]) -> _native.WeightStore:
+        """The packed weights with a mixture's experts left in their file, which `write` makes
+        unless it is here. Raises StoreError where it cannot be kept."""
+        self.note, self.hit = None, False
+        try:
+            key = self._folder.key(spec, self._files, native_build())
+            path = self._folder.packed(key)
+            self.key = key
+            try:
+                store = _native.WeightStore.open(str(path), leave_experts=True)
+            except RuntimeError as error:
+                if path.exists():
+                    self.note = f"packed weights were made anew: {error}"
+            else:
+                self.hit = True
+                self._folder.used(key)
+                return store
+            self._folder.tidy()
+            with self._folder.writing(key) as part:
+                write(part)
+            return _native.WeightStore.open(str(path), leave_experts=True)
+        except (OSError, RuntimeError) as error:
+            raise StoreError(
+                f"experts that memory does not hold are read from {self._folder.path}, and the "
+                f"packed weights cannot be kept there: {error}",
+                hint="free space on its disk, or set LOCALLLM_HOME to a folder on another",
+            ) from error
+
+    def uses(self, count: int) -> list[float]:
+        """How often each of a model's experts was chosen; empty where that is unknown."""
+        return [] if self.key is None else read_uses(self._folder.uses(self.key), count)
+
+    def remember_uses(self, uses: Sequence[float]) -> None:
+        if self.key is not None:
+            self._folder.remember_uses(self.key, uses)
 
     def _keep(self, store: _native.WeightStore, key: str) -> str | None:
         """Why the packed weights could not be kept; None if they were."""

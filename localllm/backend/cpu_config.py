@@ -8,6 +8,7 @@ from localllm.spec import (
     AttentionSpec,
     DecoderSpec,
     FeedForwardSpec,
+    GatedDeltaNetSpec,
     LayerSpec,
     MoESpec,
     NormSpec,
@@ -18,7 +19,7 @@ from localllm.spec.memory import kv_groups, kv_layer
 
 def ropes_of(spec: DecoderSpec) -> list[RopeSpec]:
     """The distinct RoPE kinds of a model, in order of first use."""
-    return list(dict.fromkeys(x.mixer.rope for x in spec.layers if x.mixer.rope is not None))
+    return list(dict.fromkeys(a.rope for _, a in spec.attentions if a.rope is not None))
 
 
 def model_config(spec: DecoderSpec, *, float_activations: bool) -> _native.ModelConfig:
@@ -46,15 +47,16 @@ def layer_configs(spec: DecoderSpec) -> list[_native.LayerConfig]:
     for number, group in enumerate(kv_groups(spec)):
         for index in group.layers:
             configs[index].kv_group = number
-    for index, config in enumerate(configs):
+    for index, _ in spec.attentions:
         _check_order(spec, index)
-        config.kv_group = configs[kv_layer(spec, index)].kv_group
+        configs[index].kv_group = configs[kv_layer(spec, index)].kv_group
     return configs
 
 
 def _check_order(spec: DecoderSpec, index: int) -> None:
     """Entries of heads that rotate neighbours are kept in another order, in q and k alike."""
-    attn, owner = spec.layers[index].mixer, spec.layers[kv_layer(spec, index)].mixer
+    attn = spec.layers[index].attention
+    owner = spec.layers[kv_layer(spec, index)].attention
     orders = {rope.dim if rope and rope.interleaved else 0 for rope in (attn.rope, owner.rope)}
     if len(orders) > 1:
         problem = "rotates other pairs than the layer whose keys it shares"
@@ -70,11 +72,13 @@ def _check_order(spec: DecoderSpec, index: int) -> None:
 
 def _layer(index: int, layer: LayerSpec, ropes: list[RopeSpec]) -> _native.LayerConfig:
     config = _native.LayerConfig()
-    if not isinstance(layer.mixer, AttentionSpec):
-        raise UnsupportedModel(
-            f"layer {index}: the cpu backend has no {type(layer.mixer).__name__} mixer"
-        )
-    _attention(config, layer.mixer, ropes)
+    if isinstance(layer.mixer, AttentionSpec):
+        _attention(config, layer.mixer, ropes)
+    elif isinstance(layer.mixer, GatedDeltaNetSpec):
+        _delta_net(config, layer.mixer)
+    else:
+        config.mixer = _native.Mixer.short_conv
+        config.kernel, config.channels = layer.mixer.kernel, layer.mixer.channels
     if isinstance(layer.ffn, MoESpec):
         config.experts = layer.ffn.experts
         config.top_k = layer.ffn.top_k
@@ -125,6 +129,15 @@ def _attention(config: _native.LayerConfig, attn: AttentionSpec, ropes: list[Rop
     config.kv_source = -1 if attn.shared_kv is None else attn.shared_kv
     config.query_growth = attn.query_growth
     config.query_context = attn.query_context
+    config.gate = attn.gate
+
+
+def _delta_net(config: _native.LayerConfig, delta: GatedDeltaNetSpec) -> None:
+    config.mixer = _native.Mixer.delta
+    config.heads, config.head_dim = delta.value_heads, delta.value_dim
+    config.kv_heads, config.key_dim = delta.key_heads, delta.key_dim
+    config.kernel, config.channels = delta.kernel, delta.channels
+    config.delta_eps = delta.eps
 
 
 def _norm(norm: NormSpec | None) -> _native.NormConfig:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 
-from localllm.backend.memory import StepSize, adapter_linears
+from localllm.backend.memory import ExpertSizes, StepSize, adapter_linears
 from localllm.checkpoint.form import AffineForm, DenseForm, Form, GroupForm
-from localllm.spec import DecoderSpec, MoESpec
+from localllm.spec import AttentionSpec, DecoderSpec, GatedDeltaNetSpec, MoESpec
 from localllm.spec.memory import KvGroup
 from localllm.spec.weights import weight_shapes
 
@@ -18,6 +18,7 @@ _PAGE, _HUGE_PAGE = 4096, 2 << 20
 _LANES, _GROUP, _STEP = 16, 32, 32
 _PART, _TILE_QUERIES = 512, 16
 _TILE_SCRATCH = 32 << 10
+_GUESSES = 64  # of guesses in a step, at most
 _FIRST_POSITIONS = 1024  # of a RoPE table, which then doubles
 
 
@@ -27,13 +28,27 @@ class CpuMemory:
     def weights(self, spec: DecoderSpec, forms: Mapping[str, Form]) -> int:
         return sum(packed_bytes(shape, forms[n]) for n, shape in weight_shapes(spec).items())
 
+    def experts(self, spec: DecoderSpec, forms: Mapping[str, Form]) -> ExpertSizes | None:
+        shapes = weight_shapes(spec)
+        count = slot = total = least = 0
+        for index, layer in enumerate(spec.layers):
+            if not isinstance(layer.ffn, MoESpec):
+                continue
+            names = [f"layers.{index}.moe.{part}.weight" for part in ("gate", "up", "down")]
+            one = sum(packed_bytes(shapes[name][1:], forms[name]) for name in names)
+            count += layer.ffn.experts
+            slot = max(slot, one)
+            total += one * layer.ffn.experts
+            least = max(least, layer.ffn.top_k)
+        return ExpertSizes(count, slot, total, least) if count else None
+
     def kv_pool(
         self, spec: DecoderSpec, group: KvGroup, blocks: int, block_size: int, bits: int
     ) -> int:
         return _up(blocks * kv_block_bytes(spec, group, block_size, bits), _PAGE)
 
     def step(self, spec: DecoderSpec, forms: Mapping[str, Form], size: StepSize) -> int:
-        tables = {x.mixer.rope for x in spec.layers if x.mixer.rope is not None}
+        tables = {attn.rope for _, attn in spec.attentions if attn.rope is not None}
         positions = _FIRST_POSITIONS
         while positions < size.context:
             positions *= 2
@@ -43,7 +58,8 @@ class CpuMemory:
         total += _attention_states(spec, size)
         scratch = max(
             max(_matmul_scratch(shape[-1], forms[name]) for name, shape in _matrices(spec)),
-            max(_attention_scratch(spec, index) for index in range(len(spec.layers))),
+            max(_attention_scratch(attn) for _, attn in spec.attentions),
+            max((4 * d.key_dim * d.value_dim for d in _delta_nets(spec)), default=0),
         )
         return total + size.threads * _region(scratch)
 
@@ -66,7 +82,7 @@ def kv_block_bytes(spec: DecoderSpec, group: KvGroup, block_size: int, bits: int
     tile = _STEP if block_size % _STEP == 0 else block_size
     total = 0
     for index in group.layers:
-        attn = spec.layers[index].mixer
+        attn = spec.layers[index].attention
         scales = 2 * tile if bits < 16 else 0
         record = scales + _GROUP * tile * bits // 8
         whole, rest = divmod(attn.head_dim, _GROUP)
@@ -133,9 +149,14 @@ def _record_blocks(form: AffineForm) -> int:
 def _activations(spec: DecoderSpec, size: StepSize) -> int:
     """As `Decoder::reserve` takes them."""
     rows = size.rows
-    attention = [layer.mixer for layer in spec.layers]
+    attention = [attn for _, attn in spec.attentions]
     q = max(attn.heads * attn.head_dim for attn in attention)
     kv = max(attn.kv_heads * attn.head_dim for attn in attention)
+    for _, mixer in spec.recurrences:
+        if isinstance(mixer, GatedDeltaNetSpec):
+            q = max(q, mixer.value_heads * mixer.value_dim)
+        else:
+            q = max(q, mixer.channels)
     mixtures = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoESpec)]
     inner = max((x.ffn.hidden for x in spec.layers if not isinstance(x.ffn, MoESpec)), default=1)
     own = 0 if spec.per_layer is None else spec.per_layer.size
@@ -152,10 +173,35 @@ def _activations(spec: DecoderSpec, size: StepSize) -> int:
         total += _floats(rows, 1)
         entering += [(routed, spec.hidden), (routed, expert)]
     total += sum(_entering(count, width, size.float_activations) for count, width in entering)
+    total += _recurrent(spec, rows)
+    if any(attn.gate for attn in attention):
+        total += _floats(rows, q)
     if size.adapter_rank:
         widest = max(spec.hidden, q, inner, expert)
         total += 2 * _floats(rows, widest) + _floats(rows, kv)
     return total
+
+
+def _recurrent(spec: DecoderSpec, rows: int) -> int:
+    """What enters and leaves convolutions, and of delta nets z, their heads' gates and outputs, and
+    the inputs of guesses, of which there are few."""
+    mixers = [mixer for _, mixer in spec.recurrences]
+    if not mixers:
+        return 0
+    convolved = [x.channels * (1 if isinstance(x, GatedDeltaNetSpec) else 3) for x in mixers]
+    total = _floats(rows, max(x.channels for x in mixers)) + _floats(rows, max(convolved))
+    for mixer in mixers:
+        heads = mixer.value_heads if isinstance(mixer, GatedDeltaNetSpec) else 0
+        total += _floats(_GUESSES, mixer.channels + 2 * heads)
+    deltas = _delta_nets(spec)
+    if deltas:
+        total += 2 * _floats(rows, max(d.value_heads * d.value_dim for d in deltas))
+        total += _floats(rows, 2 * max(d.value_heads for d in deltas))
+    return total
+
+
+def _delta_nets(spec: DecoderSpec) -> list[GatedDeltaNetSpec]:
+    return [mixer for _, mixer in spec.recurrences if isinstance(mixer, GatedDeltaNetSpec)]
 
 
 def _floats(rows: int, width: int) -> int:
@@ -175,8 +221,7 @@ def _attention_states(spec: DecoderSpec, size: StepSize) -> int:
     if size.threads == 1:
         return 0
     most, parts = 0, -(-size.context // _PART)
-    for layer in spec.layers:
-        attn = layer.mixer
+    for _, attn in spec.attentions:
         for tile in range(1, _TILE_QUERIES + 1):
             items = -(-attn.kv_heads // max(1, _TILE_QUERIES // tile))
             rows = min(size.rows, tile * ((4 * size.threads - 1) // items))
@@ -185,8 +230,7 @@ def _attention_states(spec: DecoderSpec, size: StepSize) -> int:
     return _region(most)
 
 
-def _attention_scratch(spec: DecoderSpec, index: int) -> int:
-    attn = spec.layers[index].mixer
+def _attention_scratch(attn: AttentionSpec) -> int:
     rows, dim = _TILE_QUERIES * (attn.heads // attn.kv_heads), _up(attn.head_dim, _GROUP)
     return 4 * (2 * rows * (32 + dim) + 2 * dim * (_STEP + 1) + 16) + 24 * rows + 256
 

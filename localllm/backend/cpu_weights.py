@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 
@@ -10,13 +11,36 @@ from localllm.checkpoint.tensor import Affine, Dense, GroupValues, Tensor
 from localllm.errors import CheckpointError
 from localllm.kernels_cpu import _native
 from localllm.spec import AttentionSpec, DecoderSpec, MoESpec, NormSpec
+from localllm.spec.memory import active_bytes
 from localllm.spec.weights import weight_shapes
 
 _BITS = (2, 3, 4, 5, 6, 8)
-_BY_ROW = ("pos_embed.weight", "per_layer_inputs.embed.weight")  # tables, read a row at a time
 
 
 def pack(spec: DecoderSpec, weights: Iterable[tuple[str, Tensor]]) -> _native.WeightStore:
+    """The weights in memory; raises as `pack_into`."""
+    store = _native.WeightStore()
+    pack_into(store, spec, weights)
+    return store
+
+
+def pack_to_file(path: Path, spec: DecoderSpec, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """The weights in a file, however much larger than memory it is.
+
+    Raises as `pack_into`, and RuntimeError when the file cannot be written.
+    """
+    shapes = weight_shapes(spec).values()
+    count = sum(shape[0] if len(shape) == 3 else 1 for shape in shapes)
+    writer = _native.PackedWriter(str(path), count)
+    pack_into(writer, spec, weights)
+    writer.finish()
+
+
+def pack_into(
+    store: _native.WeightStore | _native.PackedWriter,
+    spec: DecoderSpec,
+    weights: Iterable[tuple[str, Tensor]],
+) -> None:
     """The weights of `weight_shapes(spec)`, each packed and dropped before the next is read.
 
     Affine codes keep their width, but 2 and 3 bits become 4; scales keep their form. Codes by
@@ -26,7 +50,6 @@ def pack(spec: DecoderSpec, weights: Iterable[tuple[str, Tensor]]) -> _native.We
     shapes = weight_shapes(spec)
     orders = dict(row_orders(spec))
     offsets = dict(_norm_offsets(spec))
-    store = _native.WeightStore()
     seen: set[str] = set()
     for name, tensor in weights:
         if name not in shapes:
@@ -41,6 +64,8 @@ def pack(spec: DecoderSpec, weights: Iterable[tuple[str, Tensor]]) -> _native.We
             tensor = tensor.rows(orders[name])
         if len(tensor.shape) == 1:
             values = tensor.to_float32() + np.float32(offsets.get(name, 0.0))
+            if name.endswith("delta.rate.weight"):  # as it is used; in float64 the same anywhere
+                values = (-np.exp(values.astype(np.float64))).astype(np.float32)
             store.add_vector(name, np.ascontiguousarray(values))
         elif len(tensor.shape) == 2:
             add_matrix(store, name, tensor)
@@ -53,26 +78,33 @@ def pack(spec: DecoderSpec, weights: Iterable[tuple[str, Tensor]]) -> _native.We
     if missing:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise CheckpointError(f"weights are missing: {missing[0]}{others}")
-    return store
 
 
 def bytes_per_token(spec: DecoderSpec, store: _native.WeightStore) -> int:
     """Packed bytes that one token's step reads: of tables a row, of experts the chosen ones."""
+    shapes = weight_shapes(spec)
+
+    def bytes_of(name: str) -> int:
+        if len(shapes[name]) < 3:
+            return int(store.bytes_of(name))
+        return sum(store.bytes_of(f"{name}.{expert}") for expert in range(shapes[name][0]))
+
+    return active_bytes(spec, bytes_of)
+
+
+def expert_bytes_per_token(spec: DecoderSpec, store: _native.WeightStore) -> int:
+    """Of `bytes_per_token`, what belongs to experts that are chosen anew for every token."""
     total = 0
-    for name, shape in weight_shapes(spec).items():
-        if len(shape) == 3:
-            ffn = spec.layers[int(name.split(".")[1])].ffn
-            assert isinstance(ffn, MoESpec)
-            experts = sum(store.bytes_of(f"{name}.{expert}") for expert in range(shape[0]))
-            total += experts * ffn.top_k // ffn.experts
-        elif name in _BY_ROW or (name == "embed.weight" and not spec.tied_head):
-            total += store.bytes_of(name) // shape[0]
-        else:
-            total += store.bytes_of(name)
+    for index, layer in enumerate(spec.layers):
+        if isinstance(layer.ffn, MoESpec):
+            names = (f"layers.{index}.moe.{part}.weight" for part in ("gate", "up", "down"))
+            total += layer.ffn.top_k * sum(store.bytes_of(f"{name}.0") for name in names)
     return total
 
 
-def add_matrix(store: _native.WeightStore, name: str, tensor: Tensor) -> None:
+def add_matrix(
+    store: _native.WeightStore | _native.PackedWriter, name: str, tensor: Tensor
+) -> None:
     """tensor: [out, in], dense or affine; no value changes."""
     if isinstance(tensor, Dense):
         store.add_dense(name, np.ascontiguousarray(tensor.data))
@@ -131,7 +163,8 @@ def _norm_offsets(spec: DecoderSpec) -> Iterable[tuple[str, float]]:
         at = f"layers.{index}."
         for part in _LAYER_NORMS:
             yield f"{at}{part}.weight", layer.norm.offset
-        qk_norm: NormSpec | None = layer.mixer.qk_norm
+        attends = isinstance(layer.mixer, AttentionSpec)
+        qk_norm: NormSpec | None = layer.attention.qk_norm if attends else None
         if qk_norm is not None:
             yield f"{at}attn.q_norm.weight", qk_norm.offset
             yield f"{at}attn.k_norm.weight", qk_norm.offset
@@ -144,8 +177,7 @@ def row_orders(spec: DecoderSpec) -> Iterable[tuple[str, np.ndarray]]:
 
     Q and K change alike, so their products stay what they were.
     """
-    for index, layer in enumerate(spec.layers):
-        attn = layer.mixer
+    for index, attn in spec.attentions:
         if attn.rope is None or not attn.rope.interleaved:
             continue
         at = f"layers.{index}.attn."

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Protocol
 
+from localllm.adapters.lora import LINEARS
 from localllm.checkpoint.form import AffineForm, Form, GroupForm
 from localllm.spec import DecoderSpec
 from localllm.spec.memory import KvGroup, kv_group_block_bytes, step_bytes
@@ -28,8 +29,25 @@ class StepSize:
     adapter_rank: int = 0
 
 
+@dataclass(frozen=True)
+class ExpertSizes:
+    """Of a model's mixtures. count: experts of all layers. slot: bytes that any of them fits into.
+
+    total: bytes of all as packed. least: how many one token needs at once, in one layer.
+    """
+
+    count: int
+    slot: int
+    total: int
+    least: int
+
+
 class BackendMemory(Protocol):
     """Bytes that a backend takes."""
+
+    def experts(self, spec: DecoderSpec, forms: Mapping[str, Form]) -> ExpertSizes | None:
+        """Of experts that need not all be in memory; None where the backend needs all weights."""
+        ...
 
     def weights(self, spec: DecoderSpec, forms: Mapping[str, Form]) -> int:
         """Of all weights, as they stay in memory."""
@@ -52,6 +70,9 @@ class BackendMemory(Protocol):
 
 class ReferenceMemory:
     """Weights stay as they are in the file; everything else is float32."""
+
+    def experts(self, spec: DecoderSpec, forms: Mapping[str, Form]) -> ExpertSizes | None:
+        return None
 
     def weights(self, spec: DecoderSpec, forms: Mapping[str, Form]) -> int:
         total = 0
@@ -85,11 +106,10 @@ def loading_bytes(spec: DecoderSpec, forms: Mapping[str, Form]) -> int:
 
 def adapter_linears(spec: DecoderSpec) -> list[tuple[int, int]]:
     """[out, in] of every linear that an adapter may touch."""
-    linears = ("attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ffn.down")
     return [
         (shape[0], shape[1])
         for name, shape in weight_shapes(spec).items()
-        if len(shape) == 2 and name.endswith(tuple(f"{linear}.weight" for linear in linears))
+        if len(shape) == 2 and name.endswith(tuple(f".{linear}.weight" for linear in LINEARS))
     ]
 
 

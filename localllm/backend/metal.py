@@ -40,7 +40,7 @@ from localllm.backend.protocol import (
     blocks_of_groups,
 )
 from localllm.checkpoint.tensor import Dense, Tensor
-from localllm.errors import InvalidRequest
+from localllm.errors import InvalidRequest, UnsupportedModel
 from localllm.kernels_metal.dispatch import Chooser
 from localllm.kernels_metal.kernel import Executor, executed_by
 from localllm.spec import DecoderSpec
@@ -68,6 +68,7 @@ class MetalBackend:
     """
 
     name = "metal"
+    state_slots = 0
     step_rows = 512
     activations: Activations = "float32"
     from_cache = False
@@ -89,6 +90,7 @@ class MetalBackend:
         self.group_blocks = blocks_of_groups(spec, num_blocks)
         self.num_blocks = min(self.group_blocks)
         assert min(self.num_blocks, block_size) > 0, f"a pool of {num_blocks} x {block_size}"
+        _check_spec(spec)
         _check_kv_bits(spec, kv_bits)
         self.spec = spec
         self.block_size = block_size
@@ -221,6 +223,18 @@ class MetalBackend:
                 part[...] = content[at : at + part.size].reshape(part.shape)
                 at += part.size
 
+    def replay(self, chunk: int, first: int, rows: int, source: int, target: int) -> None:
+        """Never called: there are no states."""
+        raise AssertionError("a model without recurrent layers")
+
+    def read_state(self, slot: int) -> np.ndarray:
+        """Never called: there are no states."""
+        raise AssertionError("a model without recurrent layers")
+
+    def write_state(self, slot: int, content: np.ndarray) -> None:
+        """Never called: there are no states."""
+        raise AssertionError("a model without recurrent layers")
+
     def cancel(self) -> None:
         """See `Backend.cancel`. A step of few rows that the GPU has begun ends first."""
         self._cancelled.set()
@@ -291,7 +305,7 @@ class _Step:
         """Writes K and V of all rows first, so chunks of one sequence may share a batch."""
         if self._cancelled.is_set():
             raise StepCancelled("the step was cancelled")
-        pool, mixer = self._pool, self._spec.layers[layer].mixer
+        pool, mixer = self._pool, self._spec.layers[layer].attention
         group = pool.group_of[layer]
         if kv is not None:
             key = (group, mixer.kv_heads)
@@ -314,11 +328,22 @@ def _table(chunk: Chunk, group: int) -> np.ndarray:
     return table if table.ndim == 1 else table[group % len(table)]
 
 
+def _check_spec(spec: DecoderSpec) -> None:
+    """Raises UnsupportedModel for the layers that this backend lacks."""
+    lacks = [f"layer {n} is a {type(mixer).__name__}" for n, mixer in spec.recurrences]
+    lacks += [f"layer {n} has gated attention" for n, attn in spec.attentions if attn.gate]
+    if lacks:
+        raise UnsupportedModel(
+            f"{spec.architecture}: the metal backend has no such layers ({lacks[0]})",
+            hint="take --backend cpu, or --backend reference",
+        )
+
+
 def _check_kv_bits(spec: DecoderSpec, bits: int) -> None:
     if bits not in (32, 16, 8, 4):
         raise InvalidRequest(f"kv_bits must be 16, 8 or 4, not {bits}")
     for layer in spec.layers:
-        size = layer.mixer.head_dim
+        size = layer.attention.head_dim
         if bits < 16 and (size % kv_group_size(size) or size * bits % 32):
             raise InvalidRequest(
                 f"the metal backend cannot keep heads of {size} entries in {bits} bits",

@@ -86,7 +86,7 @@ class Decoder:
         own = None if self._per_layer is None else self._per_layer(mx.array(tokens), x)
         angles: dict[object, Angles] = {}
         for spec in self.spec.layers:
-            rope = spec.mixer.rope
+            rope = spec.attention.rope
             if rope is not None and rope not in angles:
                 cos, sin = tables(rope, positions, lengths)
                 angles[rope] = mx.array(cos), mx.array(sin)
@@ -94,7 +94,7 @@ class Decoder:
         normed = x if first is None else self._ops.norm(x, first)
         for index, layer in enumerate(self._layers):
             following = self._layers[index + 1].attn_norm if index + 1 < len(self._layers) else None
-            mixer = layer.spec.mixer
+            mixer = layer.spec.attention
             scales = None
             if mixer.query_growth:
                 scales = mx.array(query_scales(mixer, positions))[:, None, None]
@@ -181,7 +181,7 @@ class _Layer:
     ) -> None:
         self.spec = spec
         self._ops = ops
-        self.attn = _Attention(spec.mixer, weights, f"{at}attn.", ops)
+        self.attn = _Attention(spec.attention, weights, f"{at}attn.", ops)
         self._ffn: _Experts | _FeedForward = (
             _Experts(spec.ffn, spec.norm, weights, f"{at}moe.", ops)
             if isinstance(spec.ffn, MoESpec)

@@ -62,7 +62,7 @@ class KvPool:
                 if owner < index:
                     self.layers.append(self.layers[owner])
                     continue
-                attn, blocks = spec.layers[index].mixer, num_blocks[self.group_of[index]]
+                attn, blocks = spec.layers[index].attention, num_blocks[self.group_of[index]]
                 self.layers.append((self._side(attn, blocks), self._side(attn, blocks)))
             mx.eval(self.arrays)
         except (MemoryError, RuntimeError, ValueError) as error:
@@ -84,7 +84,7 @@ class KvPool:
 
     def slots_of(self, layer: int, blocks: np.ndarray, places: np.ndarray) -> np.ndarray:
         """int32 [n * kv_heads]: where the rows of positions at (block, place in it) lie."""
-        heads = self._spec.layers[layer].mixer.kv_heads
+        heads = self._spec.layers[layer].attention.kv_heads
         first = (blocks[:, None] * heads + np.arange(heads)) * self.block_size
         slots: np.ndarray = (first + places[:, None]).astype(np.int32).reshape(-1)
         return slots
@@ -93,7 +93,7 @@ class KvPool:
         """uint8 views into the pool: every piece of a block. No step may be under way."""
         views = []
         for layer in self._groups[group].layers:
-            rows = self._spec.layers[layer].mixer.kv_heads * self.block_size
+            rows = self._spec.layers[layer].attention.kv_heads * self.block_size
             for side in self.layers[layer]:
                 for array in side.arrays:
                     raw = array.view(mx.uint8)

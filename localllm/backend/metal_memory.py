@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 
-from localllm.backend.memory import StepSize, adapter_linears
+from localllm.backend.memory import ExpertSizes, StepSize, adapter_linears
 from localllm.checkpoint.form import AffineForm, Form
 from localllm.spec import DecoderSpec
 from localllm.spec.memory import KvGroup, step_bytes
@@ -26,12 +26,15 @@ class MetalMemory:
             for name, shape in weight_shapes(spec).items()
         )
 
+    def experts(self, spec: DecoderSpec, forms: Mapping[str, Form]) -> ExpertSizes | None:
+        return None
+
     def kv_pool(
         self, spec: DecoderSpec, group: KvGroup, blocks: int, block_size: int, bits: int
     ) -> int:
         total = 0
         for index in group.layers:
-            attn = spec.layers[index].mixer
+            attn = spec.layers[index].attention
             entry = attn.head_dim * _VALUE
             if bits < 16:
                 groups = attn.head_dim // (32 if attn.head_dim % 32 == 0 else 16)
@@ -42,7 +45,7 @@ class MetalMemory:
     def step(self, spec: DecoderSpec, forms: Mapping[str, Form], size: StepSize) -> int:
         """Activations, and K and V of one layer gathered where no kernel reads them in place."""
         gathered = max(
-            2 * _VALUE * layer.mixer.kv_heads * layer.mixer.head_dim * size.context
+            2 * _VALUE * layer.attention.kv_heads * layer.attention.head_dim * size.context
             for layer in spec.layers
         )
         return step_bytes(spec, size.rows, size.logits) + gathered

@@ -1,6 +1,7 @@
 """The folder of packed weights: what lies in it, whose it is, and how it stays bounded.
 
 KEY.packed      one model's weights as the native engine lays them out
+KEY.uses        how often each of its experts was chosen, where these stay on disk
 PLACE.source    the weight files it was made of, and what their content hashed to
 *.part          being written, locked by its writer; without a lock what a killed one left
 """
@@ -54,6 +55,9 @@ class PackedFolder:
     def packed(self, key: str) -> Path:
         return self.path / f"{key}.packed"
 
+    def uses(self, key: str) -> Path:
+        return self.path / f"{key}.uses"
+
     def key(self, spec: DecoderSpec, files: Sequence[Path], build: str = "") -> str:
         """A name for what `files` pack to, from their content. Raises OSError.
 
@@ -84,6 +88,10 @@ class PackedFolder:
         """A file to write to; at the end it becomes the packed model of `key`. Raises OSError."""
         with self._replacing(self.packed(key)) as part:
             yield part
+
+    def remember_uses(self, key: str, uses: Sequence[float]) -> None:
+        with contextlib.suppress(OSError), self._replacing(self.uses(key)) as part:
+            part.write_text(json.dumps({"uses": list(uses)}))
 
     @contextmanager
     def _replacing(self, target: Path) -> Iterator[Path]:
@@ -116,6 +124,9 @@ class PackedFolder:
                 _unlink(path)
         for path in _newest_first(_listed(self.path, "*.source"))[_KEPT_SOURCES:]:
             _unlink(path)
+        for path in _listed(self.path, "*.uses"):
+            if not self.packed(path.stem).exists():
+                _unlink(path)
 
     def forget_removed(self) -> int:
         """Drops the packed form of models whose files are gone; returns the bytes freed."""

@@ -20,6 +20,21 @@ Projection = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
+class StateSlots:
+    """Where a chunk finds and leaves the state of recurrent layers.
+
+    source: the slot of the state before the chunk's first row; None: the sequence begins with it.
+    target: another slot, which then holds the state after all rows but the guesses. So a step that
+        was cancelled or failed can be done again: what it read is still there.
+    guesses: of the last rows, those that may be wrong. `Backend.replay` adds the right ones.
+    """
+
+    source: int | None
+    target: int
+    guesses: int = 0
+
+
+@dataclass(frozen=True)
 class Chunk:
     """Consecutive rows of one sequence: a prefill chunk, one decode row, or rows to verify.
 
@@ -32,6 +47,8 @@ class Chunk:
         max(prompt_length, position + 1) for each row, as transformers does when it generates;
         a row's result then does not depend on how the prompt was chunked.
     adapter: index of a loaded adapter (see `Backend.add_adapter`), or None for the base model.
+    state: needed by models with recurrent layers, and by no others. A chunk may begin with what an
+        earlier one of the batch leaves.
     """
 
     token_ids: np.ndarray
@@ -40,6 +57,7 @@ class Chunk:
     logit_rows: tuple[int, ...]
     prompt_length: int
     adapter: int | None = None
+    state: StateSlots | None = None
 
 
 @dataclass(frozen=True)
@@ -64,14 +82,40 @@ def blocks_of_groups(spec: DecoderSpec, num_blocks: int | Sequence[int]) -> tupl
     return blocks
 
 
+def checked_slots(spec: DecoderSpec, slots: int) -> int:
+    """How many states a backend keeps of this model: none where it has no recurrent layers."""
+    recurrent = any(True for _ in spec.recurrences)
+    assert slots > 1 or not recurrent, f"{slots} states: a step reads one and writes another"
+    return slots if recurrent else 0
+
+
+def check_slots(spec: DecoderSpec, chunk: Chunk, slots: int) -> None:
+    """Asserts what `StateSlots` promises."""
+    if not slots:
+        assert chunk.state is None, "a state for a model without recurrent layers"
+        return
+    state = chunk.state
+    assert state is not None, f"a {spec.architecture} chunk without a state"
+    assert (state.source is None) == (chunk.start == 0), "only a sequence's start has no state"
+    assert state.source is None or 0 <= state.source < slots, f"state {state.source} of {slots}"
+    assert 0 <= state.target < slots, f"state {state.target} of {slots}"
+    assert state.target != state.source, "a state would be written over what it comes from"
+    assert 0 <= state.guesses < len(chunk.token_ids), f"{state.guesses} guesses"
+
+
 class Backend(Protocol):
-    """`forward` writes the K and V of every row into the pool and returns the logits asked for."""
+    """`forward` writes the K and V of every row into the pool and returns the logits asked for.
+
+    Recurrent layers keep one state of fixed size for each sequence, of all layers together, in a
+    pool of `state_slots` slots: 0 where the model has none.
+    """
 
     name: str
     spec: DecoderSpec
     block_size: int  # positions in a KV block
     num_blocks: int  # KV blocks of every group at least
     group_blocks: tuple[int, ...]  # KV blocks of each of `kv_groups(spec)`
+    state_slots: int  # states of recurrent layers
     step_rows: int  # rows in a step beyond which more gain nothing
     activations: Activations  # as what they meet quantized weights
 
@@ -139,6 +183,26 @@ class Backend(Protocol):
 
     def write_block(self, group: int, block: int, content: np.ndarray) -> None:
         """Puts back what `read_block` gave."""
+        ...
+
+    def replay(self, chunk: int, first: int, rows: int, source: int, target: int) -> None:
+        """Carries a state on over guesses of the last step that were right.
+
+        chunk: its number in the last batch. first, rows: which of its guesses, from 0 on. source:
+        the slot of the state before them; target: the slot for the state after them, maybe the
+        same.
+        """
+        ...
+
+    def read_state(self, slot: int) -> np.ndarray:
+        """uint8 [n]: a copy of a slot, n the same for every slot.
+
+        Safe from any thread while no step writes to the slot.
+        """
+        ...
+
+    def write_state(self, slot: int, content: np.ndarray) -> None:
+        """Puts back what `read_state` gave."""
         ...
 
     def cancel(self) -> None:

@@ -19,12 +19,16 @@ from localllm.backend.protocol import (
     Projection,
     StepCancelled,
     blocks_of_groups,
+    check_slots,
+    checked_slots,
 )
 from localllm.backend.reference_adapters import Loaded, RowAdapters, loaded_bytes, to_loaded
 from localllm.backend.reference_attention import attention
-from localllm.backend.reference_decoder import Decoder, KeysValues, Weight
+from localllm.backend.reference_decoder import Decoder, KeysValues
 from localllm.backend.reference_kv import KVPool
 from localllm.backend.reference_linear import to_matrices, to_matrix, to_vector
+from localllm.backend.reference_parts import Weight
+from localllm.backend.reference_state import StatePool
 from localllm.backend.weights import checked_weights
 from localllm.checkpoint.tensor import Tensor
 from localllm.spec import DecoderSpec
@@ -40,6 +44,7 @@ class ReferenceBackend:
     num_blocks, block_size: the KV pool; one number of blocks, or one for each of `kv_groups(spec)`.
         A group's block costs `kv_group_block_bytes(spec, group, block_size)`.
     max_adapters: how many adapters may be loaded at a time.
+    state_slots: states of recurrent layers, for a model that has them.
 
     Weights keep the size they have in the file and become float32 when used; only group sizes
     and code widths unknown to MLX are held as float32. Raises CheckpointError for a missing,
@@ -60,6 +65,7 @@ class ReferenceBackend:
         num_blocks: int | Sequence[int],
         block_size: int = 32,
         max_adapters: int = MAX_ADAPTERS,
+        state_slots: int = 0,
     ) -> None:
         self.group_blocks = blocks_of_groups(spec, num_blocks)
         self.num_blocks = min(self.group_blocks)
@@ -67,6 +73,8 @@ class ReferenceBackend:
         self.spec = spec
         self.block_size = block_size
         self._pool: KVPool | None = KVPool(spec, self.group_blocks, block_size)
+        self.state_slots = checked_slots(spec, state_slots)
+        self._states = StatePool(spec, self.state_slots)
         self._cancelled = Event()
         self._adapters: AdapterTable[Loaded] = AdapterTable(self.name, max_adapters)
         with mx.stream(mx.cpu):
@@ -86,10 +94,12 @@ class ReferenceBackend:
         if not chunks:
             return np.zeros((0, self.spec.vocab_size), np.float32)
         self._cancelled.clear()
-        sinks = [layer.attn.sinks for layer in self._decoder.layers]
-        step = _Step(self.spec, self._pool, chunks, self._cancelled, sinks)
+        self._states.begin()
+        step = _Step(self.spec, self._pool, self._states, chunks, self._cancelled, self._decoder)
         with mx.stream(mx.cpu):
-            rows = self._decoder(step.tokens, step.positions, step.lengths, step.attend, adapters)
+            rows = self._decoder(
+                step.tokens, step.positions, step.lengths, step.attend, adapters, step.recur
+            )
             if not len(step.logit_rows):
                 mx.eval(rows)
                 return np.zeros((0, self.spec.vocab_size), np.float32)
@@ -157,6 +167,26 @@ class ReferenceBackend:
         """See `Backend.write_block`."""
         self._blocks(group)[block] = content.view(np.float32)
 
+    def replay(self, chunk: int, first: int, rows: int, source: int, target: int) -> None:
+        """See `Backend.replay`."""
+        assert self._decoder is not None, "the backend is closed"
+        mixers = {
+            index: layer.recurrent
+            for index, layer in enumerate(self._decoder.layers)
+            if layer.recurrent is not None
+        }
+        with mx.stream(mx.cpu):
+            self._states.replay(mixers, chunk, slice(first, first + rows), source, target)
+
+    def read_state(self, slot: int) -> np.ndarray:
+        """See `Backend.read_state`."""
+        content: np.ndarray = self._states.rows[slot].view(np.uint8).copy()
+        return content
+
+    def write_state(self, slot: int, content: np.ndarray) -> None:
+        """See `Backend.write_state`."""
+        self._states.rows[slot] = content.view(np.float32)
+
     def _blocks(self, group: int) -> np.ndarray:
         assert self._pool is not None, "the backend is closed"
         return self._pool.blocks[group]
@@ -169,6 +199,7 @@ class ReferenceBackend:
         """Frees weights and pool; the backend answers no more."""
         self._pool = None
         self._decoder = None
+        self._states = StatePool(self.spec, 0)
         self._adapters.clear()
 
     def _check(self, chunk: Chunk) -> None:
@@ -191,6 +222,7 @@ class ReferenceBackend:
             assert 0 <= used.min() <= used.max() < self.group_blocks[number], (
                 f"blocks {used.min()} … {used.max()} in a pool of {self.group_blocks[number]}"
             )
+        check_slots(self.spec, chunk, self.state_slots)
         assert all(0 <= row < count for row in chunk.logit_rows), (
             f"logits asked of rows {chunk.logit_rows} in a chunk of {count}"
         )
@@ -203,12 +235,14 @@ class _Step:
         self,
         spec: DecoderSpec,
         pool: KVPool,
+        states: StatePool,
         chunks: tuple[Chunk, ...],
         cancelled: Event,
-        sinks: Sequence[mx.array | None],
+        decoder: Decoder,
     ) -> None:
         self._spec = spec
-        self._sinks = sinks
+        self._layers = decoder.layers
+        self._states = states
         self._cancelled = cancelled
         self._pool = pool
         self._chunks = chunks
@@ -232,8 +266,7 @@ class _Step:
 
     def attend(self, layer: int, q: mx.array, kv: KeysValues) -> mx.array:
         """Writes K and V of all rows first, so chunks of one sequence may share a batch."""
-        if self._cancelled.is_set():
-            raise StepCancelled("the step was cancelled")
+        self._go_on()
         mx.eval(q)
         if kv is not None:
             mx.eval(*kv)
@@ -246,15 +279,31 @@ class _Step:
                 parts.append(self._attend(layer, chunk, chunk.start + at, q[offset + at :][:rows]))
         return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
+    def recur(self, layer: int, rows: mx.array) -> mx.array:
+        """The chunks in their order, so that one may begin where another ends."""
+        self._go_on()
+        mixer = self._layers[layer].recurrent
+        assert mixer is not None
+        parts = []
+        for number, (chunk, offset) in enumerate(zip(self._chunks, self._offsets, strict=True)):
+            assert chunk.state is not None
+            own = rows[offset : offset + len(chunk.token_ids)]
+            parts.append(self._states.run(layer, mixer, number, chunk.state, own))
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+
+    def _go_on(self) -> None:
+        if self._cancelled.is_set():
+            raise StepCancelled("the step was cancelled")
+
     def _attend(self, layer: int, chunk: Chunk, start: int, q: mx.array) -> mx.array:
         """Rows of one chunk at positions start … over all that they can see."""
-        spec = self._spec.layers[layer].mixer
+        spec = self._spec.layers[layer].attention
         first, stop = _first_seen(spec.window, start), start + q.shape[0]
         table = _table(chunk, self._pool.group_of[layer])
         k, v = (mx.array(x) for x in self._pool.read(layer, table, first, stop))
-        return attention(
-            spec, q, k, v, np.arange(start, stop), np.arange(first, stop), self._sinks[layer]
-        )
+        attn = self._layers[layer].attn
+        assert attn is not None
+        return attention(spec, q, k, v, np.arange(start, stop), np.arange(first, stop), attn.sinks)
 
 
 def _table(chunk: Chunk, group: int) -> np.ndarray:

@@ -14,6 +14,8 @@ import mlx.core as mx
 import numpy as np
 
 from localllm.backend.reference_linear import Linear, Matrix, Part
+from localllm.backend.reference_parts import Adapt, Norm, Weight, Weights, activate
+from localllm.backend.reference_recurrent import Recur, Recurrent, recurrent
 from localllm.spec import (
     AttentionSpec,
     DecoderSpec,
@@ -24,7 +26,7 @@ from localllm.spec import (
     PerLayerSpec,
     RopeSpec,
 )
-from localllm.spec.decoder import Activation
+from localllm.spec.decoder import Activation, Mixer
 from localllm.spec.rope import query_scales, tables
 
 # K and V, [n, kv_heads, head_dim] each; None in a layer that attends to those of another.
@@ -32,60 +34,9 @@ KeysValues = tuple[mx.array, mx.array] | None
 # (layer, q [n, heads, head_dim], K and V) -> [n, heads, head_dim]
 Attend = Callable[[int, mx.array, KeysValues], mx.array]
 AttendHere = Callable[[mx.array, KeysValues], mx.array]
-# (target, x [n, in], y [n, out] = W x) -> y with what adapters add; target: "attn.q", and at the
-# decoder "layers.0.attn.q" …
-Adapt = Callable[[str, mx.array, mx.array], mx.array]
+# (layer, rows as its recurrence takes them [n, width]) -> what it makes of them
+RecurAt = Callable[[int, mx.array], mx.array]
 Angles = tuple[mx.array, mx.array]  # cos and sin, each [n, dim / 2]
-Weight = mx.array | Matrix | list[Matrix]  # a vector, a matrix, or one matrix per expert
-
-
-class Weights:
-    """Weights by name, with a prefix that descends into the tree."""
-
-    def __init__(self, parts: Mapping[str, Weight], at: str = "") -> None:
-        self._parts = parts
-        self._at = at
-
-    def under(self, name: str) -> Weights:
-        return Weights(self._parts, f"{self._at}{name}.")
-
-    def vector(self, name: str) -> mx.array:
-        part = self._parts[self._at + name]
-        assert isinstance(part, mx.array), f"{self._at}{name} is no vector"
-        return part
-
-    def matrix(self, name: str) -> Matrix:
-        part = self._parts[self._at + name]
-        assert not isinstance(part, mx.array | list), f"{self._at}{name} is no matrix"
-        return part
-
-    def linear(self, name: str, bias: bool = False) -> Linear:
-        return Linear(self.matrix(f"{name}.weight"), self.vector(f"{name}.bias") if bias else None)
-
-    def experts(self, name: str, bias: bool = False) -> list[Linear]:
-        part = self._parts[f"{self._at}{name}.weight"]
-        assert isinstance(part, list), f"{self._at}{name} holds no experts"
-        if not bias:
-            return [Linear(matrix) for matrix in part]
-        biases = mx.split(self.vector(f"{name}.bias"), len(part))
-        return [Linear(matrix, own) for matrix, own in zip(part, biases, strict=True)]
-
-
-class Norm(Part):
-    """RMSNorm or LayerNorm over the last axis."""
-
-    def __init__(self, spec: NormSpec, weights: Weights) -> None:
-        super().__init__()
-        self.spec = spec
-        self.weight = weights.vector("weight")
-        self.bias = weights.vector("bias") if spec.bias else None
-
-    def __call__(self, x: mx.array) -> mx.array:
-        if self.spec.kind == "layer":
-            x = x - mx.mean(x, axis=-1, keepdims=True)
-        variance = mx.mean(mx.square(x), axis=-1, keepdims=True)
-        y = x * mx.rsqrt(variance + self.spec.eps) * (self.weight + self.spec.offset)
-        return y if self.bias is None else y + self.bias
 
 
 class Turn(NamedTuple):
@@ -105,6 +56,7 @@ class Attention(Part):
         own = spec.shared_kv is None
         self.k = weights.linear("k", spec.qkv_bias) if own else None
         self.v = weights.linear("v", spec.qkv_bias) if own and not spec.v_from_k else None
+        self.gate = weights.linear("gate", spec.qkv_bias) if spec.gate else None
         self.o = weights.linear("o", spec.out_bias)
         self.sinks = weights.vector("sinks.weight") if spec.sinks else None
         self.q_norm: Norm | None = None
@@ -125,6 +77,8 @@ class Attention(Part):
         if turn.query_scale is not None:
             q = q * turn.query_scale
         mixed = attend(q, self._keys_values(x, turn.angles, adapt)).reshape(x.shape[0], -1)
+        if self.gate is not None:
+            mixed = mixed * mx.sigmoid(adapt("attn.gate", x, self.gate(x)))
         return adapt("attn.o", mixed, self.o(mixed))
 
     def _keys_values(self, x: mx.array, angles: Angles | None, adapt: Adapt) -> KeysValues:
@@ -293,7 +247,12 @@ class Layer(Part):
     ) -> None:
         super().__init__()
         self.residual_scale = spec.residual_scale
-        self.attn = Attention(spec.mixer, weights.under("attn"))
+        self.attn: Attention | None = None
+        self.recurrent: Recurrent | None = None
+        if isinstance(spec.mixer, AttentionSpec):
+            self.attn = Attention(spec.mixer, weights.under("attn"))
+        else:
+            self.recurrent = recurrent(spec.mixer, weights)
         if isinstance(spec.ffn, MoESpec):
             self.ffn: MixtureOfExperts | FeedForward = MixtureOfExperts(
                 spec.ffn, spec.norm, weights.under("moe")
@@ -317,10 +276,16 @@ class Layer(Part):
         turn: Turn,
         attend: AttendHere,
         adapt: Adapt,
+        recur: Recur,
         own: mx.array | None = None,
     ) -> mx.array:
         """own: float32 [n, size], the layer's part of the per-layer embeddings, if there are."""
-        y = self.attn(_apply(self.attn_norm, x), turn, attend, adapt)
+        y = _apply(self.attn_norm, x)
+        if self.attn is not None:
+            y = self.attn(y, turn, attend, adapt)
+        else:
+            assert self.recurrent is not None
+            y = self.recurrent(y, recur, adapt)
         x = x + _apply(self.attn_post_norm, y) * self.residual_scale
         normed = _apply(self.ffn_norm, x)
         if isinstance(self.ffn, MixtureOfExperts):
@@ -342,7 +307,9 @@ class Turns:
         self._positions, self._lengths = positions, lengths
         self._angles: dict[RopeSpec, Angles] = {}
 
-    def of(self, spec: AttentionSpec) -> Turn:
+    def of(self, spec: Mixer) -> Turn:
+        if not isinstance(spec, AttentionSpec):
+            return Turn(None, None)
         rope, scale = spec.rope, None
         if rope is not None and rope not in self._angles:
             cos, sin = tables(rope, self._positions, self._lengths)
@@ -386,6 +353,7 @@ class Decoder(Part):
         lengths: np.ndarray,
         attend: Attend,
         adapt: Adapt | None = None,
+        recur: RecurAt | None = None,
     ) -> mx.array:
         """float32 [n, hidden] after the last layer, before the final norm.
 
@@ -399,6 +367,7 @@ class Decoder(Part):
             own = self.per_layer(self.per_layer_embed.rows(mx.array(tokens)), x)
         turns = Turns(positions, lengths)
         for index, layer in enumerate(self.layers):
+            mixer = self.spec.layers[index].mixer
 
             def attend_here(q: mx.array, kv: KeysValues, at: int = index) -> mx.array:
                 return attend(at, q, kv)
@@ -406,9 +375,12 @@ class Decoder(Part):
             def adapt_here(name: str, x: mx.array, y: mx.array, at: int = index) -> mx.array:
                 return y if adapt is None else adapt(f"layers.{at}.{name}", x, y)
 
-            turn = turns.of(self.spec.layers[index].mixer)
+            def recur_here(rows: mx.array, at: int = index) -> mx.array:
+                assert recur is not None, "a model with recurrent layers"
+                return recur(at, rows)
+
             part = None if own is None else own[:, index]
-            x = layer(x, turn, attend_here, adapt_here, part)
+            x = layer(x, turns.of(mixer), attend_here, adapt_here, recur_here, part)
         return x
 
     def logits(self, hidden: mx.array) -> mx.array:
@@ -450,17 +422,6 @@ def gated(gate: mx.array, up: mx.array, kind: Activation) -> mx.array:
         gate, up = mx.minimum(gate, 7), mx.clip(up, -7, 7)
         return gate * mx.sigmoid(1.702 * gate) * (up + 1)
     return activate(gate, kind) * up
-
-
-def activate(x: mx.array, kind: Activation) -> mx.array:
-    if kind == "silu":
-        return x * mx.sigmoid(x)
-    if kind == "gelu":
-        return 0.5 * x * (1 + mx.erf(x * math.sqrt(0.5)))
-    if kind == "gelu_tanh":
-        return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
-    assert kind == "relu", f"unknown activation {kind}"
-    return mx.maximum(x, 0)
 
 
 def softcap(x: mx.array, cap: float) -> mx.array:

@@ -30,14 +30,15 @@ class KVPool:
             at = 0
             for index in group.layers:
                 self.group_of[index] = number
-                heads, size = spec.layers[index].mixer.kv_heads, spec.layers[index].mixer.head_dim
+                attn = spec.layers[index].attention
+                heads, size = attn.kv_heads, attn.head_dim
                 for views in (self._keys, self._values):
                     part = self.blocks[-1][:, at : at + block_size * heads * size]
                     # [blocks, block_size, kv_heads, head_dim], a view into the pool
                     views[index] = part.reshape(-1, block_size, heads, size)
                     assert np.shares_memory(views[index], self.blocks[-1])
                     at += block_size * heads * size
-        for index in range(len(spec.layers)):
+        for index, _ in spec.attentions:
             owner = kv_layer(spec, index)
             self.group_of[index] = self.group_of[owner]
             self._keys[index], self._values[index] = self._keys[owner], self._values[owner]

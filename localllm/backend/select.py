@@ -110,16 +110,21 @@ def open_backend(
     weights: Weights,
     *,
     num_blocks: int | Sequence[int],
+    state_slots: int = 0,
     threads: int | None = None,
     activations: Activations | None = None,
     kv_bits: int | None = None,
     packed: PackedPlace | None = None,
+    expert_bytes: int | None = None,
 ) -> Backend:
     """Loads `spec` and `weights` into the named backend, or the best one of this machine.
 
-    num_blocks: KV blocks in the pool, one number or one for each of `kv_groups(spec)`. threads: at
-    most so many compute threads, None for the backend's choice. activations, kv_bits: None for the
+    num_blocks: KV blocks in the pool, one number or one for each of `kv_groups(spec)`.
+    state_slots: states of recurrent layers, for a model that has some. threads: at most so many
+    compute threads, None for the backend's choice. activations, kv_bits: None for the
     backend's default. packed: where a backend that prepares weights may keep them; None: nowhere.
+    expert_bytes: memory for a mixture's experts, the others being read from disk when they are
+    chosen, as the plan for a backend that can says; None: all are in memory.
     Raises BackendUnavailable, InvalidRequest for a thread limit, activations or KV bits that
     cannot be had, and what loading raises (CheckpointError, OutOfMemoryPlan).
     """
@@ -129,7 +134,8 @@ def open_backend(
     check_activations(chosen, activations)
     bits = chosen.checked_kv_bits(kv_bits)
     entry = next(entry for entry in _entries() if entry.name == chosen.name)
-    return entry.open(spec, weights, num_blocks, _Wishes(threads, activations, bits, packed))
+    wishes = _Wishes(threads, activations, bits, packed, state_slots, expert_bytes)
+    return entry.open(spec, weights, num_blocks, wishes)
 
 
 def check_activations(backend: BackendStatus, wish: Activations | None) -> None:
@@ -151,6 +157,8 @@ class _Wishes:
     activations: Activations | None
     kv_bits: int
     packed: PackedPlace | None
+    state_slots: int
+    expert_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -188,7 +196,7 @@ def _open_reference(
             f"the reference backend cannot run here: MLX does not load ({error})",
             hint="reinstall it: pip install --force-reinstall 'mlx[cpu]'",
         ) from error
-    return ReferenceBackend(spec, weights, num_blocks=num_blocks)
+    return ReferenceBackend(spec, weights, num_blocks=num_blocks, state_slots=wishes.state_slots)
 
 
 def _probe_cpu() -> BackendStatus:
@@ -230,6 +238,8 @@ def _open_cpu(
         kv_bits=wishes.kv_bits,
         float_activations=wishes.activations == "float32",
         cache=None if packed is None else PackedCache(packed.folder, packed.files),
+        state_slots=wishes.state_slots,
+        expert_bytes=wishes.expert_bytes,
     )
 
 

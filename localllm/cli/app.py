@@ -4,53 +4,61 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 
 import typer
 
-from localllm.cli.batch import batch
-from localllm.cli.bench import bench
-from localllm.cli.chat import chat
-from localllm.cli.doctor import doctor
-from localllm.cli.evaluate import evaluate
-from localllm.cli.export import export
-from localllm.cli.finetune import finetune
-from localllm.cli.fuse import fuse
-from localllm.cli.list_models import list_models
-from localllm.cli.plan import plan
-from localllm.cli.pull import pull
-from localllm.cli.rm import rm
-from localllm.cli.run import run
-from localllm.cli.runs import runs
-from localllm.cli.show import show
+from localllm.cli.quick import QuickCommand, QuickGroup
 from localllm.errors import LocalLLMError
 
-app = typer.Typer(
-    name="localllm",
-    help="Run, chat with and manage language models on this machine.",
-    no_args_is_help=True,
-    rich_markup_mode=None,  # plain help needs no rich, and starts three times faster
-    pretty_exceptions_enable=False,
-)
-
-# The commands' modules are light: what a command needs is imported when it is called.
-app.command()(run)
-app.command()(chat)
-app.command()(batch)
-app.command()(pull)
-app.command(name="list")(list_models)
-app.command()(show)
-app.command()(plan)
-app.command()(finetune)
-app.add_typer(runs, name="runs")
-app.command()(evaluate)
-app.command()(fuse)
-app.command()(export)
-app.command()(rm)
-app.command()(doctor)
-app.command()(bench)
+# A command's name, and the module of localllm.cli with a function (or a Typer) of that module's
+# name.
+COMMANDS = {
+    "run": "run",
+    "chat": "chat",
+    "batch": "batch",
+    "pull": "pull",
+    "list": "list_models",
+    "show": "show",
+    "plan": "plan",
+    "finetune": "finetune",
+    "runs": "runs",
+    "evaluate": "evaluate",
+    "fuse": "fuse",
+    "export": "export",
+    "rm": "rm",
+    "doctor": "doctor",
+    "bench": "bench",
+}
 
 
-@app.callback(invoke_without_command=True)
+def program(arguments: Sequence[str] = ()) -> typer.Typer:
+    """With the command that the arguments begin with; where they begin with none, with all.
+
+    A command takes some milliseconds to make, so that the others are left out.
+    """
+    made = typer.Typer(
+        name="localllm",
+        help="Run, chat with and manage language models on this machine.",
+        cls=QuickGroup,
+        invoke_without_command=True,
+        no_args_is_help=True,
+        rich_markup_mode=None,  # plain help needs no rich, and starts three times faster
+        pretty_exceptions_enable=False,
+    )
+    made.callback()(root)
+    wanted = [name for name in COMMANDS if name in arguments[:1]] or list(COMMANDS)
+    for name in wanted:
+        module = COMMANDS[name]
+        command = getattr(import_module(f"localllm.cli.{module}"), module)
+        if isinstance(command, typer.Typer):
+            made.add_typer(command, name=name)
+        else:
+            made.command(name=name, cls=QuickCommand)(command)
+    return made
+
+
 def root(
     context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and exit."),
@@ -65,7 +73,7 @@ def root(
 def main() -> None:
     """Exit codes: 0 success, 1 failure, 2 bad usage, 130 interrupted."""
     try:
-        app()
+        program(sys.argv[1:])()
     except LocalLLMError as error:
         print(f"localllm: {error}", file=sys.stderr)
         if error.hint:

@@ -49,6 +49,7 @@ def batch(
     draft_model: options.DraftModel = None,
     draft_head: options.DraftHead = None,
     kv_disk: options.KvDisk = None,
+    expert_memory: options.ExpertMemory = None,
     chat_template: options.ChatTemplate = None,
     backend: options.Backend = None,
     threads: options.Threads = None,
@@ -76,7 +77,8 @@ def batch(
         chat_template=template,
         draft_model=draft_model,
         draft_head=draft_head,
-        kv_disk=options.disk_bytes(kv_disk),
+        kv_disk=options.optional_bytes(kv_disk),
+        expert_memory=options.optional_bytes(expert_memory),
         offline=offline or None,
     )
     with llm:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -13,6 +13,7 @@ from localllm.cli import options
 
 if TYPE_CHECKING:
     from localllm import LLM, SamplingParams
+    from localllm.tokenizer.reasoning import Reasoning
 
 DEFAULT_MODEL = "smollm2:135m"
 
@@ -67,7 +68,9 @@ def chat(
     draft_model: options.DraftModel = None,
     draft_head: options.DraftHead = None,
     kv_disk: options.KvDisk = None,
+    expert_memory: options.ExpertMemory = None,
     chat_template: options.ChatTemplate = None,
+    reasoning: options.Reasoning = None,
     backend: options.Backend = None,
     threads: options.Threads = None,
     context: options.Context = None,
@@ -95,7 +98,8 @@ def chat(
         "chat_template": options.read_template(chat_template),
         "draft_model": draft_model,
         "draft_head": draft_head,
-        "kv_disk": options.disk_bytes(kv_disk),
+        "kv_disk": options.optional_bytes(kv_disk),
+        "expert_memory": options.optional_bytes(expert_memory),
         "offline": offline or None,
     }
     sampling: dict[str, Any] = {
@@ -114,11 +118,12 @@ def chat(
     elif plain or not _has_screen():
         if resume:
             raise typer.BadParameter("--resume is the app's; line by line nothing is kept")
-        _line_by_line(model or DEFAULT_MODEL, system, adapter, load, sampling, more)
+        _line_by_line(model or DEFAULT_MODEL, system, adapter, load, sampling, more, reasoning)
     else:
         from localllm.tui.start import Opening, start
 
-        given = {name: value for name, value in sampling.items() if value is not None}
+        wishes = {**sampling, "reasoning": reasoning}
+        given = {name: value for name, value in wishes.items() if value is not None}
         start(
             Opening(
                 model=model,
@@ -145,6 +150,7 @@ def _line_by_line(
     load: dict[str, Any],
     sampling: dict[str, Any],
     more: list[str] | None,
+    reasoning: str | None,
 ) -> None:
     from localllm.cli.loading import load_with_progress, tell_kv_disk
 
@@ -155,7 +161,8 @@ def _line_by_line(
         print(
             f"{model} on {llm.info.backend}. /help for commands, Ctrl-D to leave.", file=sys.stderr
         )
-        Conversation(llm, params, system, adapter=used).loop()
+        wish = cast("Reasoning | None", reasoning)
+        Conversation(llm, params, system, adapter=used, reasoning=wish).loop()
     tell_kv_disk(llm)
 
 
@@ -163,9 +170,16 @@ class Conversation:
     """Messages so far, and the loop that adds to them."""
 
     def __init__(
-        self, llm: LLM, params: SamplingParams, system: str | None, *, adapter: str | None
+        self,
+        llm: LLM,
+        params: SamplingParams,
+        system: str | None,
+        *,
+        adapter: str | None,
+        reasoning: Reasoning | None,
     ) -> None:
         self._llm = llm
+        self._reasoning = reasoning
         self._adapter = adapter
         self._params = params
         self._system = system
@@ -203,7 +217,9 @@ class Conversation:
         from localllm.errors import LocalLLMError
 
         try:
-            stream = self._llm.stream_chat(self._messages, self._params, adapter=self._adapter)
+            stream = self._llm.stream_chat(
+                self._messages, self._params, reasoning=self._reasoning, adapter=self._adapter
+            )
             result = print_answer(stream, echo=True)
         except LocalLLMError as error:
             # The conversation goes on without the message that could not be answered.
@@ -212,8 +228,9 @@ class Conversation:
             return
         self._messages.append(_message("assistant", result.text))
         self._stats = describe_speed(result)
-        if note := explain_end(result):
-            print(note, file=sys.stderr)
+        for note in (*result.notes, explain_end(result)):
+            if note:
+                print(note, file=sys.stderr)
 
     def _command(self, text: str) -> bool:
         """Carries out a /command; True to leave."""

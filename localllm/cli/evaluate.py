@@ -52,6 +52,7 @@ def evaluate(
     context: options.Context = None,
     activations: options.Activations = None,
     kv_bits: options.KvBits = None,
+    expert_memory: options.ExpertMemory = None,
     offline: options.Offline = False,
 ) -> None:
     """Measure a model on a file of texts, choices or questions; greedy, with errors stated."""
@@ -67,6 +68,7 @@ def evaluate(
         "threads": threads,
         "context": context,
         "activations": activations,
+        "expert_memory": options.optional_bytes(expert_memory),
         "offline": offline or None,
     }
     with load_with_progress(

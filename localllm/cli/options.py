@@ -38,6 +38,13 @@ System = Annotated[str | None, typer.Option(help="A system message.")]
 ChatTemplate = Annotated[
     str | None, typer.Option(metavar="FILE", help="A Jinja file instead of the model's template.")
 ]
+Reasoning = Annotated[
+    str | None,
+    typer.Option(
+        metavar="off|on|low|medium|high",
+        help="How much the model thinks before it answers, where its chat template can be told.",
+    ),
+]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="New tokens at most; 512 unless told.")]
 Temperature = Annotated[float | None, typer.Option(min=0, help="0 is greedy.")]
 TopK = Annotated[int | None, typer.Option(help="Keep the k likeliest tokens; 0 is off.")]
@@ -71,6 +78,14 @@ DraftHead = Annotated[
 Adapter = Annotated[
     str | None, typer.Option(metavar="FOLDER", help="A LoRA adapter (PEFT or MLX-LM) to use.")
 ]
+ExpertMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Memory for a mixture's experts, the others being read from disk as they are chosen: "
+        "6GB. Unless told, all of them where that fits, else as much as fits.",
+    ),
+]
 KvDisk = Annotated[
     str | None,
     typer.Option(
@@ -103,7 +118,7 @@ def assigned(more: list[str] | None) -> dict[str, Any]:
     return dict(_assigned(text, SamplingParams()) for text in more)
 
 
-def disk_bytes(size: str | None) -> int | None:
+def optional_bytes(size: str | None) -> int | None:
     return None if size is None else parse_bytes(size)
 
 

@@ -34,6 +34,7 @@ def plan(
     draft_model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="A small model that guesses for this one.")
     ] = None,
+    expert_memory: options.ExpertMemory = None,
     memory: Annotated[
         str | None,
         typer.Option(help="Plan for a process that may use so much, 16GB, not what is free here."),
@@ -71,6 +72,7 @@ def plan(
         adapters,
         adapter_rank,
         None if draft_model is None else _read(draft_model),
+        options.optional_bytes(expert_memory),
     )
     machine = this_machine(chosen)
     if available is not None:

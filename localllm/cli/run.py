@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from localllm.cli import options
+
+if TYPE_CHECKING:
+    from localllm.tokenizer.reasoning import Reasoning
 
 
 def run(
@@ -42,7 +45,9 @@ def run(
     draft_model: options.DraftModel = None,
     draft_head: options.DraftHead = None,
     kv_disk: options.KvDisk = None,
+    expert_memory: options.ExpertMemory = None,
     chat_template: options.ChatTemplate = None,
+    reasoning: options.Reasoning = None,
     backend: options.Backend = None,
     threads: options.Threads = None,
     context: options.Context = None,
@@ -55,6 +60,8 @@ def run(
         raise typer.BadParameter("--system needs the chat template, which --raw leaves out")
     if raw and chat_template is not None:
         raise typer.BadParameter("--chat-template and --raw contradict each other")
+    if raw and reasoning is not None:
+        raise typer.BadParameter("--reasoning needs the chat template, which --raw leaves out")
     if logprobs is not None and not json_out:
         raise typer.BadParameter("--logprobs goes with --json")
     text = _prompt_text(prompt)
@@ -73,7 +80,8 @@ def run(
         chat_template=template,
         draft_model=draft_model,
         draft_head=draft_head,
-        kv_disk=options.disk_bytes(kv_disk),
+        kv_disk=options.optional_bytes(kv_disk),
+        expert_memory=options.optional_bytes(expert_memory),
         offline=offline or None,
     )
     with llm:
@@ -97,25 +105,30 @@ def run(
             messages = [{"role": "user", "content": text}]
             if system is not None:
                 messages.insert(0, {"role": "system", "content": system})
-            ids: str | list[int] = llm.chat_prompt(messages)
-        elif system is not None:
+            wish = cast("Reasoning | None", reasoning)
+            if params.samples > 1:
+                result = llm.chat(messages, params, reasoning=wish, adapter=used)
+            else:
+                stream = llm.stream_chat(messages, params, reasoning=wish, adapter=used)
+                result = print_answer(stream, echo=not json_out)
+        elif system is not None or reasoning is not None:
+            option = "--reasoning" if system is None else "--system"
             raise typer.BadParameter(
-                f"{model} has no chat template, so it takes no --system; use --chat-template FILE"
+                f"{model} has no chat template, so it takes no {option}; use --chat-template FILE"
             )
+        elif params.samples > 1:
+            result = llm.generate(text, params, adapter=used)
         else:
-            ids = text
-        if params.samples > 1:
-            result = llm.generate(ids, params, adapter=used)
-            if not json_out:
-                print_answers(result)
-        else:
-            result = print_answer(llm.stream(ids, params, adapter=used), echo=not json_out)
+            result = print_answer(llm.stream(text, params, adapter=used), echo=not json_out)
+        if params.samples > 1 and not json_out:
+            print_answers(result)
         if json_out:
             answer = {"model": model, "prompt": text, **result.to_dict()}
             print(json.dumps(answer, ensure_ascii=False))
-        note = explain_end(result)
-        if note and not json_out:
-            print(note, file=sys.stderr)
+        if not json_out:
+            for note in (*result.notes, explain_end(result)):
+                if note:
+                    print(note, file=sys.stderr)
         if stats:
             print(describe_speed(result), file=sys.stderr)
     tell_kv_disk(llm)

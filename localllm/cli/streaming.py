@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ def print_answer(stream: Stream, *, echo: bool) -> GenerationResult:
     result = None
     with _interruptible(stream):
         for delta in stream:
+            if echo and delta.reasoning:
+                _show_reasoning(delta.reasoning)
             if echo and delta.text:
                 sys.stdout.write(_printable(delta.text))
                 sys.stdout.flush()
@@ -32,6 +35,9 @@ def print_answer(stream: Stream, *, echo: bool) -> GenerationResult:
     assert result is not None
     if echo:
         print()
+        for call in result.tool_calls:
+            arguments = json.dumps(call.arguments, ensure_ascii=False)
+            print(_printable(f"[calls {call.name}({arguments})]"), file=sys.stderr)
     return result
 
 
@@ -40,6 +46,14 @@ def print_answers(result: GenerationResult) -> None:
     for number, one in enumerate((result, *result.alternatives), start=1):
         print(f"--- {number} ---")
         print(_printable(one.text))
+
+
+def _show_reasoning(text: str) -> None:
+    """Beside the answer, dimmed where there is a screen to dim on."""
+    dim, bright = ("\x1b[2m", "\x1b[22m") if sys.stderr.isatty() else ("", "")
+    shown = text.translate(_CONTROL_PICTURES) if dim else text
+    sys.stderr.write(f"{dim}{shown}{bright}")
+    sys.stderr.flush()
 
 
 def _printable(text: str) -> str:

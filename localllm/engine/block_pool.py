@@ -93,6 +93,13 @@ class BlockPool:
         """Blocks kept for reuse and their names, least recently used first."""
         return [(block, self._names[block]) for block in self._idle]
 
+    def drop_idle(self, block: int, name: bytes) -> None:
+        """Makes a block free, if it still has this name and no user."""
+        if block in self._idle and self._names[block] == name:
+            del self._idle[block]
+            self._forget(block)
+            self._free.append(block)
+
     def forget_idle(self) -> None:
         """Makes every idle block free."""
         for block in self._idle:

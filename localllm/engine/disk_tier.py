@@ -1,7 +1,10 @@
-"""The KV cache's disk: for each group of blocks a cache of files, and a thread that writes them."""
+"""The KV cache's disk: for each group of blocks, and for states, a cache of files and a thread that
+writes them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +23,17 @@ class DiskTier:
     def __init__(self, backend: Backend, folder: Path, limit_bytes: int) -> None:
         self._caches = []
         self._spillers = []
-        for group, blocks in enumerate(backend.group_blocks):
-            size = len(backend.read_block(group, 0))
-            cache = DiskCache(folder, limit_bytes=limit_bytes, block_bytes=size)
+        reads: list[Callable[[int], np.ndarray]] = [
+            partial(backend.read_block, group) for group in range(len(backend.group_blocks))
+        ]
+        counts = list(backend.group_blocks)
+        if backend.state_slots:
+            reads.append(backend.read_state)
+            counts.append(backend.state_slots)
+        for read, count in zip(reads, counts, strict=True):
+            cache = DiskCache(folder, limit_bytes=limit_bytes, block_bytes=len(read(0)))
             self._caches.append(cache)
-            self._spillers.append(
-                Spiller(
-                    cache,
-                    lambda block, group=group: backend.read_block(group, block),  # type: ignore[misc]
-                    queue=max(1, min(_QUEUED, blocks // 4)),
-                )
-            )
+            self._spillers.append(Spiller(cache, read, queue=max(1, min(_QUEUED, count // 4))))
 
     @property
     def note(self) -> str | None:

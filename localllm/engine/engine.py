@@ -24,7 +24,7 @@ from localllm.engine.events import (
     Started,
     StepDone,
 )
-from localllm.engine.kv_cache import Disk, KvCache
+from localllm.engine.kv_cache import BlockTable, Disk, KvCache
 from localllm.engine.planner import DRAFT_ROWS, STEP_LOGITS
 from localllm.engine.receipt import Receipt
 from localllm.engine.scheduler import Scheduled, Scheduler
@@ -74,10 +74,11 @@ Event = Token | Finished
 
 @dataclass
 class _Row:
-    """A row of logits and the sequence whose next token it decides."""
+    """A row of logits and the sequence whose next token it decides. chunk: the step's with it."""
 
     sequence: Sequence
     row: int
+    chunk: int
     accepted: int = 0
 
 
@@ -123,7 +124,7 @@ class Engine:
         self._draft_rows = draft_rows
         self._wants_hidden = any(drafter.name == "head" for drafter in drafters)
         self._key = key
-        self._ropes = tuple(dict.fromkeys(x.mixer.rope for x in backend.spec.layers))
+        self._ropes = tuple(dict.fromkeys(attn.rope for _, attn in backend.spec.attentions))
         self._ids = count()
         self._sequences: dict[int, Sequence] = {}
         self._unforked: dict[int, int] = {}  # samples that await their prompt -> whose it is
@@ -303,9 +304,10 @@ class Engine:
                 part = ids[start : start + rows]
                 if not self.cache.hold(table, start, start + len(part)):
                     raise self._no_blocks(len(ids))
-                blocks = self.cache.block_table(table)
-                chunk = Chunk(part, start, blocks, tuple(range(len(part))), len(ids), index)
-                logits[start : start + len(part)] = self._uncancelled(Batch((chunk,)))
+                wanted = tuple(range(len(part)))
+                batch = self._alone(table, part, start, wanted, len(ids), index)
+                logits[start : start + len(part)] = self._uncancelled(batch)
+                self.cache.settle(table)
                 self.cache.leave_windows(table, start + len(part))
             return logits
         finally:
@@ -327,16 +329,29 @@ class Engine:
                 if not self.cache.hold(table, start, start + len(part)):
                     raise self._no_blocks(len(ids))
                 wanted = tuple(range(max(0, first - start), len(part)))
-                blocks = self.cache.block_table(table)
-                chunk = Chunk(part, start, blocks, wanted, len(ids))
                 hidden = np.empty((len(wanted), found.shape[1]), np.float32)
-                self._uncancelled(Batch((chunk,)), hidden)
+                self._uncancelled(self._alone(table, part, start, wanted, len(ids)), hidden)
+                self.cache.settle(table)
                 at = max(0, start - first)
                 found[at : at + len(wanted)] = hidden
                 self.cache.leave_windows(table, start + len(part))
             return found
         finally:
             self.cache.close(table, spill=False)
+
+    def _alone(
+        self,
+        table: BlockTable,
+        ids: np.ndarray,
+        start: int,
+        wanted: tuple[int, ...],
+        length: int,
+        adapter: int | None = None,
+    ) -> Batch:
+        """One chunk of a sequence of so many tokens that is none of the requests'."""
+        ((_, state),) = self.cache.slots(table, start + len(ids), 0)
+        blocks = self.cache.block_table(table)
+        return Batch((Chunk(ids, start, blocks, wanted, length, adapter, state),))
 
     def _no_blocks(self, tokens: int) -> PromptTooLong:
         return PromptTooLong(
@@ -352,7 +367,7 @@ class Engine:
             self.speculator.propose(ready, self._draft_rows)
 
     def _forward(self, scheduled: Seq[Scheduled]) -> tuple[np.ndarray, np.ndarray | None]:
-        chunks = tuple(map(self._chunk, scheduled))
+        chunks = tuple(chunk for item in scheduled for chunk in self._chunks(item))
         hidden: np.ndarray | None = None
         if self._wants_hidden:
             rows = sum(len(chunk.logit_rows) for chunk in chunks)
@@ -387,10 +402,12 @@ class Engine:
         """Draws from a step's logits; `accepted` learns of every sequence's right drafts."""
         events: list[Event] = []
         rows: list[_Row] = []
-        at = 0
+        at, chunks = 0, 0
         for item in scheduled:
             sequence = item.sequence
             asked = self._logit_rows(item)
+            chunks += self.cache.chunks(sequence.table)
+            self.cache.settle(sequence.table)
             try:
                 if sequence.wants_prompt_logprobs:
                     self._note_prompt(item, logits[at : at + len(asked)])
@@ -400,7 +417,7 @@ class Engine:
                 continue
             if item.yields_token:
                 drafts = item.rows - sequence.pending
-                rows.append(_Row(sequence, at + len(asked) - 1 - drafts))
+                rows.append(_Row(sequence, at + len(asked) - 1 - drafts, chunks - 1))
                 sequence.computed += sequence.pending
             else:
                 sequence.computed += item.rows
@@ -413,6 +430,7 @@ class Engine:
                 continue  # it has failed
             drafts = len(sequence.speculation.drafts)
             accepted[sequence.id] = row.accepted
+            self.cache.accept(sequence.table, row.chunk, sequence.computed, row.accepted)
             sequence.computed += row.accepted
             if drafts:
                 self.speculator.learn(sequence, drafts, row.accepted)
@@ -471,7 +489,7 @@ class Engine:
             for child in self._heirs(row.sequence.id):
                 del self._unforked[child]
                 seed = _seed_of(row.sequence, child)
-                forks.append(_Row(self._fork(row.sequence, child, seed), row.row))
+                forks.append(_Row(self._fork(row.sequence, child, seed), row.row, row.chunk))
         return forks
 
     def _heirs(self, request_id: int) -> list[int]:
@@ -508,16 +526,29 @@ class Engine:
                 token = sequence.tokens[position]
                 sequence.prompt_logprobs.append(logprobs_of(logits[row], token, asked))
 
-    def _chunk(self, item: Scheduled) -> Chunk:
+    def _chunks(self, item: Scheduled) -> list[Chunk]:
+        """One, or several where states are kept in between."""
         sequence = item.sequence
-        return Chunk(
-            token_ids=sequence.next_ids(item.rows),
-            start=sequence.computed,
-            block_table=self.cache.block_table(sequence.table),
-            logit_rows=self._logit_rows(item),
-            prompt_length=sequence.prompt_length,
-            adapter=sequence.adapter,
-        )
+        ids, start = sequence.next_ids(item.rows), sequence.computed
+        wanted, table = self._logit_rows(item), self.cache.block_table(sequence.table)
+        chunks = []
+        guesses = max(0, item.rows - sequence.pending)
+        at = 0
+        for stop, state in self.cache.slots(sequence.table, start + item.rows, guesses):
+            end = stop - start
+            chunks.append(
+                Chunk(
+                    token_ids=ids[at:end],
+                    start=start + at,
+                    block_table=table,
+                    logit_rows=tuple(row - at for row in wanted if at <= row < end),
+                    prompt_length=sequence.prompt_length,
+                    adapter=sequence.adapter,
+                    state=state,
+                )
+            )
+            at = end
+        return chunks
 
     @staticmethod
     def _logit_rows(item: Scheduled) -> tuple[int, ...]:

@@ -15,13 +15,14 @@ from typing import Protocol
 
 import numpy as np
 
-from localllm.backend.protocol import Backend
+from localllm.backend.protocol import Backend, StateSlots
 from localllm.engine.block_pool import BlockPool
+from localllm.engine.state_cache import StateCache, StateTrack
 from localllm.spec.memory import kv_groups
 
 
 class Disk(Protocol):
-    """Where blocks outlive the pool."""
+    """Where blocks outlive the pool, and states: those are the group after the last."""
 
     def has(self, group: int, name: bytes) -> bool: ...
 
@@ -51,6 +52,7 @@ class BlockTable:
     tables: list[list[int]]
     names: list[bytes] = field(default_factory=list)
     published: int = 0  # full blocks that have been given their name
+    states: StateTrack = field(default_factory=StateTrack)  # of recurrent layers
 
     @property
     def blocks(self) -> int:
@@ -60,11 +62,15 @@ class BlockTable:
 
 @dataclass(frozen=True)
 class PrefixHit:
-    """tokens: positions that need not be computed. why: what stopped the match there."""
+    """tokens: positions that need not be computed. why: what stopped the match there.
+
+    blocks: positions whose K and V are known, more where no state was kept at their end.
+    """
 
     tokens: int
     from_disk: int
     why: str
+    blocks: int = 0
 
 
 class KvCache:
@@ -79,6 +85,9 @@ class KvCache:
             BlockPool(blocks, self._evicting(group))
             for group, blocks in enumerate(backend.group_blocks)
         ]
+        self.states: StateCache | None = None
+        if backend.state_slots:
+            self.states = StateCache(backend, self._evicting_state)
         self._spelled: dict[tuple[int, int], tuple[int, ...]] = {}
 
     # ---- sizes
@@ -95,7 +104,7 @@ class KvCache:
         return all(
             self._most_held(group, positions, rows) <= pool.num_blocks
             for group, pool in enumerate(self.pools)
-        )
+        )  # two states are enough, and every pool of them has two
 
     def room_to_start(
         self, table: BlockTable, tokens: Sequence[int], *, rows: int, spare: int
@@ -105,6 +114,8 @@ class KvCache:
         rows: of a step at most. spare: blocks to leave for others. Blocks that others use already
         cost nothing.
         """
+        if self.states is not None and self.states.pool.available < spare + 2:
+            return False  # it reads one while it writes another
         most = (len(tokens) - 1) // self.block_size
         self._extend_names(table, tokens, most)
         for group, pool in enumerate(self.pools):
@@ -143,26 +154,38 @@ class KvCache:
         lost: dict[bytes, str] = {}
         loaded = None
         while loaded is None:
-            length = self._known_prefix(table, most, lost)
+            length, blocks = self._known_prefix(table, most, lost)
             loaded = self._take(table, length, lost)
         table.published = length
         if length == most:
             why = "the last tokens are always computed"
+        elif length < blocks:
+            why = next(iter(lost.values()), "no state of the recurrent layers was kept further on")
         else:
             why = next(iter(lost.values()), "the next block is not cached")
-        return PrefixHit(length * self.block_size, loaded * self.block_size, why)
+        size = self.block_size
+        return PrefixHit(length * size, loaded * size, why, blocks * size)
+
+    def begin(self, table: BlockTable, tokens: int, hit: PrefixHit) -> None:
+        """A sequence of so many tokens starts after what of its beginning was reused."""
+        if self.states is not None:
+            self.states.begin(table.states, tokens, hit.blocks)
 
     def known(self, root: bytes, tokens: Sequence[int]) -> int:
         """How many of the first tokens stand in the cache, or on disk, now."""
         table = self.open(root)
         most = len(tokens) // self.block_size
         self._extend_names(table, tokens, most)
-        return self._known_prefix(table, most, {}) * self.block_size
+        return self._known_prefix(table, most, {})[0] * self.block_size
 
-    def hold(self, table: BlockTable, start: int, stop: int) -> bool:
-        """Makes positions start … stop - 1 writable: blocks for them, no one else's.
+    def hold(
+        self, table: BlockTable, start: int, stop: int, *, guesses: int = 0, spare: int = 0
+    ) -> bool:
+        """Makes positions start … stop - 1 writable: blocks for them, no one else's, and slots for
+        the states to come.
 
-        False if blocks are short; then nothing has changed.
+        guesses: of the last positions, those that may be wrong. spare: slots to leave for others.
+        False if blocks or slots are short; then nothing has changed.
         """
         work = []
         for group, pool in enumerate(self.pools):
@@ -172,6 +195,10 @@ class KvCache:
                 if len(shared) + max(0, fresh) > pool.available:
                     return False
                 work.append((group, pool, shared))
+        if self.states is not None and not self.states.plan(
+            table.states, start, stop - guesses, spare
+        ):
+            return False
         for group, pool, shared in work:
             blocks = table.tables[group]
             for index in shared:
@@ -182,6 +209,30 @@ class KvCache:
             while len(blocks) * self.block_size < stop:
                 blocks.append(pool.allocate())
         return True
+
+    def slots(
+        self, table: BlockTable, stop: int, guesses: int
+    ) -> list[tuple[int, StateSlots | None]]:
+        """The chunks of a step up to `stop` that was held: where each ends, and its states."""
+        if self.states is None:
+            return [(stop, None)]
+        found = self.states.slots(table.states, guesses)
+        return [*found[:-1], (stop, found[-1][1])]
+
+    def chunks(self, table: BlockTable) -> int:
+        """How many chunks that step has."""
+        return 1 if self.states is None else len(table.states.planned)
+
+    def settle(self, table: BlockTable) -> None:
+        """The step that was held is done, and its rows are right, but for the guesses."""
+        if self.states is not None:
+            self.states.settle(table.states)
+
+    def accept(self, table: BlockTable, chunk: int, position: int, right: int) -> None:
+        """Of the guesses from `position` on the first `right` were right. chunk: the number of
+        the chunk they stood in, in the last batch."""
+        if self.states is not None and right:
+            self.states.accept(table.states, chunk, position, right)
 
     def advance(self, table: BlockTable, tokens: Sequence[int], computed: int) -> None:
         """Positions 0 … computed - 1 are final: names full blocks, frees what no layer will see."""
@@ -198,6 +249,12 @@ class KvCache:
                         start = index * self.block_size
                         self._spelled[group, block] = tuple(tokens[start : start + self.block_size])
             table.published = full
+        if self.states is not None:
+            self.states.name(
+                table.states,
+                lambda at: self._state_name(table.names[at // self.block_size - 1]),
+                computed,
+            )
         self.leave_windows(table, computed)
 
     def leave_windows(self, table: BlockTable, computed: int) -> None:
@@ -214,6 +271,8 @@ class KvCache:
             table.names[: table.published],
             table.published,
         )
+        if self.states is not None:
+            copy.states = self.states.fork(table.states)
         for group, pool in enumerate(self.pools):
             for block in copy.tables[group]:
                 if block >= 0:
@@ -230,6 +289,8 @@ class KvCache:
                 if block >= 0:
                     pool.release(block)
             table.tables[group] = []
+        if self.states is not None:
+            self.states.close(table.states)
         table.published = 0
 
     def block_table(self, table: BlockTable) -> np.ndarray:
@@ -248,7 +309,7 @@ class KvCache:
         """Lets go of blocks that have been written to disk."""
         if self._disk is not None:
             for group, block in self._disk.finished():
-                self.pools[group].release(block)
+                self._pool(group).release(block)
 
     def spill_idle(self) -> None:
         """Writes every block that is kept for reuse to disk, the most recently used first."""
@@ -258,6 +319,15 @@ class KvCache:
             for block, name in reversed(pool.idle_blocks()):
                 if not self._disk.has(group, name):
                     self._disk.save(group, name, self.backend.read_block(group, block))
+        if self.states is not None:
+            for slot, name in reversed(self.states.pool.idle_blocks()):
+                self._save_state(slot, name)
+
+    def _pool(self, group: int) -> BlockPool:
+        if group < len(self.pools):
+            return self.pools[group]
+        assert self.states is not None
+        return self.states.pool
 
     def _spill(self, table: BlockTable) -> None:
         if self._disk is None:
@@ -267,6 +337,24 @@ class KvCache:
                 name = None if block < 0 else pool.name_of(block)
                 if name is not None and self._disk.offer(group, block, name):
                     pool.retain(block)
+        if self.states is None:
+            return
+        pool = self.states.pool
+        for block_name in reversed(table.names[: table.published]):
+            name = self._state_name(block_name)
+            slot = pool.find(name)
+            if slot is not None and self._disk.offer(len(self.pools), slot, name):
+                pool.retain(slot)
+
+    def _evicting_state(self, slot: int, name: bytes) -> None:
+        if self._disk is not None:
+            self._save_state(slot, name)
+
+    def _save_state(self, slot: int, name: bytes) -> None:
+        assert self._disk is not None
+        group = len(self.pools)
+        if not self._disk.has(group, name):
+            self._disk.save(group, name, self.backend.read_state(slot))
 
     def _evicting(self, group: int) -> Callable[[int, bytes], None]:
         def evicted(block: int, name: bytes) -> None:
@@ -300,8 +388,15 @@ class KvCache:
     def _name(name: bytes, group: int) -> bytes:
         return name[:-1] + bytes([name[-1] ^ group])
 
-    def _known_prefix(self, table: BlockTable, most: int, lost: Mapping[bytes, str]) -> int:
-        """Blocks of the longest prefix that every group knows as far back as it must see."""
+    def _state_name(self, name: bytes) -> bytes:
+        """Of the state at the end of a block."""
+        return self._name(name, len(self.pools))
+
+    def _known_prefix(
+        self, table: BlockTable, most: int, lost: Mapping[bytes, str]
+    ) -> tuple[int, int]:
+        """Blocks of the longest prefix that every group knows as far back as it must see, and at
+        whose end a state was kept; and of the longest that would do without one."""
         runs: list[list[int]] = []  # of each group: known blocks in a row that end with index
         for group, pool in enumerate(self.pools):
             run, lengths = 0, []
@@ -315,11 +410,21 @@ class KvCache:
                     run = 0
                 lengths.append(run)
             runs.append(lengths)
+        without = 0
         for length in range(most, 0, -1):
             first = [self._first_block(g, length * self.block_size) for g in range(len(runs))]
             if all(run[length - 1] >= length - at for run, at in zip(runs, first, strict=True)):
-                return length
-        return 0
+                without = without or length
+                if self._knows_state(table.names[length - 1], lost):
+                    return length, without
+        return 0, without
+
+    def _knows_state(self, name: bytes, lost: Mapping[bytes, str]) -> bool:
+        if self.states is None:
+            return True
+        group, name = len(self.pools), self._state_name(name)
+        on_disk = self._disk is not None and name not in lost and self._disk.has(group, name)
+        return self.states.pool.find(name) is not None or on_disk
 
     def _take(self, table: BlockTable, length: int, lost: dict[bytes, str]) -> int | None:
         """Puts the first `length` blocks into the table; how many came from disk (all groups).
@@ -327,6 +432,11 @@ class KvCache:
         None, and an empty table, if one of them cannot be had; `lost` then says which and why.
         """
         from_disk: set[int] = set()
+        if self.states is not None and length:
+            slot = self._take_state(table.names[length - 1], lost)
+            if slot is None:
+                return None
+            table.states.slot = slot
         for group, pool in enumerate(self.pools):
             first = self._first_block(group, length * self.block_size)
             blocks = table.tables[group]
@@ -350,6 +460,28 @@ class KvCache:
                     from_disk.add(index)
                 blocks.append(block)
         return len(from_disk)
+
+    def _take_state(self, name: bytes, lost: dict[bytes, str]) -> int | None:
+        """The slot of a state, held; None if it cannot be had."""
+        assert self.states is not None
+        pool, group = self.states.pool, len(self.pools)
+        name = self._state_name(name)
+        slot = pool.find(name)
+        if slot is not None:
+            pool.retain(slot)
+            return slot
+        assert self._disk is not None
+        if pool.available < 2:
+            lost[name] = "no free slot to read the state of the recurrent layers into"
+            return None
+        content = self._disk.load(group, name)
+        if content is None:
+            lost[name] = "the state of the recurrent layers on disk is damaged or gone"
+            return None
+        slot = pool.allocate()
+        self.backend.write_state(slot, content)
+        pool.give_name(slot, name)
+        return slot
 
     def _read(self, group: int, name: bytes, lost: dict[bytes, str]) -> int | None:
         pool = self.pools[group]

@@ -9,8 +9,8 @@ from localllm.backend.memory import StepSize, loading_bytes
 from localllm.backend.select import BackendStatus
 from localllm.checkpoint.form import Form
 from localllm.errors import InvalidRequest
-from localllm.spec import DecoderSpec
-from localllm.spec.memory import KvGroup, kv_groups
+from localllm.spec import DecoderSpec, MoESpec
+from localllm.spec.memory import KvGroup, kv_groups, state_bytes
 
 DEFAULT_CONTEXT = 8192
 DEFAULT_KV_TOKENS = 16384
@@ -21,6 +21,10 @@ DRAFT_ROWS = 64  # rows of guesses in a step at most
 STEP_LOGITS = 1 << 23
 # What a process grows by when it works: threads, buffers of the allocator, late imports.
 WORKING = 6 << 20
+LEAST_STATES = 4  # one sequence reads one and writes one, and its beginnings are found again
+_KEPT_STATES = 64  # more than sequences need, kept for those to come
+_STATE_SHARE = 8  # one in so many bytes of memory is for states
+_FOR_READING = 16  # a part of memory that stays free where experts are read through file pages
 _BLOCK_NOTES = 400  # bytes in which the engine keeps account of a KV block
 
 
@@ -31,13 +35,19 @@ class Model:
     spec: DecoderSpec
     forms: Mapping[str, Form]
 
+    @property
+    def has_experts(self) -> bool:
+        return any(isinstance(layer.ffn, MoESpec) for layer in self.spec.layers)
+
 
 @dataclass(frozen=True)
 class Wish:
     """What is asked for; None leaves it to the plan.
 
     kv_tokens: positions of all sequences together that the KV cache holds. adapters: how many
-    there may be, of what rank. draft: a model that guesses for this one.
+    there may be, of what rank. draft: a model that guesses for this one. expert_bytes: memory for a
+    mixture's experts, the others being read from disk as they are chosen; None: for all of them if
+    that fits, else as much as fits.
     """
 
     context: int | None = None
@@ -49,6 +59,7 @@ class Wish:
     adapters: int = 0
     adapter_rank: int = 16
     draft: Model | None = None
+    expert_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,8 @@ class Item:
 
 @dataclass(frozen=True)
 class Plan:
-    """group_blocks: KV blocks of each of `kv_groups(spec)`. items: everything that takes memory.
+    """group_blocks: KV blocks of each of `kv_groups(spec)`. state_slots: states of recurrent
+    layers, all sequences' together; 0 where there are none. items: everything that takes memory.
 
     loading: bytes that are needed beside the weights while these are read, and then given back.
     """
@@ -81,6 +93,7 @@ class Plan:
     kv_bits: int
     block_size: int
     group_blocks: tuple[int, ...]
+    state_slots: int
     items: tuple[Item, ...]
     loading: int
     available: int
@@ -120,8 +133,25 @@ def make_plan(model: Model, wish: Wish, machine: Machine, backend: BackendStatus
 
     context: None takes what the model supports, `DEFAULT_CONTEXT` at most. kv_tokens: None takes
     `DEFAULT_KV_TOKENS`, or as many as memory allows, but a full context at least.
+    Experts are left on disk where they would not fit beside the rest.
     Raises `InvalidRequest` for a context that the model does not have, or bits the backend lacks.
     """
+    whole = _make(model, wish, machine, backend)
+    sizes = backend.memory.experts(model.spec, model.forms)
+    if whole.fits or sizes is None or wish.expert_bytes is not None:
+        return whole
+
+    def with_experts(count: int) -> Plan:
+        return _make(model, replace(wish, expert_bytes=count * sizes.slot), machine, backend)
+
+    def roomy(plan: Plan) -> bool:
+        return plan.peak + plan.available // _FOR_READING <= plan.available
+
+    count = largest(sizes.least, sizes.count - 1, lambda n: roomy(with_experts(n)))
+    return with_experts(count) if count else whole
+
+
+def _make(model: Model, wish: Wish, machine: Machine, backend: BackendStatus) -> Plan:
     spec = model.spec
     _check(spec, wish)
     kv_bits = backend.checked_kv_bits(wish.kv_bits)
@@ -134,12 +164,13 @@ def make_plan(model: Model, wish: Wish, machine: Machine, backend: BackendStatus
     base = _base_items(model, wish, backend, context)
     python = Item("Python", machine.resident + WORKING, "the process itself, imports, tokenizer")
 
-    def plan(blocks: int) -> Plan:
-        """With so many blocks for layers that see everything."""
+    def plan(blocks: int, slots: int) -> Plan:
+        """With so many blocks for layers that see everything, and so many states."""
         group_blocks = pool_blocks(spec, blocks, wish.max_batch, backend.step_rows)
         items = [
             *base,
             *_kv_items("KV cache", spec, group_blocks, kv_bits, backend),
+            *_state_items(spec, slots),
             *_draft_items(wish, blocks, kv_bits, backend, context),
             replace(python, nbytes=python.nbytes + _BLOCK_NOTES * sum(group_blocks)),
         ]
@@ -150,17 +181,19 @@ def make_plan(model: Model, wish: Wish, machine: Machine, backend: BackendStatus
             kv_bits,
             BLOCK_SIZE,
             group_blocks,
+            slots,
             tuple(items),
             loading_bytes(spec, model.forms),
             machine.available,
             machine.resident,
         )
 
-    if wish.kv_tokens is not None:
-        return plan(_blocks(wish.kv_tokens))
-    least, most = _blocks(context), _blocks(max(context, DEFAULT_KV_TOKENS))
+    least = _blocks(wish.kv_tokens or context)
+    most = _blocks(wish.kv_tokens or max(context, DEFAULT_KV_TOKENS))
+    few, many = _state_slots(spec, wish.max_batch, machine)
     # Where even the least does not fit, the plan says so.
-    return plan(max(least, largest(least, most, lambda blocks: plan(blocks).fits)))
+    slots = max(few, largest(few, many, lambda slots: plan(least, slots).fits))
+    return plan(max(least, largest(least, most, lambda blocks: plan(blocks, slots).fits)), slots)
 
 
 def pool_blocks(spec: DecoderSpec, blocks: int, max_batch: int, step_rows: int) -> tuple[int, ...]:
@@ -208,7 +241,7 @@ def _base_items(model: Model, wish: Wish, backend: BackendStatus, context: int) 
     spec, memory = model.spec, backend.memory
     size = _step_size(spec, wish, backend, context)
     items = [
-        Item("weights", memory.weights(spec, model.forms), f"as {backend.name} keeps them"),
+        *_weight_items(model, wish, backend),
         Item(
             "step",
             memory.step(spec, model.forms, size),
@@ -220,6 +253,30 @@ def _base_items(model: Model, wish: Wish, backend: BackendStatus, context: int) 
         detail = f"{wish.adapters} of rank {wish.adapter_rank}, on every linear"
         items.append(Item("adapters", nbytes, detail))
     return items
+
+
+def _weight_items(model: Model, wish: Wish, backend: BackendStatus) -> list[Item]:
+    nbytes = backend.memory.weights(model.spec, model.forms)
+    whole = Item("weights", nbytes, f"as {backend.name} keeps them")
+    if wish.expert_bytes is None:
+        return [whole]
+    sizes = backend.memory.experts(model.spec, model.forms)
+    if sizes is None:
+        what = f"the {backend.name} backend" if model.has_experts else "a model without experts"
+        raise InvalidRequest(
+            f"{what} keeps all weights in memory", hint="leave the memory for experts out"
+        )
+    slots = min(sizes.count, wish.expert_bytes // sizes.slot)
+    if slots < sizes.least:
+        raise InvalidRequest(
+            f"{wish.expert_bytes >> 20} MiB hold {slots} experts, and one token needs "
+            f"{sizes.least} at once",
+            hint=f"give at least {-(-sizes.least * sizes.slot >> 20)} MiB",
+        )
+    return [
+        replace(whole, nbytes=nbytes - sizes.total),
+        Item("experts", slots * sizes.slot, f"{slots:,} of {sizes.count:,}, the others on disk"),
+    ]
 
 
 def _step_size(spec: DecoderSpec, wish: Wish, backend: BackendStatus, context: int) -> StepSize:
@@ -245,6 +302,21 @@ def _kv_items(
         detail = f"{blocks * BLOCK_SIZE:,} positions of {bits} bits{layers}{sees}"
         items.append(Item(name, nbytes, detail))
     return items
+
+
+def _state_slots(spec: DecoderSpec, max_batch: int, machine: Machine) -> tuple[int, int]:
+    """The fewest states of recurrent layers that will do, and the most that are of use."""
+    if not state_bytes(spec):
+        return 0, 0
+    share = machine.available // _STATE_SHARE // state_bytes(spec)
+    return LEAST_STATES, max(LEAST_STATES, min(2 * max_batch + _KEPT_STATES, share))
+
+
+def _state_items(spec: DecoderSpec, slots: int) -> list[Item]:
+    if not slots:
+        return []
+    detail = f"{slots} of {len(list(spec.recurrences))} layers, two for each running sequence"
+    return [Item("recurrent states", slots * state_bytes(spec), detail)]
 
 
 def _draft_items(

@@ -175,6 +175,7 @@ class Scheduler:
             hit = PrefixHit(0, 0, "the request asked for none")
         else:
             hit = self.cache.reuse(sequence.table, sequence.tokens, len(sequence.tokens) - 1)
+        self.cache.begin(sequence.table, len(sequence.tokens), hit)
         sequence.computed = hit.tokens
         if sequence.hit is None:
             sequence.hit = hit
@@ -190,9 +191,9 @@ class Scheduler:
         itself.
         """
         drafts = sequence.speculation.drafts
-        if drafts and not self._held(sequence, rows + len(drafts)):
+        if drafts and not self._held(sequence, rows, len(drafts)):
             drafts.clear()
-        while not self._held(sequence, rows + len(drafts)):
+        while not self._held(sequence, rows, len(drafts)):
             worst = max((s for s in self.running if s.id not in held), key=_rank)
             if worst is sequence and len(self.running) == 1:
                 return 0  # blocks on their way to disk come back soon
@@ -201,9 +202,10 @@ class Scheduler:
                 return 0
         return rows + len(drafts)
 
-    def _held(self, sequence: Sequence, rows: int) -> bool:
-        start = sequence.computed
-        if not self.cache.hold(sequence.table, start, start + rows):
+    def _held(self, sequence: Sequence, rows: int, drafts: int) -> bool:
+        start, others = sequence.computed, len(self.running) - 1
+        stop = start + rows + drafts
+        if not self.cache.hold(sequence.table, start, stop, guesses=drafts, spare=others):
             return False
         sequence.peak_blocks = max(sequence.peak_blocks, sequence.table.blocks)
         return True

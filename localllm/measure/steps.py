@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from localllm.backend.protocol import Backend, Batch, Chunk
+from localllm.backend.protocol import Backend, Batch, Chunk, StateSlots
 
 
 class Steps:
@@ -25,6 +25,8 @@ class Steps:
             blocks = -(-length // backend.block_size)
             self._tables.append(np.arange(used, used + blocks, dtype=np.int32))
             used += blocks
+        states = backend.state_slots
+        assert not states or states >= 2 * len(lengths), f"{len(lengths)} pairs of {states} states"
         assert used <= backend.num_blocks, f"{used} blocks of a pool of {backend.num_blocks}"
 
     def fill(self, sequence: int, context: int) -> None:
@@ -53,7 +55,11 @@ class Steps:
     def _chunk(self, sequence: int, start: int, rows: int, logits: int) -> Chunk:
         tokens = self._tokens[start : start + rows]
         asked = tuple(range(rows - logits, rows))
-        return Chunk(tokens, start, self._tables[sequence], asked, start + rows)
+        state = None
+        if self._backend.state_slots:  # always the same two: no content changes what a step costs
+            slot = 2 * sequence
+            state = StateSlots(slot if start else None, slot + 1)
+        return Chunk(tokens, start, self._tables[sequence], asked, start + rows, state=state)
 
     def _run(self, *chunks: Chunk) -> None:
         self._backend.forward(Batch(chunks))

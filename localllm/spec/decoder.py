@@ -8,8 +8,16 @@ Weight names that go with a spec (all matrices are [out, in], as in a linear lay
     embed.weight [V, D]            pos_embed.weight [P, D]
     layers.N.attn_norm.*           layers.N.attn_post_norm.*
     layers.N.attn.{q,k,v,o}.{weight,bias}
+    layers.N.attn.gate.{weight,bias}, shaped like q
     layers.N.attn.{q_norm,k_norm}.weight
     layers.N.attn.sinks.weight [heads]
+    layers.N.delta.qkv.weight [q, then k, then v of all heads, D]
+    layers.N.delta.z.weight    layers.N.delta.{beta,decay}.weight [value_heads, D]
+    layers.N.delta.o.weight    layers.N.delta.norm.weight [value_dim]
+    layers.N.delta.conv.weight [channels * kernel], a channel's taps side by side, the oldest first
+    layers.N.delta.{rate,step}.weight [value_heads]
+    layers.N.conv.in.{weight,bias} [3 * D, D]: before, after, x    layers.N.conv.out.{weight,bias}
+    layers.N.conv.taps.weight [D * kernel], as delta.conv    layers.N.conv.taps.bias [D]
     layers.N.ffn_norm.*            layers.N.ffn_post_norm.*
     layers.N.ffn.{gate,up,down}.{weight,bias}          (no `gate` when not gated)
     layers.N.moe.router.weight [E, D]
@@ -29,6 +37,7 @@ Weight names that go with a spec (all matrices are [out, in], as in a linear lay
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -95,12 +104,65 @@ class AttentionSpec:
     qk_norm_over: Literal["head", "all"] = "head"  # "all": over the whole projection (OLMo 2)
     softcap: float | None = None  # scores -> softcap * tanh(scores / softcap)
     sinks: bool = False  # each head has one more logit, that only takes from the others' share
+    gate: bool = False  # what a head gives is multiplied by sigmoid(gate(x)), entry by entry
     v_from_k: bool = False  # values are what k projects, before its norm and RoPE; no `v`
     v_norm: float | None = None  # eps of an RMSNorm without gain over each head of the values
     shared_kv: int | None = None
     # A query at position p is multiplied by 1 + query_growth * log(1 + floor(p / query_context)).
     query_growth: float = 0.0
     query_context: int = 1
+
+
+@dataclass(frozen=True)
+class GatedDeltaNetSpec:
+    """Gated DeltaNet (arXiv:2412.06464), as Qwen3-Next and Qwen 3.5 have it.
+
+    q, k and v pass a causal convolution over `kernel` tokens and SiLU; q and k are then scaled to
+    length 1, q also by key_dim ** -0.5. Each value head has a state S [key_dim, value_dim], zeros
+    at first, and shares q and k with value_heads / key_heads neighbours. Every token does
+
+        S *= exp(-exp(rate) * softplus(decay(x) + step))
+        S += outer(k, sigmoid(beta(x)) * (v - k S))
+        y  = o(norm(q S) * silu(z(x)))
+
+    with an RMSNorm over each head, of whose weight nothing is added to.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int  # entries of a key head
+    value_dim: int  # entries of a value head
+    kernel: int
+    eps: float = 1e-6  # of the norm
+
+    @property
+    def channels(self) -> int:
+        """Of the convolution: q, k and v of all heads."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+    @property
+    def state_values(self) -> int:
+        """Numbers kept of a sequence: the convolution's last inputs and every head's S."""
+        heads = self.value_heads * self.key_dim * self.value_dim
+        return (self.kernel - 1) * self.channels + heads
+
+
+@dataclass(frozen=True)
+class ShortConvSpec:
+    """LFM2's gated short convolution: out(after * conv(before * x)), with all three from `in`.
+
+    The convolution is causal, over `kernel` tokens, each channel by itself.
+    bias: of `in`, `out` and the convolution.
+    """
+
+    channels: int  # the model's hidden size
+    kernel: int
+    bias: bool = False
+
+    @property
+    def state_values(self) -> int:
+        """Numbers kept of a sequence: the convolution's last inputs."""
+        return (self.kernel - 1) * self.channels
 
 
 @dataclass(frozen=True)
@@ -150,7 +212,8 @@ class MoESpec:
     expert_scale: bool = False  # each expert's weight is multiplied by one number more
 
 
-Mixer = AttentionSpec  # the seam: other token mixers (recurrent ones) join this union
+RecurrentSpec = GatedDeltaNetSpec | ShortConvSpec
+Mixer = AttentionSpec | RecurrentSpec
 FeedForward = FeedForwardSpec | MoESpec
 
 
@@ -169,6 +232,12 @@ class LayerSpec:
     post_norm: bool = False
     residual_scale: float = 1.0
     scalar: bool = False  # what leaves the layer is multiplied by a learned number
+
+    @property
+    def attention(self) -> AttentionSpec:
+        """The mixer, where it is known to attend."""
+        assert isinstance(self.mixer, AttentionSpec), f"a {type(self.mixer).__name__} layer"
+        return self.mixer
 
 
 @dataclass(frozen=True)
@@ -202,3 +271,17 @@ class DecoderSpec:
     logit_scale: float = 1.0  # multiplies logits (Granite: 1 / logits_scaling)
     logit_softcap: float | None = None
     per_layer: PerLayerSpec | None = None  # its norms are of the kind of `final_norm`
+
+    @property
+    def attentions(self) -> Iterator[tuple[int, AttentionSpec]]:
+        """The layers that attend, by their numbers."""
+        for index, layer in enumerate(self.layers):
+            if isinstance(layer.mixer, AttentionSpec):
+                yield index, layer.mixer
+
+    @property
+    def recurrences(self) -> Iterator[tuple[int, RecurrentSpec]]:
+        """The layers that keep a state of fixed size instead of K and V, by their numbers."""
+        for index, layer in enumerate(self.layers):
+            if not isinstance(layer.mixer, AttentionSpec):
+                yield index, layer.mixer

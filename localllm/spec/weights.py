@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from localllm.spec.decoder import AttentionSpec, DecoderSpec, FeedForward, MoESpec, NormSpec
+from localllm.spec.decoder import (
+    AttentionSpec,
+    DecoderSpec,
+    FeedForward,
+    GatedDeltaNetSpec,
+    Mixer,
+    MoESpec,
+    NormSpec,
+    ShortConvSpec,
+)
 
 Shape = tuple[int, ...]
 
@@ -33,7 +42,7 @@ def _all(spec: DecoderSpec) -> Iterator[tuple[str, Shape]]:
                 yield from _norm(f"{at}{part}_norm", layer.norm, spec.hidden)
             if layer.post_norm:
                 yield from _norm(f"{at}{part}_post_norm", layer.norm, spec.hidden)
-        yield from _attention(f"{at}attn.", layer.mixer, spec.hidden)
+        yield from _mixer(at, layer.mixer, spec.hidden)
         yield from _feed_forward(at, layer.ffn, layer.norm, spec.hidden)
         if extra is not None:
             yield from _linear(f"{at}per_layer.gate", extra.size, spec.hidden, False)
@@ -60,6 +69,36 @@ def _linear(name: str, out: int, inner: int, bias: bool) -> Iterator[tuple[str, 
         yield f"{name}.bias", (out,)
 
 
+def _mixer(at: str, mixer: Mixer, hidden: int) -> Iterator[tuple[str, Shape]]:
+    if isinstance(mixer, AttentionSpec):
+        yield from _attention(f"{at}attn.", mixer, hidden)
+    elif isinstance(mixer, GatedDeltaNetSpec):
+        yield from _delta(f"{at}delta.", mixer, hidden)
+    else:
+        yield from _short_conv(f"{at}conv.", mixer, hidden)
+
+
+def _delta(at: str, delta: GatedDeltaNetSpec, hidden: int) -> Iterator[tuple[str, Shape]]:
+    values = delta.value_heads * delta.value_dim
+    yield f"{at}qkv.weight", (delta.channels, hidden)
+    yield f"{at}z.weight", (values, hidden)
+    yield f"{at}beta.weight", (delta.value_heads, hidden)
+    yield f"{at}decay.weight", (delta.value_heads, hidden)
+    yield f"{at}conv.weight", (delta.channels * delta.kernel,)
+    yield f"{at}rate.weight", (delta.value_heads,)
+    yield f"{at}step.weight", (delta.value_heads,)
+    yield f"{at}norm.weight", (delta.value_dim,)
+    yield f"{at}o.weight", (hidden, values)
+
+
+def _short_conv(at: str, conv: ShortConvSpec, hidden: int) -> Iterator[tuple[str, Shape]]:
+    yield from _linear(f"{at}in", 3 * hidden, hidden, conv.bias)
+    yield f"{at}taps.weight", (hidden * conv.kernel,)
+    if conv.bias:
+        yield f"{at}taps.bias", (hidden,)
+    yield from _linear(f"{at}out", hidden, hidden, conv.bias)
+
+
 def _attention(at: str, attn: AttentionSpec, hidden: int) -> Iterator[tuple[str, Shape]]:
     q, kv = attn.heads * attn.head_dim, attn.kv_heads * attn.head_dim
     yield from _linear(f"{at}q", q, hidden, attn.qkv_bias)
@@ -68,6 +107,8 @@ def _attention(at: str, attn: AttentionSpec, hidden: int) -> Iterator[tuple[str,
         yield from _linear(f"{at}k", kv, hidden, attn.qkv_bias)
     if own and not attn.v_from_k:
         yield from _linear(f"{at}v", kv, hidden, attn.qkv_bias)
+    if attn.gate:
+        yield from _linear(f"{at}gate", q, hidden, attn.qkv_bias)
     yield from _linear(f"{at}o", hidden, q, attn.out_bias)
     if attn.qk_norm is not None:
         over_head = attn.qk_norm_over == "head"

@@ -144,6 +144,11 @@ class Tokenizer:
         else:
             self.chat_templates["default"] = source
 
+    def template_for(self, *, with_tools: bool = False) -> str | None:
+        """The source that a conversation is rendered with unless told; None if there is none."""
+        named = self.chat_templates
+        return named.get("tool_use" if with_tools and "tool_use" in named else "default")
+
     def apply_chat(
         self,
         messages: Sequence[Message],

@@ -8,6 +8,7 @@ from typing import Any
 from localllm.errors import InvalidRequest
 
 Message = Mapping[str, Any]
+_REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -22,7 +23,16 @@ def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
         )
     if not messages:
         raise InvalidRequest("messages is empty: a chat needs at least one message")
-    return [_check(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    return [_named(_check(message, f"messages[{i}]")) for i, message in enumerate(messages)]
+
+
+def _named(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with its reasoning, if it has any, under each name that templates look for."""
+    given = (message[name] for name in _REASONING if message.get(name) is not None)
+    reasoning = next(given, None)
+    if reasoning is None:
+        return message
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
 def _check(message: Message, where: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -76,6 +76,15 @@ class ChatTemplate:
             raise TemplateError("the chat template nests too deeply") from error
         except Exception as error:
             raise TemplateError(f"the chat template does not compile: {error}") from error
+
+
+def variables_read(source: str) -> frozenset[str]:
+    """The names that a template looks up in what it is given. Raises `TemplateError`."""
+    try:
+        tree = _environment().parse(source)
+        return frozenset(meta.find_undeclared_variables(tree))
+    except (jinja2.TemplateError, RecursionError) as error:
+        raise TemplateError(f"the chat template does not parse: {error}") from error
 
 
 class _RefusalError(Exception):

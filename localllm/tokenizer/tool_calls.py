@@ -2,8 +2,11 @@
 
 Every family has a way of its own to write a call:
 
-    <tool_call>{"name": …, "arguments": {…}}</tool_call>      Hermes, Qwen, SmolLM3
-    <tool_call><function=NAME><parameter=P>…</parameter></function></tool_call>     Qwen3 Coder
+    <tool_call>{"name": …, "arguments": {…}}</tool_call>      Hermes, Qwen 3, SmolLM3
+    <tool_call><function=NAME><parameter=P>…</parameter></function></tool_call>     Qwen 3.5, Coder
+    <tool_call>NAME<arg_key>P</arg_key><arg_value>…</arg_value></tool_call>         GLM 4.5
+    <|tool_call>call:NAME{P:<|"|>…<|"|>}<tool_call|>          Gemma 4
+    <|tool_call_start|>[NAME(P=…)]<|tool_call_end|>           LFM2
     [TOOL_CALLS][{"name": …, "arguments": {…}}, …]            Mistral
     [TOOL_CALLS]NAME[ARGS]{…}                                 Mistral since 2025
     <|python_tag|>{"name": …, "parameters": {…}}              Llama 3
@@ -13,43 +16,42 @@ Every family has a way of its own to write a call:
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from localllm.tokenizer.base import Tokenizer
+from localllm.tokenizer.call_bodies import (
+    FIRST_KEYS,
+    MOST_CALLS,
+    QUOTE,
+    ToolCall,
+    read_calls,
+    read_gemma,
+    read_python,
+)
 
-MOST_CALLS = 32  # of an answer
+__all__ = ["MARKS", "MOST_CALLS", "MOST_CHARACTERS", "ToolCall", "ToolCallParser", "mark_ids"]
+
 MOST_CHARACTERS = 1 << 18  # of a call
 
-
-@dataclass(frozen=True)
-class ToolCall:
-    """arguments: None where what was written is no call that can be read; `raw` has it."""
-
-    name: str
-    arguments: Mapping[str, Any] | None
-    raw: str = ""
-
-
 # Opening mark -> what ends the call; None where the end of its JSON does.
-_MARKS: Mapping[str, str | None] = {
+MARKS: Mapping[str, str | None] = {
     "<tool_call>": "</tool_call>",
+    "<|tool_call>": "<tool_call|>",
+    "<|tool_call_start|>": "<|tool_call_end|>",
     "<|tool_call|>": None,
     "[TOOL_CALLS]": None,
     "<|python_tag|>": None,
 }
 _ARGS = "[ARGS]"
-_ENDS = ("</tool_call>", "<|/tool_call|>")  # of no meaning beside a call that has ended
-_NAMES = ("name", "function", "tool", "tool_name")
-_ARGUMENTS = ("arguments", "parameters", "args", "input")
-_FIRST_KEYS = frozenset({*_NAMES, *_ARGUMENTS, "type", "id"})
-_FUNCTION = re.compile(r"<function=([^>\n]+)>(.*?)(?:</function>|\Z)", re.DOTALL)
-_PARAMETER = re.compile(
-    r"<parameter=([^>\n]+)>\n?(.*?)\n?(?:</parameter>|(?=<parameter=)|\Z)", re.DOTALL
-)
+_ENDS = ("</tool_call>", "<tool_call|>", "<|tool_call_end|>", "<|/tool_call|>")
+_INSIDE = (QUOTE, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
+_READERS = {"<|tool_call_start|>": read_python, "<|tool_call>": read_gemma}
+_LONGEST_END = max(map(len, _ENDS))
+# A name with tags after it, or where JSON begins: [ARGS] is a mark, whole or on its way.
+_KEYED = re.compile(r"\s*[A-Za-z_][\w.-]*\s*<arg_key>")
+_JSON_BEGIN = re.compile(r"\{|\[(?!\Z|A\Z|AR\Z|ARG\Z|ARGS\Z|ARGS\])")
 _FENCE = re.compile(r"```[a-z_]*\n?")
 _FENCE_SO_FAR = re.compile(r"`{1,2}\Z|```[a-z_]*\n?\Z")
 _KEY = re.compile(r'[\[\s]*\{\s*"((?:[^"\\]|\\.)*)"')
@@ -58,20 +60,34 @@ _KEY_SO_FAR = re.compile(r'[\[\s]*(?:\{\s*(?:"(?:[^"\\]|\\.)*\\?)?)?\Z')
 
 def mark_ids(tokenizer: Tokenizer) -> frozenset[int]:
     """The control tokens that mark calls: without them in the text, none would be found."""
-    found = (tokenizer.special_id(mark) for mark in (*_MARKS, _ARGS, *_ENDS))
+    found = (tokenizer.special_id(mark) for mark in (*MARKS, _ARGS, *_ENDS, *_INSIDE))
     return frozenset(token for token in found if token is not None)
 
 
 class ToolCallParser:
-    """Text in pieces goes in, what is no call comes out; `calls` grows.
+    """Text in pieces goes in, what is no call comes out; `calls` grows, and `notes` with what went
+    wrong.
 
     known: names of functions there are. An answer that is bare JSON is a call only if it names one
     of these; a mark makes a call of any name.
+    marks: of `MARKS`, those that open a call.
+    plain: a call that cannot be read comes out as the text it is; else it is a `ToolCall` without
+    arguments.
     """
 
-    def __init__(self, known: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        known: Collection[str] = (),
+        *,
+        marks: Collection[str] = tuple(MARKS),
+        plain: bool = False,
+    ) -> None:
         self.calls: list[ToolCall] = []
+        self.notes: list[str] = []
         self._known = frozenset(known)
+        self._marks = tuple(marks)
+        self._plain = plain
+        self._space = ""  # before the call under way
         self._state: Literal["start", "json", "text", "call", "after"] = "start"
         self._held = ""  # not yet given out
         self._mark = ""  # that opened the call under way
@@ -90,8 +106,7 @@ class ToolCallParser:
         held, state = self._held, self._state
         self._held, self._state = "", "text"
         if state == "call":
-            self._add(held)
-            return ""
+            return self._add(held)
         if state == "json" and self._bare(held):
             return ""
         if state == "after":
@@ -122,14 +137,14 @@ class ToolCallParser:
         body = stripped[fence.end() :].lstrip() if fence else stripped
         if _FENCE_SO_FAR.match(stripped) or (fence and not body):
             return None
-        if any(mark.startswith(stripped) and mark != stripped for mark in _MARKS):
+        if any(mark.startswith(stripped) and mark != stripped for mark in self._marks):
             return None
-        marked = any(stripped.startswith(mark) for mark in _MARKS)
+        marked = any(stripped.startswith(mark) for mark in self._marks)
         if body[0] in "{[" and not marked and self._known:
             key = _KEY.match(body)
             if key is None and _KEY_SO_FAR.match(body):
                 return None
-            if key is not None and key[1] in _FIRST_KEYS:
+            if key is not None and key[1] in FIRST_KEYS:
                 self._state = "json"
                 self._scan = _JsonScan(len(self._held) - len(body))
                 return ""
@@ -152,13 +167,15 @@ class ToolCallParser:
         return ""
 
     def _in_text(self) -> str | None:
-        places = [(at, mark) for mark in _MARKS if (at := self._held.find(mark)) >= 0]
+        places = [(at, mark) for mark in self._marks if (at := self._held.find(mark)) >= 0]
         if places:
             at, self._mark = min(places)
             before, self._held = self._held[:at], self._held[at + len(self._mark) :]
             self._state, self._scan = "call", _JsonScan()
-            return before.rstrip()
-        keep = _undecided(self._held, _MARKS)
+            out = before.rstrip()
+            self._space = before[len(out) :]
+            return out
+        keep = _undecided(self._held, self._marks)
         kept = self._held[len(self._held) - keep :]
         free = self._held[: len(self._held) - keep]
         out = free.rstrip()  # white space before a call is no text
@@ -167,14 +184,13 @@ class ToolCallParser:
 
     def _in_call(self) -> str | None:
         end = self._end_of_call()
-        if end is None:
-            if len(self._held) <= MOST_CHARACTERS:
-                return None
-            end = len(self._held)
+        if end is None and len(self._held) <= MOST_CHARACTERS + _LONGEST_END:
+            return None
+        end = MOST_CHARACTERS if end is None else min(end, MOST_CHARACTERS)
         body, self._held = self._held[:end], self._held[end:]
-        self._add(body)
-        self._state = "after"
-        return ""
+        shown = self._add(body)
+        self._state = "text" if shown else "after"
+        return shown
 
     def _after_call(self) -> str | None:
         """A closing mark; for one family also the next call, which has no mark of its own."""
@@ -193,39 +209,54 @@ class ToolCallParser:
 
     def _end_of_call(self) -> int | None:
         """Where its JSON ends, or its closing mark stands outside of a string."""
-        close = _MARKS[self._mark]
-        begin = self._begin_of_json()
+        close = MARKS[self._mark]
+        if close is not None and self._mark in _READERS:
+            at = self._held.find(close)
+            while at >= 0 and self._held.count(QUOTE, 0, at) % 2:  # inside of a string
+                at = self._held.find(close, at + 1)
+            return at if at >= 0 else None
+        match = _JSON_BEGIN.search(self._held)
+        begin = None if match is None else match.start()
         if close is not None:
             at = self._held.find(close)
-            if at >= 0 and (begin is None or begin > at or "<function=" in self._held[:begin]):
+            tags = "<function=" in self._held[:begin] or _KEYED.match(self._held) is not None
+            if at >= 0 and (begin is None or begin > at or tags):
                 return at
-            if "<function=".startswith(self._held.lstrip()[: len("<function=")]):
+            if tags or "<function=".startswith(self._held.lstrip()[: len("<function=")]):
                 return None
         if begin is None:
             return None
         self._scan.begin_at(begin)
         return self._scan.end(self._held, close)
 
-    def _begin_of_json(self) -> int | None:
-        for at, character in enumerate(self._held):
-            if character in "{[" and not _ARGS.startswith(self._held[at : at + len(_ARGS)]):
-                return at
-        return None
+    def _add(self, body: str) -> str:
+        """Takes the calls of a body; the text to show if they cannot be read."""
+        found = _READERS.get(self._mark, read_calls)(body, self._known)
+        unreadable = not found or any(call.arguments is None for call in found)
+        if self._plain and unreadable:
+            self._note(f"a call could not be read and is shown as text: {body.strip()[:80]!r}")
+            return self._space + self._mark + body
+        self._take(found or [ToolCall("", None, body.strip())])
+        return ""
 
-    def _add(self, body: str) -> None:
-        found = _parse(body)
-        for call in found or [ToolCall("", None, body.strip())]:
-            if len(self.calls) < MOST_CALLS:
-                self.calls.append(call)
+    def _take(self, found: list[ToolCall]) -> None:
+        room = MOST_CALLS - len(self.calls)
+        if len(found) > room:
+            self._note(f"more than {MOST_CALLS} calls in one answer: the others are left out")
+        self.calls += found[:room]
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes and len(self.notes) < MOST_CALLS:
+            self.notes.append(text)
 
     def _bare(self, text: str) -> bool:
         """Whether the whole text is calls of functions there are, which are then taken."""
         fence = _FENCE.match(text.lstrip())
         body = text.lstrip()[fence.end() :] if fence else text
-        found = _parse(body.strip().removesuffix("```"))
+        found = read_calls(body.strip().removesuffix("```"))
         if not found or any(call.name not in self._known for call in found):
             return False
-        self.calls += found[:MOST_CALLS]
+        self._take(found)
         return True
 
 
@@ -270,85 +301,6 @@ class _JsonScan:
                 if self._depth <= 0:
                     self._end = self._at
         return self._end
-
-
-def _parse(body: str) -> list[ToolCall]:
-    """The calls that a text spells; empty if it is no call."""
-    text = body.strip()
-    if text.startswith("<function="):
-        return [_from_tags(match) for match in _FUNCTION.finditer(text)][:MOST_CALLS]
-    if _ARGS in text:
-        return _with_args(text)
-    calls: list[ToolCall] = []
-    for value, raw in _values(text):
-        for one in value if isinstance(value, list) else [value]:
-            call = _from_json(one, raw)
-            if call is None:
-                return []
-            calls.append(call)
-    if not calls and (match := re.match(r"([A-Za-z_][\w.-]*)\s*(\{.*)\Z", text, re.DOTALL)):
-        parsed = _loads(match[2])  # NAME{…}, as Mistral writes it without its mark
-        if isinstance(parsed, dict):
-            return [ToolCall(match[1], parsed, text)]
-    return calls
-
-
-def _values(text: str) -> list[tuple[Any, str]]:
-    """The JSON values that a text consists of, ; or white space between them; [] for any other."""
-    found, at = [], 0
-    decoder = json.JSONDecoder()
-    while at < len(text):
-        try:
-            value, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            return []
-        found.append((value, text[at:end]))
-        at = end
-        while at < len(text) and text[at] in " \t\r\n;":
-            at += 1
-    return found
-
-
-def _from_json(value: Any, raw: str) -> ToolCall | None:
-    if not isinstance(value, dict):
-        return None
-    inner = value.get("function")
-    if isinstance(inner, dict):  # OpenAI's form
-        value = inner
-    name = next((value[key] for key in _NAMES if isinstance(value.get(key), str)), None)
-    if not name:
-        return None
-    given: Any = next((value[key] for key in _ARGUMENTS if value.get(key) is not None), {})
-    if isinstance(given, str):
-        given = _loads(given)
-    return ToolCall(name, given if isinstance(given, dict) else None, raw)
-
-
-def _from_tags(match: re.Match[str]) -> ToolCall:
-    body = match[2].strip()
-    if body.startswith("{"):  # <function=NAME>{…}</function>
-        parsed = _loads(body)
-        given = parsed if isinstance(parsed, dict) else None
-        return ToolCall(match[1].strip(), given, match[0])
-    arguments: dict[str, Any] = {}
-    for name, value in _PARAMETER.findall(match[2]):
-        parsed = _loads(value)
-        # Texts are not quoted in this form; what reads as JSON of another type is that.
-        arguments[name.strip()] = value if parsed is None or isinstance(parsed, str) else parsed
-    return ToolCall(match[1].strip(), arguments, match[0])
-
-
-def _with_args(text: str) -> list[ToolCall]:
-    name, _, rest = text.partition(_ARGS)
-    parsed = _loads(rest)
-    return [ToolCall(name.strip(), parsed if isinstance(parsed, dict) else None, text)]
-
-
-def _loads(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _undecided(text: str, marks: Collection[str]) -> int:

@@ -63,6 +63,8 @@ def why_not(
             return f"layer {index} scales queries by their position"
         if layer.scalar or spec.per_layer is not None:
             return f"layer {index} has a scalar or embeddings of its own"
+        if layer.mixer.gate:
+            return f"layer {index} has gated attention"
         if layer.mixer.sinks:
             return f"layer {index} has attention sinks"
         if layer.ffn.activation == "clamped_swiglu":
@@ -125,7 +127,7 @@ class NativeProgram:
             store=fill_store(spec, weights.tensors()),
             config=model_config(spec, float_activations=True),
             layers=layer_configs(spec),
-            interleaved=[_interleaved(layer.mixer) for layer in spec.layers],
+            interleaved=[_interleaved(layer.attention) for layer in spec.layers],
             adapters=_places(layout),
             parameters=layout.size,
             threads=threads or _native.default_threads(),

@@ -73,7 +73,7 @@ def _norm_offsets(spec: DecoderSpec) -> dict[str, float]:
         at = f"layers.{index}."
         for part in ("attn_norm", "attn_post_norm", "ffn_norm", "ffn_post_norm"):
             offsets[f"{at}{part}.weight"] = layer.norm.offset
-        if layer.mixer.qk_norm is not None:
+        if layer.attention.qk_norm is not None:
             for part in ("q_norm", "k_norm"):
-                offsets[f"{at}attn.{part}.weight"] = layer.mixer.qk_norm.offset
+                offsets[f"{at}attn.{part}.weight"] = layer.attention.qk_norm.offset
     return offsets

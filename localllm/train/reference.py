@@ -19,13 +19,13 @@ from localllm.backend.reference_decoder import (
     Layer,
     PerLayerInputs,
     Turns,
-    Weight,
-    Weights,
 )
 from localllm.backend.reference_linear import SLAB, Linear
+from localllm.backend.reference_parts import Weight, Weights
+from localllm.backend.reference_recurrent import Recurrent
 from localllm.backend.weights import checked_weights
 from localllm.errors import InvalidRequest
-from localllm.spec import DecoderSpec, MoESpec
+from localllm.spec import AttentionSpec, DecoderSpec, MoESpec
 from localllm.train.base import BaseWeights
 from localllm.train.layout import squared_norms
 from localllm.train.noise import embedding_noise
@@ -36,6 +36,7 @@ from localllm.train.reference_matrices import frozen, trained
 
 _OWN_TABLE = "per_layer_inputs.embed.weight"
 _QUERY_ROWS = 256  # attention takes so many rows at a time, which bounds its scores
+_STATE_ROWS = 64  # recurrences keep their state for the way back after so many rows
 
 
 class ReferenceProgram:
@@ -156,14 +157,23 @@ class ReferenceProgram:
         hidden = self.spec.hidden
         inside = 0
         for layer, names in zip(self.spec.layers, self._names, strict=True):
-            attn, ffn = layer.mixer, layer.ffn
-            q, kv = attn.heads * attn.head_dim, attn.kv_heads * attn.head_dim
+            ffn, q, scores = layer.ffn, hidden, 0
+            values = 8 * hidden
+            if isinstance(layer.mixer, AttentionSpec):
+                attn = layer.mixer
+                q, kv = attn.heads * attn.head_dim, attn.kv_heads * attn.head_dim
+                values += 3 * q + 6 * kv
+                scores = 5 * attn.heads * min(longest, _QUERY_ROWS) * longest
+            else:
+                q = max(hidden, layer.mixer.channels)
+                values += 12 * layer.mixer.channels
+                # A product of the state's size for each step of some rows, and states between.
+                states = 4 * min(longest, _STATE_ROWS) + -(-longest // _STATE_ROWS)
+                scores = states * layer.mixer.state_values
             inner = ffn.hidden
             if isinstance(ffn, MoESpec):
                 inner = ffn.top_k * ffn.hidden + ffn.shared
-            values = 8 * hidden + 3 * q + 6 * kv
             values += (15 if self.layout.scales else 9) * inner
-            scores = 5 * attn.heads * min(longest, _QUERY_ROWS) * longest
             own = 0
             for name in names:
                 shape = self.layout.shapes[name]
@@ -215,7 +225,9 @@ class _Step:
         self._positions = np.concatenate([np.arange(size) for size in sizes] or [np.zeros(0, int)])
         self._numbers = (rows.first_row + np.arange(len(rows.tokens))).astype(np.uint32)
         self._turns = Turns(self._positions, self._lengths)
-        self._sources = [layer.mixer.shared_kv for layer in self.spec.layers]
+        self._sources: list[int | None] = [None] * len(self.spec.layers)
+        for index, attn in self.spec.attentions:
+            self._sources[index] = attn.shared_kv
         # Of layers whose K and V others attend to: those, and the gradients that came back.
         self._kv: dict[int, list[mx.array]] = {}
         self._kv_back: dict[int, list[mx.array]] = {}
@@ -341,19 +353,24 @@ class _Step:
         kept: list[mx.array] = []
 
         def attend(q: mx.array, kv: KeysValues) -> mx.array:
+            assert layer.attn is not None
             k, v = (extras[-2], extras[-1]) if kv is None else kv
             if index in self._sources:
                 kept.extend((k, v))
             return self._attend(index, q, k, v, layer.attn.sinks)
 
-        y = layer(x, self._turns.of(self.spec.layers[index].mixer), attend, adapt, own)
-        return [y, *kept]
+        def recur(rows: mx.array) -> mx.array:
+            assert layer.recurrent is not None
+            return self._recur(layer.recurrent, rows)
+
+        turn = self._turns.of(self.spec.layers[index].mixer)
+        return [layer(x, turn, attend, adapt, recur, own), *kept]
 
     def _attend(
         self, index: int, q: mx.array, k: mx.array, v: mx.array, sinks: mx.array | None
     ) -> mx.array:
         """Each sequence by itself, some rows of it at a time, over the keys that they see."""
-        spec = self.spec.layers[index].mixer
+        spec = self.spec.layers[index].attention
         extra = [] if sinks is None else [sinks]
         parts = []
         for begin, end in zip(self._rows.offsets[:-1], self._rows.offsets[1:], strict=True):
@@ -378,6 +395,21 @@ class _Step:
                 parts.append(mx.checkpoint(some)(q[start:stop], k[here], v[here], *extra))
         return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
+    def _recur(self, mixer: Recurrent, rows: mx.array) -> mx.array:
+        """Each sequence by itself from an empty state, some rows of it at a time."""
+
+        def some(state: mx.array, rows: mx.array) -> tuple[mx.array, mx.array]:
+            return mixer.advance(state, rows)
+
+        parts = []
+        for begin, end in zip(self._rows.offsets[:-1], self._rows.offsets[1:], strict=True):
+            state = mx.zeros((mixer.spec.state_values,))
+            for start in range(int(begin), int(end), _STATE_ROWS):
+                stop = min(start + _STATE_ROWS, int(end))
+                y, state = mx.checkpoint(some)(state, rows[start:stop])
+                parts.append(y)
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts)
+
     def _looked_up(self, name: str, index: np.ndarray) -> mx.array:
         """float32 [n, hidden]: rows of an embedding."""
         if self._whole:
@@ -391,8 +423,8 @@ class _Step:
 
 def _shared_values(spec: DecoderSpec) -> int:
     """Of K and V that later layers attend to, for one position."""
-    owners = {layer.mixer.shared_kv for layer in spec.layers} - {None}
-    mixers = [spec.layers[index].mixer for index in owners if index is not None]
+    owners = {attn.shared_kv for _, attn in spec.attentions} - {None}
+    mixers = [spec.layers[index].attention for index in owners if index is not None]
     return sum(2 * mixer.kv_heads * mixer.head_dim for mixer in mixers)
 
 

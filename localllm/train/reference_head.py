@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import mlx.core as mx
 import numpy as np
 
-from localllm.backend.reference_decoder import Decoder, Norm, Weights, softcap
+from localllm.backend.reference_decoder import Decoder, softcap
 from localllm.backend.reference_linear import Matrix
+from localllm.backend.reference_parts import Norm, Weights
 from localllm.spec import DecoderSpec
 from localllm.train.reference_matrices import matmul, trained, turned_matmul
 

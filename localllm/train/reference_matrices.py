@@ -7,7 +7,6 @@ from typing import cast
 
 import mlx.core as mx
 
-from localllm.backend.reference_decoder import Weight
 from localllm.backend.reference_linear import (
     Matrix,
     Part,
@@ -16,6 +15,7 @@ from localllm.backend.reference_linear import (
     to_matrix,
     to_vector,
 )
+from localllm.backend.reference_parts import Weight
 from localllm.checkpoint.tensor import Tensor
 
 

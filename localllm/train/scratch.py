@@ -16,7 +16,7 @@ from localllm.checkpoint.form import DenseForm
 from localllm.checkpoint.tensor import Dense, Tensor
 from localllm.errors import InvalidRequest
 from localllm.models import spec_of_config
-from localllm.spec import DecoderSpec
+from localllm.spec import DecoderSpec, NormSpec
 from localllm.spec.weights import Shape, weight_shapes
 from localllm.train.base import BaseWeights
 
@@ -63,7 +63,8 @@ def _start(spec: DecoderSpec, name: str, shape: Shape, seed: int, spread: float)
         norm = spec.final_norm
         if name.startswith("layers."):
             layer = spec.layers[int(name.split(".")[1])]
-            own = layer.mixer.qk_norm if ".attn." in name else layer.norm
+            own = layer.attention.qk_norm if ".attn." in name else layer.norm
+            own = NormSpec() if ".delta." in name else own
             assert own is not None
             norm = own
         return np.full(shape, 1 - norm.offset, np.float32)

@@ -57,7 +57,29 @@ _VISION = {
 _EPS = 0.02  # large enough to show in the logits
 _SHORT = [1.0, 1.05, 1.1, 1.3]
 _LONG = [1.2, 2.0, 3.5, 5.0]
-_SLIDE, _FULL = "sliding_attention", "full_attention"
+_SLIDE, _FULL, _LINEAR = "sliding_attention", "full_attention", "linear_attention"
+_DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "linear_conv_kernel_dim": 4,
+}
+_MROPE = {
+    "rope_type": "default",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.25,
+    "mrope_interleaved": True,
+    "mrope_section": [1, 1, 0],
+}
+_QWEN_VISION = {
+    "depth": 1,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_heads": 2,
+    "out_hidden_size": 32,
+    "num_position_embeddings": 16,
+}
 
 
 def _case(model_type: str, **changes: Any) -> dict[str, Any]:
@@ -590,6 +612,73 @@ CASES: dict[str, dict[str, Any]] = {
         num_experts_per_tok=1,
         attention_bias=False,
     ),
+    "qwen3_5-pattern": _case(
+        "qwen3_5_text",
+        rms_norm_eps=_EPS,
+        head_dim=16,
+        num_hidden_layers=5,
+        **_DELTA,
+        rope_parameters=_MROPE,
+    ),
+    "qwen3_5-one-key-head-tied-bias": _case(
+        "qwen3_5_text",
+        head_dim=8,
+        num_key_value_heads=1,
+        num_hidden_layers=3,
+        layer_types=[_FULL, _LINEAR, _LINEAR],
+        attention_bias=True,
+        tie_word_embeddings=True,
+        **{**_DELTA, "linear_num_key_heads": 1, "linear_num_value_heads": 3},
+        rope_parameters={**_MROPE, "partial_rotary_factor": 0.5},
+    ),
+    "qwen3_5-multimodal": {
+        "model_type": "qwen3_5",
+        "text_config": _case(
+            "qwen3_5_text",
+            head_dim=16,
+            num_hidden_layers=2,
+            full_attention_interval=2,
+            **{**_DELTA, "linear_conv_kernel_dim": 2, "linear_num_value_heads": 2},
+            rope_parameters=_MROPE,
+        ),
+        "vision_config": _QWEN_VISION,
+        "image_token_id": 90,
+        "video_token_id": 91,
+        "vision_start_token_id": 92,
+        "vision_end_token_id": 93,
+    },
+    "lfm2-layer-types": _case(
+        "lfm2",
+        norm_eps=_EPS,
+        num_hidden_layers=3,
+        layer_types=["conv", _FULL, "conv"],
+        block_auto_adjust_ff_dim=False,
+    ),
+    "lfm2-old-config-bias": {
+        "model_type": "lfm2",
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 64,
+        "block_ff_dim": 70,
+        "block_multiple_of": 16,
+        "block_ffn_dim_multiplier": 1.3,
+        "full_attn_idxs": [2],
+        "conv_bias": True,
+        "conv_L_cache": 4,
+        "rope_theta": 500.0,
+        "tie_embedding": False,
+    },
+    "lfm2-attention-first": _case(
+        "lfm2",
+        num_key_value_heads=4,
+        layer_types=[_FULL, "conv"],
+        conv_L_cache=2,
+        block_multiple_of=8,
+        tie_word_embeddings=True,
+    ),
     "granite-multipliers": _case(
         "granite",
         rms_norm_eps=10 * _EPS,
@@ -704,7 +793,7 @@ def _load(config: Mapping[str, Any], folder: Path) -> Any:
 def _class(config: Mapping[str, Any]) -> Any:
     import transformers
 
-    if "text_config" in config:
+    if "vision_config" in config:
         return transformers.AutoModelForImageTextToText
     return transformers.AutoModelForCausalLM
 

@@ -12,8 +12,10 @@ from localllm.spec import (
     AttentionSpec,
     DecoderSpec,
     FeedForwardSpec,
+    GatedDeltaNetSpec,
     MoESpec,
     NormSpec,
+    RecurrentSpec,
     RopeSpec,
 )
 from localllm.spec.rope import tables
@@ -35,12 +37,15 @@ def logits(spec: DecoderSpec, weights: Weights, tokens: np.ndarray, prompt_lengt
         for part in ("attn", "ffn"):
             y = norm(layer.norm, w, f"{at}{part}_norm", x) if layer.pre_norm else x
             if part == "attn":
-                if layer.mixer.shared_kv is None:
-                    shared[index] = keys_values(layer.mixer, w, f"{at}attn.", y, prompt_length)
-                    kv = shared[index]
+                if isinstance(layer.mixer, AttentionSpec):
+                    source = layer.mixer.shared_kv
+                    if source is None:
+                        source = index
+                        shared[index] = keys_values(layer.mixer, w, f"{at}attn.", y, prompt_length)
+                    kv = shared[source]
+                    y = attention(layer.mixer, w, f"{at}attn.", y, kv, prompt_length)
                 else:
-                    kv = shared[layer.mixer.shared_kv]
-                y = attention(layer.mixer, w, f"{at}attn.", y, kv, prompt_length)
+                    y = recurrent(layer.mixer, w, at, y)
             elif isinstance(layer.ffn, MoESpec):
                 y = experts(layer.ffn, layer.norm, w, f"{at}moe.", x, y)
             else:
@@ -70,6 +75,50 @@ def per_layer_inputs(spec: DecoderSpec, w: Weights, tokens: np.ndarray, x: np.nd
     of_x = (x @ w["per_layer_inputs.up.weight"].T / math.sqrt(spec.hidden)).reshape(shape)
     of_token = w["per_layer_inputs.embed.weight"][tokens].reshape(shape) * math.sqrt(size)
     return (norm(spec.final_norm, w, "per_layer_inputs.norm", of_x) + of_token) / math.sqrt(2)
+
+
+def recurrent(mixer: RecurrentSpec, w: Weights, at: str, x: np.ndarray) -> np.ndarray:
+    if isinstance(mixer, GatedDeltaNetSpec):
+        return delta_net(mixer, w, f"{at}delta.", x)
+    before, after, inner = np.split(linear(w, f"{at}conv.in", x, mixer.bias), 3, axis=-1)
+    y = after * convolved(w[f"{at}conv.taps.weight"], mixer.kernel, before * inner)
+    if mixer.bias:
+        y = y + after * w[f"{at}conv.taps.bias"]
+    return linear(w, f"{at}conv.out", y, mixer.bias)
+
+
+def convolved(taps: np.ndarray, kernel: int, x: np.ndarray) -> np.ndarray:
+    taps = taps.reshape(-1, kernel)
+    y = np.zeros_like(x)
+    for row in range(len(x)):
+        for back in range(min(kernel, row + 1)):
+            y[row] += taps[:, kernel - 1 - back] * x[row - back]
+    return y
+
+
+def delta_net(spec: GatedDeltaNetSpec, w: Weights, at: str, x: np.ndarray) -> np.ndarray:
+    qkv = activate(
+        "silu", convolved(w[f"{at}conv.weight"], spec.kernel, x @ w[f"{at}qkv.weight"].T)
+    )
+    keys, out = spec.key_heads * spec.key_dim, []
+    z, beta, decay = (x @ w[f"{at}{name}.weight"].T for name in ("z", "beta", "decay"))
+    states = np.zeros((spec.value_heads, spec.key_dim, spec.value_dim))
+    for row in range(len(x)):
+        heads = []
+        for head, s in enumerate(states):
+            key = head // (spec.value_heads // spec.key_heads) * spec.key_dim
+            q = qkv[row, key : key + spec.key_dim]
+            k = qkv[row, keys + key : keys + key + spec.key_dim]
+            v = qkv[row, 2 * keys + head * spec.value_dim :][: spec.value_dim]
+            q, k = (part / np.sqrt((part**2).sum() + 1e-6) for part in (q, k))
+            slowed = np.logaddexp(0, decay[row, head] + w[f"{at}step.weight"][head])
+            s *= np.exp(-np.exp(w[f"{at}rate.weight"][head]) * slowed)
+            s += np.outer(k, (v - k @ s) / (1 + np.exp(-beta[row, head])))
+            y = q @ s * spec.key_dim**-0.5
+            y = norm(NormSpec(eps=spec.eps), w, f"{at}norm", y)
+            heads.append(y * activate("silu", z[row, head * spec.value_dim :][: spec.value_dim]))
+        out.append(np.concatenate(heads))
+    return np.array(out) @ w[f"{at}o.weight"].T
 
 
 def norm(spec: NormSpec, w: Weights, name: str, x: np.ndarray) -> np.ndarray:
@@ -132,7 +181,10 @@ def attention(
                 out[p, head] = softmax(scores)[:-1] @ v[first : p + 1, kv]
             else:
                 out[p, head] = softmax(scores) @ v[first : p + 1, kv]
-    return linear(w, f"{at}o", out.reshape(count, -1), spec.out_bias)
+    mixed = out.reshape(count, -1)
+    if spec.gate:
+        mixed = mixed / (1 + np.exp(-linear(w, f"{at}gate", x, spec.qkv_bias)))
+    return linear(w, f"{at}o", mixed, spec.out_bias)
 
 
 def rotate(rope: RopeSpec, x: np.ndarray, prompt_length: int) -> np.ndarray:

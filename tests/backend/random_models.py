@@ -12,12 +12,15 @@ from localllm.spec import (
     AttentionSpec,
     DecoderSpec,
     FeedForwardSpec,
+    GatedDeltaNetSpec,
     LayerSpec,
     MoESpec,
     NormSpec,
     PerLayerSpec,
     RopeSpec,
+    ShortConvSpec,
 )
+from localllm.spec.decoder import Mixer
 from localllm.spec.weights import weight_shapes
 
 CONTEXT = 64
@@ -86,6 +89,33 @@ def attentions(draw: st.DrawFn) -> AttentionSpec:
         query_growth=draw(st.sampled_from([0.0, 0.0, 0.3])),
         query_context=draw(st.integers(1, 6)),
     )
+
+
+@st.composite
+def delta_nets(draw: st.DrawFn) -> GatedDeltaNetSpec:
+    key_heads, value_heads = draw(st.sampled_from([(1, 1), (2, 2), (1, 3), (2, 4)]))
+    return GatedDeltaNetSpec(
+        key_heads,
+        value_heads,
+        key_dim=draw(st.sampled_from([4, 8, 17])),
+        value_dim=draw(st.sampled_from([6, 16, 35])),
+        kernel=draw(st.integers(2, 5)),
+        eps=draw(st.sampled_from([1e-6, 1e-2])),
+    )
+
+
+@st.composite
+def hybrids(draw: st.DrawFn) -> DecoderSpec:
+    """With one layer that attends and some that recur, in any order."""
+    spec = draw(specs())
+    convs = st.builds(
+        ShortConvSpec, st.just(spec.hidden), kernel=st.integers(2, 5), bias=st.booleans()
+    )
+    mixers: list[Mixer] = draw(st.lists(delta_nets() | convs, min_size=1, max_size=3))
+    attends = replace(draw(attentions()), gate=draw(st.booleans()))
+    mixers.insert(draw(st.integers(0, len(mixers))), attends)
+    mixed = tuple(replace(draw(layers()), mixer=m) for m in mixers)
+    return replace(spec, layers=mixed, per_layer=None)
 
 
 @st.composite
@@ -195,6 +225,20 @@ def llama(hidden: int = 64, layers: int = 2, window: int | None = None) -> Decod
     attn = AttentionSpec(4, 2, hidden // 4, 0.25, RopeSpec(hidden // 4), window=window)
     layer = LayerSpec(attn, FeedForwardSpec(2 * hidden), NormSpec())
     return DecoderSpec("llama", 96, hidden, (layer,) * layers, NormSpec(), CONTEXT, True)
+
+
+def hybrid(hidden: int = 64) -> DecoderSpec:
+    """A fixed small model of every kind of mixer, for tests about something else."""
+    attn = AttentionSpec(
+        4, 2, hidden // 4, 0.25, RopeSpec(hidden // 8), qk_norm=NormSpec(), gate=True
+    )
+    delta = GatedDeltaNetSpec(key_heads=2, value_heads=4, key_dim=8, value_dim=12, kernel=4)
+    conv = ShortConvSpec(channels=hidden, kernel=3)
+    layers = tuple(
+        LayerSpec(mixer, FeedForwardSpec(2 * hidden), NormSpec())
+        for mixer in (delta, attn, conv, replace(attn, window=6, gate=False))
+    )
+    return DecoderSpec("hybrid", 96, hidden, layers, NormSpec(), CONTEXT, True)
 
 
 def random_weights(spec: DecoderSpec, seed: int = 0) -> dict[str, np.ndarray]:

@@ -14,33 +14,33 @@ import pytest
 from localllm.backend.cpu import CpuBackend
 from localllm.backend.cpu_adapters import pack_adapter
 from localllm.backend.cpu_cache import PackedCache
-from localllm.backend.protocol import StepCancelled
+from localllm.backend.protocol import StateSlots, StepCancelled
 from localllm.errors import BackendUnavailable, CheckpointError, InvalidRequest, OutOfMemoryPlan
 from localllm.kernels_cpu import _native
 from tests.backend.conformance import BackendConformance, Sequence, assert_close, run
-from tests.backend.random_models import PACKINGS, dense, llama, random_adapter, random_weights
+from tests.backend.hybrid_conformance import HybridConformance
+from tests.backend.random_models import (
+    PACKINGS,
+    dense,
+    hybrid,
+    llama,
+    random_adapter,
+    random_weights,
+)
 
 KERNELS = _native.usable_kernels()
 
 
-class TestAccurate(BackendConformance):
+class TestAccurate(BackendConformance, HybridConformance):
     """float32 activations and cache: as near to the definition as the reference."""
 
     invariance_tolerance = 0
 
-    def open(self, spec, weights, *, num_blocks, block_size):
-        return CpuBackend(
-            spec,
-            weights,
-            num_blocks=num_blocks,
-            block_size=block_size,
-            threads=2,
-            kv_bits=32,
-            float_activations=True,
-        )
+    def open(self, spec, weights, **sizes):
+        return CpuBackend(spec, weights, **sizes, threads=2, kv_bits=32, float_activations=True)
 
 
-class TestDefault(BackendConformance):
+class TestDefault(BackendConformance, HybridConformance):
     """int8 activations and a float16 cache: bit-identical to itself, near to the definition."""
 
     # Each matmul rounds its input to 8 bits by groups of 32: half a percent of it, rms.
@@ -51,8 +51,8 @@ class TestDefault(BackendConformance):
     # tests/kernels_cpu holds every packing to 1e-6 given the rounded input.
     test_packed_weights_mean_what_their_definition_says = None
 
-    def open(self, spec, weights, *, num_blocks, block_size):
-        return CpuBackend(spec, weights, num_blocks=num_blocks, block_size=block_size, threads=2)
+    def open(self, spec, weights, **sizes):
+        return CpuBackend(spec, weights, **sizes, threads=2)
 
 
 def small(spec=None, **options) -> CpuBackend:
@@ -71,6 +71,21 @@ class TestOneArithmetic:
         for kernels in _native.usable_kernels():
             for threads in (1, 2, 5):
                 assert np.array_equal(logits(small(threads=threads, kernels=kernels)), wanted)
+
+    def test_hybrids_have_the_same_bits_too(self):
+        def states(**options) -> np.ndarray:
+            with_state = small(hybrid(), state_slots=2, **options)
+            chunk = replace(
+                Sequence(np.arange(12), np.arange(8)).next(12), state=StateSlots(None, 1)
+            )
+            return np.concatenate(
+                [run(with_state, chunk).ravel().view(np.uint8), with_state.read_state(1)]
+            )
+
+        wanted = states(threads=1, kernels="scalar")
+        for kernels in _native.usable_kernels():
+            for threads in (1, 2, 5):
+                assert np.array_equal(states(threads=threads, kernels=kernels), wanted)
 
     @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
     def test_adapters_do_not_change_that(self, dtype):

@@ -24,6 +24,7 @@ from localllm.spec.memory import kv_block_bytes
 from localllm.spec.weights import weight_shapes
 from tests.backend import oracle
 from tests.backend.conformance import BackendConformance, Sequence, assert_close, run
+from tests.backend.hybrid_conformance import HybridConformance
 from tests.backend.random_models import (
     PACKINGS,
     Packing,
@@ -34,9 +35,9 @@ from tests.backend.random_models import (
 )
 
 
-class TestReference(BackendConformance):
-    def open(self, spec, weights, *, num_blocks, block_size):
-        return ReferenceBackend(spec, weights, num_blocks=num_blocks, block_size=block_size)
+class TestReference(BackendConformance, HybridConformance):
+    def open(self, spec, weights, **sizes):
+        return ReferenceBackend(spec, weights, **sizes)
 
 
 def small(spec=None, **changes) -> ReferenceBackend:

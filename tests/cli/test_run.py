@@ -167,3 +167,17 @@ def _wait_until_busy(process: subprocess.Popen) -> None:
             return
         if ticks > 300:  # seconds of processor time: loading takes less
             return
+
+
+def test_reasoning_that_the_template_cannot_be_told_is_refused_with_what_it_knows(
+    localllm, tiny, tmp_path
+):
+    done = localllm("run", tiny, "hello", "--reasoning", "low")
+    assert done.returncode == 1
+    assert "no option for reasoning" in done.stderr
+    template = tmp_path / "t.jinja"
+    template.write_text("{{ messages[0].content }}{{ enable_thinking }}", "utf-8")
+    options = (*GREEDY, "--chat-template", template, "--json")
+    told = localllm("run", tiny, "hello", "--reasoning", "off", *options)
+    assert json.loads(told.stdout)["prompt_token_ids"]
+    assert localllm("run", tiny, "hello", "--reasoning", "on", "--raw").returncode == 2

@@ -16,6 +16,7 @@ HEAVY = (
     "jinja2",
     "mlx",
     "numpy",
+    "pydantic",
     "rich",
     "sentencepiece",
     "textual",
@@ -70,6 +71,26 @@ def test_asking_the_command_for_help_loads_nothing_heavy(
     arguments: list[str], tmp_path: Path
 ) -> None:
     assert loaded_heavy_modules(COMMAND.format(arguments=arguments), tmp_path) == []
+
+
+def test_the_chat_app_is_reached_without_a_library_that_checks_options(tmp_path: Path) -> None:
+    program = "import localllm.tui.start as app\napp.start = lambda opening: print(opening.model)\n"
+    program += "import localllm.cli.chat as command\ncommand._has_screen = lambda: True\n"
+    arguments = ["chat", "some:model", "--system", "Be brief", "--resume"]
+    program += COMMAND.format(arguments=arguments)
+    assert loaded_heavy_modules(program, tmp_path) == []
+
+
+def test_options_are_checked_all_the_same(tmp_path: Path) -> None:
+    for wrong in (["--port", "0"], ["--top-k", "many"], ["--temperature", "-1"]):
+        run = subprocess.run(
+            [sys.executable, "-c", COMMAND.format(arguments=["chat", *wrong])],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 1  # the program's own check that it ended well
+        assert f"Invalid value for '{wrong[0]}'" in run.stderr
 
 
 def test_the_check_sees_a_heavy_import(tmp_path: Path) -> None:

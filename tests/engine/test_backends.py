@@ -19,10 +19,10 @@ from localllm.engine.draft_head import DraftHead
 from localllm.engine.drafters import DraftModel, HeadDrafter
 from localllm.sampling import SamplingParams
 from localllm.spec import DecoderSpec
-from tests.backend.random_models import dense, llama, random_weights
+from tests.backend.random_models import dense, hybrid, llama, random_weights
 from tests.engine.test_promises import Plan, Run
 
-SPECS = {"full": llama(), "windows": llama()}
+SPECS = {"full": llama(), "windows": llama(), "hybrid": hybrid()}
 layers = SPECS["windows"].layers
 SPECS["windows"] = replace(
     SPECS["windows"],
@@ -56,9 +56,10 @@ pools = st.integers(12, 24)
 
 def backend_of(kind: str, spec: DecoderSpec, num_blocks: int, **settings) -> Backend:
     weights = iter(dense(random_weights(spec)).items())
+    settings = {"num_blocks": num_blocks, "block_size": 4, "state_slots": 9, **settings}
     if kind == "reference":
-        return ReferenceBackend(spec, weights, num_blocks=num_blocks, block_size=4)
-    return CpuBackend(spec, weights, num_blocks=num_blocks, block_size=4, threads=2, **settings)
+        return ReferenceBackend(spec, weights, **settings)
+    return CpuBackend(spec, weights, threads=2, **settings)
 
 
 def head_of(spec: DecoderSpec) -> DraftHead:
@@ -100,7 +101,7 @@ class TestCpu:
         backend = backend_of("cpu", spec, blocks, kv_bits=bits)
         drafters = {
             "none": [],
-            "model": [DraftModel(backend_of("cpu", spec, 20))],
+            "model": [DraftModel(backend_of("cpu", SPECS["full"], 20))],
             "head": [HeadDrafter(head_of(spec), backend)],
         }[data.draw(st.sampled_from(["none", "model", "head"]))]
         disk = None
@@ -129,7 +130,7 @@ class TestCpu:
 @few
 @given(plans=plans, blocks=pools, batch=st.integers(1, 4), rows=st.integers(1, 16))
 def test_the_reference_answers_within_rounding(plans, blocks, batch, rows):
-    spec = SPECS["windows"]
+    spec = SPECS["hybrid"]
     alone = Alone(backend_of("reference", spec, 60))
     engine = Engine(
         backend_of("reference", spec, blocks), context=4 * blocks, max_batch=batch, step_rows=rows
@@ -143,8 +144,9 @@ def test_the_reference_answers_within_rounding(plans, blocks, batch, rows):
             assert mine.logprob == pytest.approx(theirs.logprob, abs=1e-4)
 
 
-def test_a_prefix_survives_a_restart_on_disk_and_damage_costs_time_only(tmp_path: Path):
-    spec = SPECS["windows"]
+@pytest.mark.parametrize("kind", ["windows", "hybrid"])
+def test_a_prefix_survives_a_restart_on_disk_and_damage_costs_time_only(kind, tmp_path: Path):
+    spec = SPECS[kind]
     prompt = tuple(i % 7 for i in range(41))
     request = Request(prompt, SamplingParams(max_tokens=5, temperature=0, logprobs=1))
 
@@ -161,10 +163,11 @@ def test_a_prefix_survives_a_restart_on_disk_and_damage_costs_time_only(tmp_path
     assert from_disk == 0
     again, from_disk = run()
     assert (again, from_disk) == (first, 40)
-    victim = sorted(tmp_path.rglob("*.kv"))[3]
-    damaged = bytearray(victim.read_bytes())
-    damaged[-1] ^= 1
-    victim.write_bytes(damaged)
+    files = sorted(tmp_path.rglob("*.kv"))
+    for victim in files[3:4] if kind == "windows" else files:  # states among them
+        damaged = bytearray(victim.read_bytes())
+        damaged[-1] ^= 1
+        victim.write_bytes(damaged)
     again, from_disk = run()
     assert again == first
     assert from_disk < 40

@@ -51,7 +51,11 @@ class MemoryTier:
         self.pending = [item for item in waiting if item[0] > 0]
         done = [item for item in waiting if item[0] <= 0]
         for _, group, block, name in done:
-            self.kept[group, name] = self.backend.read_block(group, block)
+            states = group == len(self.backend.group_blocks)
+            read = (
+                self.backend.read_state(block) if states else self.backend.read_block(group, block)
+            )
+            self.kept[group, name] = read
         return [(group, block) for _, group, block, _ in done]
 
 
@@ -83,10 +87,11 @@ class Setting:
     window: int | None
     drafters: tuple[str, ...]
     disk: str | None
+    states: int = 0
     cancelled: frozenset[int] = field(default_factory=frozenset)
 
     def engine(self) -> Engine:
-        backend = ToyBackend(self.num_blocks, window=self.window)
+        backend = ToyBackend(self.num_blocks, window=self.window, state_slots=self.states)
         backend.cancel_steps = set(self.cancelled)
         drafters: list[Drafter] = []
         if "model" in self.drafters:
@@ -151,6 +156,7 @@ engine_settings = st.builds(
     window=st.sampled_from([None, 3, 9]),
     drafters=st.sampled_from([(), ("model",), ("head",), ("model", "head")]),
     disk=st.sampled_from([None, "fine", "slow", "lossy"]),
+    states=st.sampled_from([0, 2, 3, 5, 12, 40]),
     cancelled=st.frozensets(st.integers(0, 20), max_size=3),
 )
 
@@ -222,8 +228,22 @@ class Run:
                         held[block] = held.get(block, 0) + 1
             for block, users in held.items():
                 assert pool.users(block) >= users
+        self.check_states()
         assert len(self.engine.scheduler.running) <= self.engine.scheduler.max_batch
         assert all(not s.table.blocks for s in self.engine.scheduler.waiting)
+
+    def check_states(self) -> None:
+        states = self.engine.cache.states
+        if states is None:
+            return
+        states.pool.check()
+        held: dict[int, int] = {}
+        for sequence in self.engine.scheduler.running:
+            slot = sequence.table.states.slot
+            if slot is not None:
+                held[slot] = held.get(slot, 0) + 1
+        for slot, users in held.items():
+            assert states.pool.users(slot) >= users
 
     def tokens(self, request_id: int) -> list[int]:
         return [draw.token_id for draw in self.draws[request_id]]
@@ -247,6 +267,8 @@ def test_every_answer_is_the_one_the_request_has_alone(plans, setting):
     for _ in range(10):
         engine.cache.collect()
     assert engine.cache.in_use == 0, "every block is free or kept for reuse"
+    states = engine.cache.states
+    assert states is None or states.pool.in_use == 0, "every state is free or kept for reuse"
 
 
 @thorough

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from localllm import LLM, SamplingParams
-from localllm.cli.app import app
+from localllm.cli.app import program
 from localllm.errors import InvalidRequest
 from localllm.eval import Choice, Match, Text, divergence, evaluate, read_tasks
 from tests.tiny_model import write_tiny_model
@@ -199,13 +199,13 @@ class TestCommand:
     def test_it_prints_a_table_or_json(self, folder, tmp_path):
         path = tmp_path / "tasks.jsonl"
         path.write_text('{"text": "hello"}\n{"prompt": "p", "choices": ["x", "y"], "answer": 0}\n')
-        table = CliRunner().invoke(app, ["evaluate", str(folder), str(path)])
+        table = CliRunner().invoke(program(), ["evaluate", str(folder), str(path)])
         assert table.exit_code == 0, table.output
         assert "perplexity" in table.stdout
         assert "choices" in table.stdout
         assert "answers" not in table.stdout
         printed = CliRunner().invoke(
-            app, ["evaluate", str(folder), str(path), "--base", str(folder), "--json"]
+            program(), ["evaluate", str(folder), str(path), "--base", str(folder), "--json"]
         )
         report = json.loads(printed.stdout)
         assert report["perplexity"]["tokens"] == 4

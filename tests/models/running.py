@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from localllm.backend.protocol import Batch, Chunk
+from localllm.backend.protocol import Batch, Chunk, StateSlots
 from localllm.backend.reference import ReferenceBackend
 from localllm.checkpoint.opening import open_checkpoint
 from localllm.models import load_spec, load_weights
@@ -17,6 +17,7 @@ from tests.models.tiny import random_tensors, write_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 1e-4  # of the largest |logit|
+_STATES = 2
 _BLOCK_SIZE = 5  # blocks that no window and no prompt is a multiple of
 
 
@@ -61,7 +62,9 @@ def backend(path: Path, positions: int) -> ReferenceBackend:
         spec = load_spec(checkpoint)
         blocks = -(-positions // _BLOCK_SIZE)
         weights = load_weights(checkpoint, spec)
-        return ReferenceBackend(spec, weights, num_blocks=blocks, block_size=_BLOCK_SIZE)
+        return ReferenceBackend(
+            spec, weights, num_blocks=blocks, block_size=_BLOCK_SIZE, state_slots=_STATES
+        )
     finally:
         checkpoint.close()
 
@@ -101,4 +104,12 @@ def _chunk(
         block_table=np.arange(running.num_blocks, dtype=np.int32)[::-1],
         logit_rows=tuple(range(stop - first)),
         prompt_length=prompt_length,
+        state=_state(running, first),
     )
+
+
+def _state(running: ReferenceBackend, first: int) -> StateSlots | None:
+    """From one slot into the other, and back."""
+    if not running.state_slots:
+        return None
+    return StateSlots(None if first == 0 else first % 2, 1 - first % 2)

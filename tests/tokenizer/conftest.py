@@ -107,4 +107,5 @@ def bos_of(known: Known) -> str:
 
 def eos_of(known: Known) -> str:
     ends = ("<|im_end|>", "<eos>", "<|eot_id|>", "</s>", "<|endoftext|>", "<|end_of_text|>")
+    ends += ("<|return|>", "<turn|>", "<|user|>")
     return next(t for t in ends if t in known.special)

@@ -13,7 +13,9 @@ from localllm.llm import LLM
 from localllm.results import GenerationDelta
 from localllm.sampling import SamplingParams
 from localllm.tokenizer import Tokenizer
-from localllm.tokenizer.tool_calls import ToolCallParser, mark_ids
+from localllm.tokenizer.answers import AnswerParser, AnswerReader, Said
+from localllm.tokenizer.harmony import FINAL
+from localllm.tokenizer.reasoning import with_reasoning
 from localllm.tokenizer.tool_prompts import (
     call_constraint,
     function_of,
@@ -21,61 +23,40 @@ from localllm.tokenizer.tool_prompts import (
     knows_tools,
     style_of,
 )
-from localllm.tui.engine.harmony import FINAL, HarmonySplitter, harmony_ids
-from localllm.tui.engine.thinking import ThinkingSplitter
 
 _COUNTED = 64  # messages whose own tokens are told exactly; of older ones they are estimated
-_END = 16  # tokens of the prompt that may open the thinking
 
 Fields = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Asking:
-    """prompt: token ids. continued: those at its end that the answer goes on from.
-
-    tools: the names of functions that may be called.
-    """
+    """prompt: token ids. reader: of the answers to it. tools: the names of functions that may be
+    called."""
 
     prompt: list[int]
     params: SamplingParams
-    continued: int = 0
+    reader: AnswerReader
     tools: tuple[str, ...] = ()
 
-    def detokenizer(self, tokenizer: Tokenizer) -> Callable[[], Detokenizer]:
-        """Spells what marks a call, and takes a continued answer for no beginning of a text."""
-        keep = harmony_ids(tokenizer) or (mark_ids(tokenizer) if self.tools else frozenset())
+    def detokenizer(self) -> Callable[[], Detokenizer]:
+        return self.reader.detokenizer
 
-        def make() -> Detokenizer:
-            stream = tokenizer.stream(keep=keep)
-            if self.continued:  # so that a space which begins the rest is no beginning of a text
-                for token in self.prompt[-self.continued :]:
-                    stream.push(token)
-            return stream
-
-        return make
-
-    def voices(self, tokenizer: Tokenizer | None) -> list[Voice]:
-        end = ""
-        if tokenizer is not None and not self.continued:
-            end = tokenizer.decode(self.prompt[-_END:], skip_special=False)
-        harmony = bool(harmony_ids(tokenizer))
-
-        def splitter() -> ThinkingSplitter | HarmonySplitter:
-            if harmony:
-                return HarmonySplitter(continued=bool(self.continued))
-            return ThinkingSplitter(end)
-
-        return [Voice(k, tokenizer, splitter(), self.tools) for k in range(self.params.n)]
+    def voices(self) -> list[Voice]:
+        return [
+            Voice(k, self.reader.tokenizer, self.reader.parser(), with_tools=bool(self.tools))
+            for k in range(self.params.n)
+        ]
 
 
 def asking(llm: LLM, message: Fields) -> Asking:
     """Raises InvalidRequest, TemplateError and their like for what cannot be asked."""
     wishes = dict(message.get("params") or {})
     choice = wishes.pop("tool_choice", "auto")
-    variables = wishes.pop("template_vars", None) or {}
-    if not isinstance(variables, Mapping):
+    given = wishes.pop("template_vars", None) or {}
+    if not isinstance(given, Mapping):
         raise InvalidRequest("template_vars must be a mapping of names to values")
+    variables = with_reasoning(_template(llm), wishes.pop("reasoning", None), given)
     tools = [] if choice == "none" else list(message.get("tools") or ())
     messages = list(message["messages"])
     names = tuple(str(function_of(tool)["name"]) for tool in tools)
@@ -84,15 +65,18 @@ def asking(llm: LLM, message: Fields) -> Asking:
         wishes.update(call_constraint(tools, str(choice), style))
     params = _params(llm.default_params, wishes, message)
     if not message.get("continue_last"):
-        return Asking(_prompt(llm, messages, tools, variables), params, tools=names)
+        prompt = _prompt(llm, messages, tools, variables)
+        return Asking(prompt, params, llm.reader(prompt, tools, plain=False), names)
     if len(messages) < 2 or messages[-1].get("role") != "assistant":
         raise InvalidRequest("only an answer of the assistant can be continued")
     start = _prompt(llm, messages[:-1], tools, variables)
     assert llm.tokenizer is not None  # it has rendered the messages
     said = llm.tokenizer.encode(str(messages[-1].get("content") or ""), add_special=False)
-    if harmony_ids(llm.tokenizer):
+    if llm.reader(start).form.channels:
         start += llm.tokenizer.encode(FINAL, add_special=False, parse_special=True)
-    return Asking([*start, *said], params, len(said), names)
+    prompt = [*start, *said]
+    reader = llm.reader(prompt, tools, continued=len(said), plain=False)
+    return Asking(prompt, params, reader, names)
 
 
 def counted(llm: LLM, messages: list[Any]) -> dict[str, Any]:
@@ -128,20 +112,21 @@ class Voice:
     def __init__(
         self,
         index: int,
-        tokenizer: Tokenizer | None,
-        splitter: ThinkingSplitter | HarmonySplitter,
-        tools: Sequence[str] = (),
+        tokenizer: Tokenizer,
+        parser: AnswerParser,
+        *,
+        with_tools: bool = False,
     ) -> None:
         self._index = index
         self._tokenizer = tokenizer
-        self._splitter = splitter
-        self._calls = ToolCallParser(tools) if tools else None
+        self._parser = parser
+        self._with_tools = with_tools
         self._text = self._reasoning = ""
         self._tokens: list[dict[str, Any]] = []
         self.finished: dict[str, Any] | None = None
 
     def take(self, delta: GenerationDelta) -> None:
-        self._add(self._splitter.feed(delta.text))
+        self._add(self._parser.feed(delta.text))
         logprobs = delta.logprobs or ()
         guesses = delta.guesses or (None,) * len(delta.token_ids)
         for at, (token, guess) in enumerate(zip(delta.token_ids, guesses, strict=True)):
@@ -157,17 +142,14 @@ class Voice:
                 info["top"] = [(i, self._spelled(i), value) for i, value in logprobs[at].top]
             self._tokens.append(info)
         if delta.result is not None:
-            self._add(self._splitter.finish())
-            calls = list(self._splitter.calls)
-            if self._calls is not None:
-                self._text += self._calls.finish()
-                calls += self._calls.calls
+            self._add(self._parser.finish())
+            calls = self._parser.calls if self._with_tools else ()
             receipt = delta.result.receipt.to_dict()
             self.finished = {
                 "reason": delta.result.finish_reason,
                 "receipt": receipt,
                 "seed": receipt["seed"],
-                "tool_calls": [asdict(call) for call in calls] if self._calls is not None else [],
+                "tool_calls": [asdict(call) for call in calls],
             }
 
     def piece(self) -> dict[str, Any] | None:
@@ -183,15 +165,12 @@ class Voice:
         self._text, self._reasoning, self._tokens = "", "", []
         return piece
 
-    def _add(self, parts: tuple[str, str]) -> None:
-        answer, thinking = parts
-        self._text += answer if self._calls is None else self._calls.feed(answer)
-        self._reasoning += thinking
+    def _add(self, said: Said) -> None:
+        self._text += said.text
+        self._reasoning += said.reasoning
 
     def _spelled(self, token: int) -> str:
         """Of a token that is no whole character, a mark stands for each of its bytes."""
-        if self._tokenizer is None:
-            return ""
         return self._tokenizer.token_bytes(token).decode(errors="replace")
 
 

@@ -25,8 +25,8 @@ from localllm.tui.engine.asking import Voice, asking, counted
 from localllm.tui.engine.client import EngineGone
 from localllm.tui.engine.wire import MAX_LINE, error_fields, line, message_of
 
-_PIECE_SECONDS = 0.03  # pieces are sent no more often, so that the app is not flooded
-_EVENTS_SECONDS = 0.1
+_PIECE_SECONDS = 0.05  # pieces are sent no more often, so that the app is not flooded
+_EVENTS_SECONDS = 0.2
 _PROGRESS_SECONDS = 0.1
 _CLOSE_SECONDS = 0.8  # for what a KV disk still has to write
 _MAX_ASKED = 64  # answers under way
@@ -168,17 +168,16 @@ class Server:
         named, weight = message.get("adapter"), float(message.get("adapter_weight", 1.0))
         adapter = await asyncio.to_thread(self._adapters.with_weight, named, weight)
         wanted = await asyncio.to_thread(asking, llm, message)
-        tokenizer = llm.tokenizer
         stream = self._engine.generate(
             wanted.prompt,
             wanted.params,
-            detokenizer=None if tokenizer is None else wanted.detokenizer(tokenizer),
+            detokenizer=wanted.detokenizer(),
             adapter=adapter,
         )
         self._asked[number] = stream
         if number in self._stopped:  # while its prompt was made
             stream.cancel()
-        voices = wanted.voices(tokenizer)
+        voices = wanted.voices()
         async for delta in stream:
             voices[delta.sample].take(delta)
             if not stream.news:

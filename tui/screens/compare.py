@@ -244,7 +244,9 @@ class CompareScreen(View):
             variants = self._variants()
             base = self.host.answers.params(self._question.chat)
             for variant in variants:
-                sampling_params({k: v for k, v in variant.params(base).items() if k != "n"})
+                sampling_params(
+                    {k: v for k, v in variant.params(base).items() if k not in ("n", "reasoning")}
+                )
             form.say(None)
         except InvalidRequest as error:
             form.say(str(error))
@@ -299,7 +301,7 @@ class CompareScreen(View):
             answer.adapter = None if adapter == "-" or variant.model else adapter
             asked = self.engine.ask(
                 self._question.messages,
-                variant.params({k: v for k, v in base.items() if k != "n"}),
+                variant.params({k: v for k, v in base.items() if k not in ("n", "reasoning")}),
                 adapter=answer.adapter,
                 adapter_weight=weight,
             )

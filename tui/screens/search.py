@@ -13,7 +13,9 @@ from textual.screen import Screen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from localllm.errors import LocalLLMError
 from localllm.tui.store import Hit
+from localllm.tui.store.searcher import Searcher
 from localllm.tui.text import one_line, plain
 from localllm.tui.widgets.chat_list import ago
 from localllm.tui.widgets.footer import KeyLine
@@ -47,6 +49,7 @@ class SearchScreen(Screen[Hit | None]):
         self._words = words
         self._hits: list[Hit] = []
         self._searching: asyncio.Task[None] | None = None
+        self._searcher: Searcher | None = None
 
     def compose(self) -> ComposeResult:
         yield Input(self._words, placeholder="search all that was said", compact=True)
@@ -55,7 +58,15 @@ class SearchScreen(Screen[Hit | None]):
         yield KeyLine()
 
     def on_mount(self) -> None:
+        app: ChatApp = self.app  # type: ignore[assignment]
+        self._searcher = Searcher(app.store)
         self.query_one(Input).focus()
+
+    def on_unmount(self) -> None:
+        if self._searching is not None:
+            self._searching.cancel()
+        if self._searcher is not None:
+            self._searcher.close()
 
     @on(Input.Changed)
     def words_changed(self, event: Input.Changed) -> None:
@@ -66,8 +77,13 @@ class SearchScreen(Screen[Hit | None]):
 
     async def _search(self, words: str) -> None:
         await asyncio.sleep(_PAUSE)
-        app: ChatApp = self.app  # type: ignore[assignment]
-        self._hits = app.store.search(words, _LIMIT)
+        assert self._searcher is not None
+        try:
+            self._hits = await self._searcher.search(words, _LIMIT)
+        except LocalLLMError as error:
+            app: ChatApp = self.app  # type: ignore[assignment]
+            app.tell(error)
+            return
         hits = self.query_one(OptionList)
         hits.clear_options()
         hits.add_options([Option(_shown(hit)) for hit in self._hits])

@@ -318,18 +318,7 @@ class Store:
 
     def search(self, words: str, limit: int = 50) -> list[Hit]:
         """Messages that hold all the words, the last one as a beginning; the best first."""
-        query = _fts_query(words)
-        if not query:
-            return []
-        rows = self._db.execute(
-            "SELECT m.chat, m.id, c.title, m.role, "
-            "snippet(messages_text, 0, ?, ?, '…', 12), m.created "
-            "FROM messages_text JOIN messages m ON m.id = messages_text.rowid "
-            "JOIN chats c ON c.id = m.chat "
-            "WHERE messages_text MATCH ? ORDER BY rank LIMIT ?",
-            (MARK, UNMARK, query, limit),
-        )
-        return [Hit(*row) for row in rows]
+        return find_messages(self._db, words, limit)
 
     # ---- prompts, presets, settings
 
@@ -447,6 +436,22 @@ def _lives(process: int | None) -> bool:
     except (OSError, OverflowError):
         return False
     return True
+
+
+def find_messages(db: sqlite3.Connection, words: str, limit: int) -> list[Hit]:
+    """See Store.search."""
+    query = _fts_query(words)
+    if not query:
+        return []
+    rows = db.execute(
+        "SELECT m.chat, m.id, c.title, m.role, "
+        "snippet(messages_text, 0, ?, ?, '…', 12), m.created "
+        "FROM messages_text JOIN messages m ON m.id = messages_text.rowid "
+        "JOIN chats c ON c.id = m.chat "
+        "WHERE messages_text MATCH ? ORDER BY rank LIMIT ?",
+        (MARK, UNMARK, query, limit),
+    )
+    return [Hit(*row) for row in rows]
 
 
 def _fts_query(words: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline
@@ -21,6 +22,7 @@ _BRACKETS = {"(": ")", "[": "]"}
 MOST_CHARACTERS = 200_000  # longer answers are shown as plain text
 
 
+@cache
 def parser() -> MarkdownIt:
     """Tables and struck text as GitHub has them; what would hide text or lead elsewhere is off.
 

@@ -16,15 +16,13 @@ from localllm.tui.answers import typed_of
 from localllm.tui.store import Message
 from localllm.tui.text import model_name, one_line, plain
 from localllm.tui.widgets.markdown import MOST_CHARACTERS, AnswerMarkdown
+from localllm.tui.widgets.pace import OFTEN, PUT_OFF, TYPING, rest
 from localllm.tui.widgets.tool_result import ToolResult
 
 if TYPE_CHECKING:
     from localllm.tui.answers import Live
     from localllm.tui.app import ChatApp
 
-# An answer is drawn so often at most: more would leave no time for keys.
-DRAW_EVERY = 1 / 12
-_TYPING, _PUT_OFF = 0.3, 0.25  # seconds: since the last key; that drawing waits then
 _FOLDED_LINES = 24
 _FOLDED_CHARACTERS = 4000
 _WHO = {"user": "You", "assistant": "Model", "system": "System", "tool": "Tool"}
@@ -251,17 +249,19 @@ class MessageView(VerticalGroup, can_focus=True):
         while True:
             await self._news.wait()
             self._news.clear()
+            began, worked = time.monotonic(), time.process_time()
             text, self._text = self._text, ""
             if text and (found := self.query(AnswerMarkdown)):
                 if self._stream is None:
                     self._stream = AnswerMarkdown.get_stream(found.first())
                 await self._stream.write(plain(text))
             self._show_thinking()
-            await asyncio.sleep(DRAW_EVERY)
+            await asyncio.sleep(OFTEN)  # meanwhile the page is laid out and painted
+            await asyncio.sleep(rest(time.process_time() - worked, time.monotonic() - began))
             # A letter being typed must not wait for a page being drawn.
             drawn = time.monotonic()
-            while drawn - self.chat_app.typed < _TYPING and time.monotonic() - drawn < _PUT_OFF:
-                await asyncio.sleep(DRAW_EVERY / 2)
+            while drawn - self.chat_app.typed < TYPING and time.monotonic() - drawn < PUT_OFF:
+                await asyncio.sleep(OFTEN / 2)
 
     def _show_thinking(self) -> None:
         for fold in self.query(".thinking").results(Collapsible):

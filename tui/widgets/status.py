@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from localllm.tui.store import Message
 
 _BAR = 8
-_EVERY = 0.25  # seconds between two looks at an answer under way
+_EVERY = 0.5  # seconds between two looks at an answer under way
 
 
 class Status(Static):
@@ -69,7 +69,7 @@ class Status(Static):
         text = " · ".join(part for part in parts if part)
         if text != self.shown:
             self.shown = text
-            self.update(Content(plain(text)))
+            self.update(Content(plain(text)), layout=False)  # it is one line always
 
 
 def _state(state: EngineState, model: str) -> str:

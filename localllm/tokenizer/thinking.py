@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from localllm.tokenizer.tool_calls import ToolCall
+from localllm.tokenizer.call_bodies import ToolCall
 
+THINK = ("<think>", "</think>")
+GEMMA = ("<|channel>thought\n", "<channel|>")
 # What thinking stands between, by the families that write it as text.
-MARKS = (("<think>", "</think>"), ("<|START_THINKING|>", "<|END_THINKING|>"))
+MARKS = (
+    THINK,
+    GEMMA,
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+)
 
 
 class ThinkingSplitter:
@@ -19,14 +27,16 @@ class ThinkingSplitter:
     """
 
     calls: Sequence[ToolCall] = ()  # they are no part of this
+    notes: Sequence[str] = ()
 
-    def __init__(self, prompt_end: str = "") -> None:
+    def __init__(self, prompt_end: str = "", marks: Sequence[tuple[str, str]] = MARKS) -> None:
+        self._marks = tuple(marks)
         self._state: Literal["before", "thinking", "answer"] = "before"
         self._close = ""  # the mark that ends the thinking under way
         self._held = ""  # not yet given out
         self._trim = False  # line ends are left out until something else comes
-        for opening, closing in MARKS:
-            if prompt_end.rstrip().endswith(opening):
+        for opening, closing in self._marks:
+            if prompt_end.rstrip().endswith(opening.rstrip()):
                 self._think(closing)
 
     def feed(self, text: str) -> tuple[str, str]:
@@ -53,12 +63,12 @@ class ThinkingSplitter:
 
     def _begin(self) -> None:
         start = self._held.lstrip()
-        for opening, closing in MARKS:
+        for opening, closing in self._marks:
             if start.startswith(opening):
                 self._held = start[len(opening) :]
                 self._think(closing)
                 return
-        if start and not any(opening.startswith(start) for opening, _ in MARKS):
+        if start and not any(opening.startswith(start) for opening, _ in self._marks):
             self._state = "answer"
 
     def _think(self, closing: str) -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from localllm.tokenizer.harmony import HarmonySplitter
 from localllm.tokenizer.tool_calls import ToolCall
-from localllm.tui.engine.harmony import HarmonySplitter
 
 
 def split(text: str, cuts: list[int], continued: bool = False) -> tuple[str, str, list[ToolCall]]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localllm.tui.engine.thinking import ThinkingSplitter
+from localllm.tokenizer.thinking import ThinkingSplitter
 
 
 def split(text: str, cuts: list[int], prompt_end: str = "") -> tuple[str, str]:

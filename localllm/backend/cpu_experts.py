@@ -1,0 +1,93 @@
+"""Experts that stay on disk: which are in memory, and what that does to the speed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from localllm.kernels_cpu import _native
+
+# What products with one row reach of the memory's bandwidth (docs/performance.md: 80 to 94 %).
+_OF_BANDWIDTH = 0.85
+_MAX_FILE = 16 << 20
+_MOST_USES = 1000  # remembered of an expert, on the average
+
+
+@dataclass(frozen=True)
+class ExpertUse:
+    """in_memory of `experts` in all mixtures together; chosen: how many steps asked for, read: how
+    many of those came from disk.
+
+    expected_speed: tokens a second that one sequence decodes at, if experts are chosen as often as
+    in earlier runs; where there were none (`known` is False), if all are chosen alike, which is
+    slower than real routers make it.
+    """
+
+    in_memory: int
+    experts: int
+    expected_speed: float
+    known: bool
+    chosen: int = 0
+    read: int = 0
+
+    def note(self) -> str:
+        speed = f"{self.expected_speed:.3g} tokens/s"
+        expect = f"expect some {speed}" if self.known else f"expect at least {speed}"
+        return (
+            f"{self.in_memory} of {self.experts} experts are in memory, the others are read from "
+            f"disk when they are chosen: {expect}"
+        )
+
+
+def expected_speed(
+    token_bytes: int,
+    expert_token_bytes: int,
+    share: float,
+    memory_speed: float,
+    read_speed: float,
+) -> float:
+    """Tokens a second of one sequence: all of `token_bytes` come from memory, and those of experts
+    before from disk, save for the `share` that is in memory. Speeds in bytes a second."""
+    seconds = token_bytes / memory_speed + (1 - share) * expert_token_bytes / read_speed
+    return 1 / seconds
+
+
+def measured_use(
+    cache: _native.ExpertCache, uses: Sequence[float], token_bytes: int, expert_token_bytes: int
+) -> ExpertUse:
+    """With the speeds of disk and memory as they were measured when the cache was filled.
+
+    uses: how often each expert was chosen before; empty if that is unknown.
+    """
+    total = math.fsum(uses)
+    known = total > 0
+    share = cache.slots / cache.experts
+    if known:
+        pairs = zip(uses, cache.residents, strict=True)
+        share = math.fsum(use for use, resident in pairs if resident) / total
+    memory_speed = _OF_BANDWIDTH * cache.memory_speed
+    speed = expected_speed(token_bytes, expert_token_bytes, share, memory_speed, cache.read_speed)
+    return ExpertUse(cache.slots, cache.experts, speed, known)
+
+
+def read_uses(path: Path, count: int) -> list[float]:
+    """How often each expert was chosen in earlier runs; empty where there is nothing sound."""
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+        if path.stat().st_size <= _MAX_FILE:
+            uses = [float(n) for n in json.loads(path.read_text())["uses"]]
+            if len(uses) == count and all(0 <= n < 1e18 for n in uses):
+                return uses
+    return []
+
+
+def merged_uses(before: Sequence[float], now: Sequence[int]) -> list[float]:
+    """Of earlier runs and this one; what is long ago fades as the sum stays bounded."""
+    uses = (
+        [old + new for old, new in zip(before, now, strict=True)] if before else [*map(float, now)]
+    )
+    scale = min(1.0, _MOST_USES * len(uses) / max(1.0, math.fsum(uses)))
+    return [round(n * scale, 3) for n in uses]
