@@ -176,7 +176,9 @@ def main() -> None:
             experts = write_model(folder / "model", args.gigabytes)
             print(f"{LAYERS} layers of {experts} experts, {TOP_K} chosen; limit {args.limit} GB")
             found: dict[str, list[dict[str, Any] | None]] = {"whole": [], "limited": []}
-            run(folder / "model", args.tokens, group, (3, 4, 5))  # packs it, and learns which ones are used
+            run(
+                folder / "model", args.tokens, group, (3, 4, 5)
+            )  # packs it, and learns which ones are used
             for _ in range(args.rounds):
                 found["whole"].append(run(folder / "model", args.tokens, None))
                 found["limited"].append(run(folder / "model", args.tokens, group))
@@ -211,7 +213,9 @@ def _report(found: dict[str, list[dict[str, Any] | None]]) -> dict[str, Any]:
         print(f"all in memory   {fast:8.1f} tokens/s")
         print(f"limited         {slow:8.1f} tokens/s, {slow / fast:.2f} x")
         print(f"announced       {expected:8.1f} tokens/s, {expected / slow - 1:+.0%}")
-        print(f"{in_memory} of {experts} experts in memory; {read / chosen:.0%} of those chosen read")
+        print(
+            f"{in_memory} of {experts} experts in memory; {read / chosen:.0%} of those chosen read"
+        )
         print(f"peak of the limited process {report['peak_limited'] / 1e6:.0f} MB")
         print(f"the same tokens: {'yes' if report['same_tokens'] else 'NO'}")
     return report

@@ -67,8 +67,8 @@ GroupSource group_source(const AnyMatrix& values, const std::optional<AnyMatrix>
 }
 
 template <class Store>
-void add_affine(Store& store, const std::string& name, Array<uint32_t, 2> codes, int cols,
-                int bits, int group, int zero_point, AnyMatrix scales,
+void add_affine(Store& store, const std::string& name, Array<uint32_t, 2> codes, int cols, int bits,
+                int group, int zero_point, AnyMatrix scales,
                 std::optional<AnyMatrix> scale_multipliers, std::optional<AnyMatrix> biases,
                 std::optional<AnyMatrix> bias_multipliers) {
   AffineSource s;
@@ -364,10 +364,11 @@ NB_MODULE(_native, m) {
   store.def(nb::init<>())
       .def("save", &WeightStore::save, nb::call_guard<nb::gil_scoped_release>(),
            "Writes the packed form to a file for `open`; RuntimeError when it cannot.")
-      .def_static("open", &WeightStore::open, nb::arg("path"), nb::arg("leave_experts") = false,
-                  nb::call_guard<nb::gil_scoped_release>(),
-                  "Opens what `save` wrote; RuntimeError when it cannot. leave_experts: a mixture's "
-                  "experts stay in the file until a decoder needs them.")
+      .def_static(
+          "open", &WeightStore::open, nb::arg("path"), nb::arg("leave_experts") = false,
+          nb::call_guard<nb::gil_scoped_release>(),
+          "Opens what `save` wrote; RuntimeError when it cannot. leave_experts: a mixture's "
+          "experts stay in the file until a decoder needs them.")
       .def("__contains__", &WeightStore::has)
       .def("bytes_of", &WeightStore::bytes_of, nb::arg("name"), "Packed bytes of one weight.")
       .def_prop_ro("nbytes", &WeightStore::bytes, "Bytes in memory.");
@@ -416,6 +417,11 @@ NB_MODULE(_native, m) {
       .def_rw("qk_norm", &LayerConfig::qk_norm)
       .def_rw("qk_norm_all", &LayerConfig::qk_norm_all)
       .def_rw("sinks", &LayerConfig::sinks)
+      .def_rw("v_norm", &LayerConfig::v_norm)
+      .def_rw("v_from_k", &LayerConfig::v_from_k)
+      .def_rw("kv_source", &LayerConfig::kv_source)
+      .def_rw("query_growth", &LayerConfig::query_growth)
+      .def_rw("query_context", &LayerConfig::query_context)
       .def_rw("gate", &LayerConfig::gate)
       .def_rw("key_dim", &LayerConfig::key_dim)
       .def_rw("kernel", &LayerConfig::kernel)
@@ -435,6 +441,11 @@ NB_MODULE(_native, m) {
       .def_rw("weight_scale", &LayerConfig::weight_scale)
       .def_rw("shared", &LayerConfig::shared)
       .def_rw("shared_gate", &LayerConfig::shared_gate)
+      .def_rw("own_norms", &LayerConfig::own_norms)
+      .def_rw("router_scale", &LayerConfig::router_scale)
+      .def_rw("expert_scale", &LayerConfig::expert_scale)
+      .def_rw("norm", &LayerConfig::norm)
+      .def_rw("scalar", &LayerConfig::scalar)
       .def_rw("pre_norm", &LayerConfig::pre_norm)
       .def_rw("post_norm", &LayerConfig::post_norm)
       .def_rw("residual_scale", &LayerConfig::residual_scale);
@@ -449,6 +460,9 @@ NB_MODULE(_native, m) {
       .def_rw("learned_positions", &ModelConfig::learned_positions)
       .def_rw("logit_scale", &ModelConfig::logit_scale)
       .def_rw("logit_softcap", &ModelConfig::logit_softcap)
+      .def_rw("per_layer", &ModelConfig::per_layer)
+      .def_rw("per_layer_vocab", &ModelConfig::per_layer_vocab)
+      .def_rw("per_layer_activation", &ModelConfig::per_layer_activation)
       .def_rw("float_activations", &ModelConfig::float_activations);
 
   nb::enum_<Target>(m, "Target")
@@ -490,10 +504,12 @@ NB_MODULE(_native, m) {
                    "Bytes a second at which the file was read when the slots were filled.")
       .def_prop_ro("memory_speed", &ExpertCache::memory_speed,
                    "Bytes a second at which the slots are read.")
-      .def_prop_ro("chosen", [](const ExpertCache& c) { return c.counts().chosen; },
-                   "Experts that steps asked for.")
-      .def_prop_ro("read", [](const ExpertCache& c) { return c.counts().read; },
-                   "Of them, those that had to be read.")
+      .def_prop_ro(
+          "chosen", [](const ExpertCache& c) { return c.counts().chosen; },
+          "Experts that steps asked for.")
+      .def_prop_ro(
+          "read", [](const ExpertCache& c) { return c.counts().read; },
+          "Of them, those that had to be read.")
       .def_prop_ro("uses", &ExpertCache::uses, "How often each was chosen, layer by layer.")
       .def_prop_ro("residents", &ExpertCache::residents, "Which ones memory holds now.")
       .def_prop_ro("read_bytes", [](const ExpertCache& c) { return c.counts().bytes; })

@@ -104,7 +104,9 @@ def load(
             tokenizer.chat_template = chat_template
         checkpoint.forget_vocabulary()
         settings = _generation_config(stored.path)
-        wishes = _Wishes(threads, context, kv_tokens, max_batch, activations, kv_bits, expert_memory)
+        wishes = _Wishes(
+            threads, context, kv_tokens, max_batch, activations, kv_bits, expert_memory
+        )
         opened, plan, note = _open(usable, spec, checkpoint, wishes)
         key, disk = b"", None
         if kv_disk is not None:

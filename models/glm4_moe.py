@@ -1,4 +1,4 @@
-"""GLM 4.5 to 4.7: sigmoid routing, a bias that only chooses, a shared expert, dense first layers.
+"""GLM 4.5 to 4.7: sigmoid routing, a bias that only chooses, shared experts, dense early layers.
 
 The checkpoints' last layer, which predicts one token more (MTP), is left out.
 """

@@ -17,6 +17,7 @@ from localllm.models import (
     exaone4,
     gemma2,
     gemma3,
+    gemma4,
     gguf,
     glm4,
     glm4_moe,
@@ -26,6 +27,7 @@ from localllm.models import (
     lfm2,
     lfm2_moe,
     llama,
+    ministral3,
     mistral,
     mixtral,
     olmo2,
@@ -64,6 +66,10 @@ _BUFFERS = ("*.rotary_emb.inv_freq",)
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture(llama.spec, llama.NAMES),
     "mistral": Architecture(mistral.spec, llama.NAMES),
+    "ministral3": Architecture(ministral3.spec, ministral3.NAMES),
+    "mistral3": Architecture(
+        ministral3.wrapped_spec, ministral3.NAMES, other_parts=ministral3.OTHER_PARTS
+    ),
     "mixtral": Architecture(mixtral.spec, mixtral.NAMES),
     "qwen2": Architecture(qwen2.spec, llama.NAMES),
     "qwen3": Architecture(qwen3.spec, qwen3.NAMES),
@@ -82,6 +88,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma2": Architecture(gemma2.spec, gemma2.NAMES),
     "gemma3": Architecture(gemma3.spec, gemma3.NAMES, other_parts=gemma3.OTHER_PARTS),
     "gemma3_text": Architecture(gemma3.spec, gemma3.NAMES),
+    "gemma4": Architecture(gemma4.spec, gemma4.NAMES, other_parts=gemma4.OTHER_PARTS),
+    "gemma4_text": Architecture(gemma4.spec, gemma4.NAMES),
     "phi3": Architecture(phi3.spec, phi3.NAMES),
     "smollm3": Architecture(smollm3.spec, llama.NAMES),
     "olmo2": Architecture(olmo2.spec, olmo2.NAMES),

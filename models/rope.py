@@ -58,6 +58,10 @@ def rope_from(
     if kind == "default":
         return RopeSpec(dim=dim, theta=base)
 
+    if kind == "proportional":
+        factor = parameters.number("factor", 1.0)
+        return RopeSpec(dim=head_dim, theta=base, kind=kind, factor=factor, rotated=dim)
+
     if kind == "linear":
         return RopeSpec(dim=dim, theta=base, kind=kind, factor=parameters.number("factor"))
 

@@ -232,6 +232,7 @@ def _refuse_leftovers(
     checkpoint: Checkpoint, spec: DecoderSpec, layout: Layout, picks: Mapping[str, _Pick]
 ) -> None:
     used = {file for pick in picks.values() for file in pick.files}
+    used |= _of_sharing_layers(checkpoint, spec, layout)
     if spec.tied_head and (head := head_name(checkpoint, layout)):
         used.add(head)  # a copy of the embedding
     left: list[str] = []
@@ -250,6 +251,19 @@ def _refuse_leftovers(
         log.warning(
             "%s: only the language model is loaded, not %s", checkpoint.path, _listed(others)
         )
+
+
+def _of_sharing_layers(checkpoint: Checkpoint, spec: DecoderSpec, layout: Layout) -> set[str]:
+    """What layers that attend to another's keys may keep of their own, used by no program."""
+    found = set()
+    for index, attn in spec.attentions:
+        if attn.shared_kv is None:
+            continue
+        for stem in ("attn.k", "attn.v", "attn.k_norm"):
+            for source in sources(layout.names, stem):
+                name = prefix_of(checkpoint, layout) + source.name.replace("{n}", str(index))
+                found |= {f"{name}.weight", f"{name}.bias"}
+    return found
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -183,7 +183,7 @@ def _of(
 
 def _own_offset(spec: DecoderSpec, name: str) -> float | None:
     """What is added to this weight to make a norm's gain; None for other weights."""
-    if name == "final_norm.weight":
+    if name in ("final_norm.weight", "per_layer_inputs.norm.weight"):
         return spec.final_norm.offset
     if not name.endswith("norm.weight"):
         return None

@@ -3,6 +3,7 @@
 #include <time.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 namespace localllm {
@@ -21,7 +22,8 @@ double seconds_of(clockid_t clock) {
 std::vector<KvLayer> kv_layers(const std::vector<LayerConfig>& layers) {
   std::vector<KvLayer> result;
   for (const LayerConfig& c : layers)
-    result.push_back({c.kv_group, c.mixer == Mixer::kAttention ? c.kv_heads : 0, c.head_dim});
+    result.push_back(
+        {c.kv_group, c.mixer == Mixer::kAttention ? c.kv_heads : 0, c.head_dim, c.kv_source});
   return result;
 }
 
@@ -70,6 +72,7 @@ bool Decoder::run(const Step& step, const std::function<bool()>& stop) {
   reserve(step);
   group_adapters(step);
   embed(step);
+  if (program_.config.per_layer > 0) per_layer_inputs(step);
   for (size_t i = 0; i < program_.layers.size(); ++i) {
     if (stopped()) return false;
     const Layer& layer = program_.layers[i];
@@ -83,6 +86,7 @@ bool Decoder::run(const Step& step, const std::function<bool()>& stop) {
       mixture(step, static_cast<int>(i));
     else
       feed_forward(step, static_cast<int>(i));
+    finish_layer(step, static_cast<int>(i));
   }
   logits(step);
   return true;
@@ -119,7 +123,12 @@ void Decoder::reserve(const Step& step) {
     scratch = std::max(
         scratch, static_cast<size_t>(c.key_dim) * static_cast<size_t>(c.head_dim) * sizeof(float));
   }
-  const int rows = step.rows;
+  const int rows = step.rows, own = program_.config.per_layer;
+  if (own > 0) {
+    hidden = std::max(hidden, own);
+    own_.reserve(rows, own * static_cast<int>(program_.layers.size()));
+    own_row_.reserve(rows, own * static_cast<int>(program_.layers.size()));
+  }
   x_.reserve(rows, width);
   y_.reserve(rows, width);
   q_.reserve(rows, q);
@@ -167,6 +176,52 @@ void Decoder::embed(const Step& step) {
     read_row(*program_.positions, step.positions[r], p);
     k_.add_scaled(p, c.hidden, 1.0f, x);
   });
+}
+
+// own_ = (norm(up x / sqrt(width)) + embedding * sqrt(size)) / sqrt(2), layer after layer.
+void Decoder::per_layer_inputs(const Step& step) {
+  const ModelConfig& c = program_.config;
+  const int all = program_.per_layer_up->rows;
+  each_row(step.rows, 4 * c.hidden, [&](int r) { enter(Norm{}, x_.row(r), &normed_, r); });
+  multiply(normed_.input(0, step.rows, !c.float_activations),
+           {{program_.per_layer_up, own_.row(0), own_.stride()}});
+  const float to_x = 1.0f / std::sqrt(static_cast<float>(c.hidden));
+  const float to_token = std::sqrt(static_cast<float>(c.per_layer));
+  each_row(step.rows, 4 * all, [&](int r) {
+    float *own = own_.row(r), *token = own_row_.row(r);
+    k_.scale(own, all, to_x);
+    for (int at = 0; at < all; at += c.per_layer)
+      k_.norm(own + at, c.per_layer, program_.per_layer_norm.params, own + at);
+    read_row(*program_.per_layer_embed, step.tokens[r], token);
+    k_.add_scaled(token, all, to_token, own);
+    k_.scale(own, all, 0.70710678118654752f);
+  });
+}
+
+// What comes after the feed-forward: the layer's own embeddings, and its scalar.
+void Decoder::finish_layer(const Step& step, int index) {
+  const Layer& layer = program_.layers[static_cast<size_t>(index)];
+  const int width = program_.config.hidden, size = program_.config.per_layer;
+  const bool quantized = !program_.config.float_activations;
+  if (size > 0) {
+    each_row(step.rows, 4 * width, [&](int r) { enter(Norm{}, x_.row(r), &normed_, r); });
+    multiply(normed_.input(0, step.rows, quantized),
+             {{layer.per_layer_gate, inner_.row(0), inner_.stride()}});
+    each_row(step.rows, 4 * size, [&](int r) {
+      float* gate = inner_.row(r);
+      k_.activate(program_.config.per_layer_activation, gate, own_.row(r) + index * size, size,
+                  gate);
+      quantize(&inner_, r, size);
+    });
+    multiply(inner_.input(0, step.rows, quantized), {{layer.per_layer_up, y_.row(0), y_.stride()}});
+    each_row(step.rows, 4 * width, [&](int r) {
+      float* y = y_.row(r);
+      k_.norm(y, width, layer.per_layer_norm.params, y);
+      k_.add_scaled(y, width, 1.0f, x_.row(r));
+    });
+  }
+  if (layer.config.scalar)
+    each_row(step.rows, width, [&](int r) { k_.scale(x_.row(r), width, layer.scalar); });
 }
 
 void Decoder::embed_rows(const int32_t* tokens, int rows, float* out) const {

@@ -110,6 +110,8 @@ class Decoder {
   bool run(const Step& step, const std::function<bool()>& stop);
   void reserve(const Step& step);
   void embed(const Step& step);
+  void per_layer_inputs(const Step& step);
+  void finish_layer(const Step& step, int index);
   void attention(const Step& step, int index);
   void write_rows(const Step& step, int index, int first, int last);
   void attend(const Step& step, int index);
@@ -184,6 +186,7 @@ class Decoder {
   std::atomic<bool> cancelled_{false};
 
   FloatRows x_, y_, up_;
+  FloatRows own_, own_row_;  // every layer's own embeddings
   FloatRows q_, key_, value_;
   MatmulRows normed_, mixed_, inner_;
   std::vector<Scratch<uint8_t>> thread_scratch_;

@@ -1,5 +1,6 @@
 // The attention half of a layer: projections, cache, and the scheduling of attention itself.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "core/decoder.h"
@@ -78,12 +79,16 @@ void Decoder::attention(const Step& step, int index) {
   const bool quantized = !program_.config.float_activations;
   each_row(step.rows, 4 * width, [&](int r) { enter(layer.attn_norm, x_.row(r), &normed_, r); });
   adapt(index, normed_, {Target::kQ, Target::kK, Target::kV, Target::kHeadGate});
-  multiply(normed_.input(0, step.rows, quantized), {{a.q, q_.row(0), q_.stride()},
-                                                    {a.k, key_.row(0), key_.stride()},
-                                                    {a.v, value_.row(0), value_.stride()}});
-  if (a.gate)
-    multiply(normed_.input(0, step.rows, quantized),
-             {{a.gate, head_gate_.row(0), head_gate_.stride()}});
+  const Input in = normed_.input(0, step.rows, quantized);
+  const Product q{a.q, q_.row(0), q_.stride()}, k{a.k, key_.row(0), key_.stride()},
+      v{a.v, value_.row(0), value_.stride()};
+  if (a.v)
+    multiply(in, {q, k, v});
+  else if (a.k)
+    multiply(in, {q, k});
+  else
+    multiply(in, {q});
+  if (a.gate) multiply(in, {{a.gate, head_gate_.row(0), head_gate_.stride()}});
   for (const Chunk& chunk : step.chunks) {
     // Threads take whole runs of rows: neighbours write to the same cache lines.
     const int work = chunk.rows * (a.q_width + 4 * a.kv_width);
@@ -121,25 +126,41 @@ void Decoder::write_rows(const Step& step, int index, int first, int last) {
       k_.rope(cos, cos + rope.half, rope.half, head);
     }
   };
-  for (int r = first; r < last; ++r) {
-    float *q = q_.row(r), *k = key_.row(r), *v = value_.row(r);
+  const auto write_query = [&](int r) {
+    float* q = q_.row(r);
     add_delta(index, Target::kQ, r, 0, a.q_width, q);
-    add_delta(index, Target::kK, r, 0, a.kv_width, k);
-    add_delta(index, Target::kV, r, 0, a.kv_width, v);
     if (a.q_bias) k_.add_scaled(a.q_bias, a.q_width, 1.0f, q);
-    if (a.k_bias) k_.add_scaled(a.k_bias, a.kv_width, 1.0f, k);
-    if (a.v_bias) k_.add_scaled(a.v_bias, a.kv_width, 1.0f, v);
     turn(r, q, c.heads, a.q_norm);
-    turn(r, k, c.kv_heads, a.k_norm);
     // Scores are taken in units of log2; with a softcap that factor comes after the cap.
     constexpr float log2e = 1.44269504088896340736f;
-    k_.scale(q, a.q_width, c.softcap > 0.0f ? c.scale : c.scale * log2e);
-    if (layout.rotated()) {
-      for (int h = 0; h < c.heads; ++h) k_.rotate(q + h * c.head_dim, c.head_dim);
-      for (int h = 0; h < c.kv_heads; ++h) {
-        k_.rotate(k + h * c.head_dim, c.head_dim);
-        k_.rotate(v + h * c.head_dim, c.head_dim);
-      }
+    float scale = c.softcap > 0.0f ? c.scale : c.scale * log2e;
+    if (c.query_growth != 0.0f) {
+      const double periods = step.positions[r] / c.query_context;
+      scale *= static_cast<float>(1.0 + static_cast<double>(c.query_growth) * std::log1p(periods));
+    }
+    k_.scale(q, a.q_width, scale);
+    if (!layout.rotated()) return;
+    for (int h = 0; h < c.heads; ++h) k_.rotate(q + h * c.head_dim, c.head_dim);
+  };
+  for (int r = first; r < last; ++r) {
+    write_query(r);
+    if (!a.k) continue;
+    float *k = key_.row(r), *v = value_.row(r);
+    add_delta(index, Target::kK, r, 0, a.kv_width, k);
+    if (a.k_bias) k_.add_scaled(a.k_bias, a.kv_width, 1.0f, k);
+    if (a.v) {
+      add_delta(index, Target::kV, r, 0, a.kv_width, v);
+      if (a.v_bias) k_.add_scaled(a.v_bias, a.kv_width, 1.0f, v);
+    } else {
+      std::memcpy(v, k, static_cast<size_t>(a.kv_width) * sizeof(float));
+    }
+    turn(r, k, c.kv_heads, a.k_norm);
+    for (int h = 0; h < c.kv_heads; ++h) {
+      float* head = v + h * c.head_dim;
+      if (a.v_norm.present) k_.norm(head, c.head_dim, a.v_norm.params, head);
+      if (!layout.rotated()) continue;
+      k_.rotate(k + h * c.head_dim, c.head_dim);
+      k_.rotate(head, c.head_dim);
     }
     const int position = step.positions[r], slot = position % layout.block;
     const int32_t block = chunk->table(kv_.group_of(index))[position / layout.block];

@@ -17,6 +17,7 @@ void Decoder::choose_experts(const Step& step, const Layer& layer) {
   for (int r = 0; r < step.rows; ++r) {
     float* p = router_.row(r);
     if (layer.moe.router_bias) k_.add_scaled(layer.moe.router_bias, c.experts, 1.0f, p);
+    if (c.router_scale != 1.0f) k_.scale(p, c.experts, c.router_scale);
     if (c.sigmoid_scores)
       k_.activate(Activation::kSigmoid, p, nullptr, c.experts, p);
     else
@@ -45,6 +46,10 @@ void Decoder::choose_experts(const Step& step, const Layer& layer) {
     for (int i = 0; i < c.top_k; ++i) {
       if (c.renormalize) weights[i] /= sum + c.renormalize_eps;
       weights[i] *= c.weight_scale;
+      if (layer.moe.expert_scale)
+        weights[i] *=
+            layer.moe.expert_scale[chosen_[static_cast<size_t>(r) * static_cast<size_t>(c.top_k) +
+                                           static_cast<size_t>(i)]];
     }
   }
 }
@@ -88,14 +93,19 @@ void Decoder::shared_expert(const Step& step, const Layer& layer) {
                  });
   each_row(step.rows, 2 * c.shared, [&](int r) { quantize(&inner_, r, c.shared); });
   multiply(inner_.input(0, step.rows, quantized), {{f.down, y_.row(0), y_.stride()}});
-  if (!layer.moe.shared_gate) return;
-  multiply(normed_.input(0, step.rows, quantized && layer.moe.shared_gate->quantized()),
-           {{layer.moe.shared_gate, shared_weight_.row(0), shared_weight_.stride()}});
-  each_row(step.rows, width, [&](int r) {
-    float* weight = shared_weight_.row(r);
-    k_.activate(Activation::kSigmoid, weight, nullptr, 1, weight);
-    k_.scale(y_.row(r), width, *weight);
-  });
+  if (layer.moe.shared_gate) {
+    multiply(normed_.input(0, step.rows, quantized && layer.moe.shared_gate->quantized()),
+             {{layer.moe.shared_gate, shared_weight_.row(0), shared_weight_.stride()}});
+    each_row(step.rows, width, [&](int r) {
+      float* weight = shared_weight_.row(r);
+      k_.activate(Activation::kSigmoid, weight, nullptr, 1, weight);
+      k_.scale(y_.row(r), width, *weight);
+    });
+  }
+  if (layer.moe.shared_post_norm.present)
+    each_row(step.rows, 4 * width, [&](int r) {
+      k_.norm(y_.row(r), width, layer.moe.shared_post_norm.params, y_.row(r));
+    });
 }
 
 void Decoder::run_experts(int index, const std::vector<int>& experts) {
@@ -105,8 +115,7 @@ void Decoder::run_experts(int index, const std::vector<int>& experts) {
   const bool quantized = !program_.config.float_activations;
   const auto start_of = [&](int e) { return expert_start_[static_cast<size_t>(e)]; };
   const auto weights_of = [&](int e) -> const FeedForward& {
-    return expert_cache_ ? expert_cache_->at(index, e)
-                         : layer.moe.experts[static_cast<size_t>(e)];
+    return expert_cache_ ? expert_cache_->at(index, e) : layer.moe.experts[static_cast<size_t>(e)];
   };
   std::vector<int> slots;
   for (const int e : experts)
@@ -152,12 +161,16 @@ void Decoder::mixture(const Step& step, int index) {
   const LayerConfig& c = layer.config;
   const int width = program_.config.hidden, slots = step.rows * c.top_k;
   const bool quantized = !program_.config.float_activations;
-  each_row(step.rows, 4 * width, [&](int r) { enter(layer.ffn_norm, x_.row(r), &normed_, r); });
+  const auto take_in = [&](const Norm& norm) {
+    each_row(step.rows, 4 * width, [&](int r) { enter(norm, x_.row(r), &normed_, r); });
+  };
+  take_in(c.own_norms ? layer.moe.router_norm : layer.ffn_norm);
   // Routing is decided in float32 where the router's weights are dense.
   const bool dense_router = !layer.moe.router->quantized();
   multiply(normed_.input(0, step.rows, quantized && !dense_router),
            {{layer.moe.router, router_.row(0), router_.stride()}});
   choose_experts(step, layer);
+  if (c.own_norms) take_in(layer.moe.expert_norm);
 
   // Counting sort of (row, choice) by expert.
   expert_start_.assign(static_cast<size_t>(c.experts) + 1, 0);
@@ -196,14 +209,23 @@ void Decoder::mixture(const Step& step, int index) {
   } else {
     run_experts(index, active);
   }
+  if (c.own_norms) take_in(layer.ffn_norm);
   if (c.shared > 0) shared_expert(step, layer);
   each_row(step.rows, 4 * width, [&](int r) {
-    float* y = y_.row(r);
-    if (c.shared == 0) std::memset(y, 0, static_cast<size_t>(width) * sizeof(float));
+    // With norms of their own the experts are summed apart.
+    float* y = c.own_norms ? normed_.row(r) : y_.row(r);
+    if (c.own_norms || c.shared == 0) std::memset(y, 0, static_cast<size_t>(width) * sizeof(float));
     for (int i = 0; i < c.top_k; ++i) {
       const auto at =
           static_cast<size_t>(r) * static_cast<size_t>(c.top_k) + static_cast<size_t>(i);
       k_.add_scaled(expert_out_.row(slot_of_[at]), width, chosen_weight_[at], y);
+    }
+    if (c.own_norms) {
+      k_.norm(y, width, layer.moe.expert_post_norm.params, y);
+      if (c.shared > 0)
+        k_.add_scaled(y, width, 1.0f, y_.row(r));
+      else
+        std::memcpy(y_.row(r), y, static_cast<size_t>(width) * sizeof(float));
     }
     add_residual(layer, layer.ffn_post_norm, nullptr, r);
   });

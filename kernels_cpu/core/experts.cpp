@@ -17,7 +17,7 @@ namespace localllm {
 
 namespace {
 
-constexpr int kCandidates = 64;      // slots looked at for the coldest one
+constexpr int kCandidates = 64;  // slots looked at for the coldest one
 constexpr size_t kLeastMemory = size_t{1} << 20, kMeasured = size_t{256} << 20;
 constexpr double kHalfLife = 128.0;  // steps after which a choice counts half
 
@@ -67,8 +67,7 @@ ExpertCache::ExpertCache(const WeightStore& store, const Program& program, size_
     }
   }
   half_life_ = kHalfLife * std::max(1, mixtures);
-  const size_t slots =
-      slot_bytes_ ? std::min(experts_.size(), budget / slot_bytes_) : size_t{0};
+  const size_t slots = slot_bytes_ ? std::min(experts_.size(), budget / slot_bytes_) : size_t{0};
   if (slots < static_cast<size_t>(most_chosen))
     throw std::invalid_argument("no memory for the " + std::to_string(most_chosen) +
                                 " experts that one token needs");

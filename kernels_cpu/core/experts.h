@@ -59,7 +59,7 @@ class ExpertCache {
   struct Expert {
     const FeedForward* source = nullptr;
     int slot = -1;
-    double heat = 0;    // as of the fetch `used`
+    double heat = 0;  // as of the fetch `used`
     uint64_t used = 0, uses = 0;
   };
   struct Slot {

@@ -46,6 +46,10 @@ KvPool::KvPool(KvKind kind, int block, const std::vector<KvLayer>& layers,
     : block_(block) {
   for (const int count : blocks) groups_.push_back({count, 0, {}});
   for (const KvLayer& layer : layers) {
+    if (layer.source >= 0) {
+      layers_.push_back(layers_.at(static_cast<size_t>(layer.source)));
+      continue;
+    }
     if (layer.group < 0 || layer.group >= groups()) throw std::invalid_argument("no such KV group");
     size_t& offset = groups_[static_cast<size_t>(layer.group)].block_bytes;
     const KvLayout l = kv_layout(kind, block, layer.head_dim);

@@ -43,15 +43,20 @@ class Resolver {
     a.q_width = c.heads * c.head_dim;
     a.kv_width = c.kv_heads * c.head_dim;
     a.q = matrix(prefix + "q.weight", a.q_width, width);
-    a.k = matrix(prefix + "k.weight", a.kv_width, width);
-    a.v = matrix(prefix + "v.weight", a.kv_width, width);
+    const bool own = c.kv_source < 0;
+    if (own) a.k = matrix(prefix + "k.weight", a.kv_width, width);
+    if (own && !c.v_from_k) a.v = matrix(prefix + "v.weight", a.kv_width, width);
     a.o = matrix(prefix + "o.weight", width, a.q_width);
     a.q_bias = store_.optional_vector(prefix + "q.bias", a.q_width);
-    a.k_bias = store_.optional_vector(prefix + "k.bias", a.kv_width);
-    a.v_bias = store_.optional_vector(prefix + "v.bias", a.kv_width);
+    if (a.k) a.k_bias = store_.optional_vector(prefix + "k.bias", a.kv_width);
+    if (a.v) a.v_bias = store_.optional_vector(prefix + "v.bias", a.kv_width);
     a.o_bias = store_.optional_vector(prefix + "o.bias", width);
     a.q_norm = norm(prefix + "q_norm", c.qk_norm, c.qk_norm_all ? a.q_width : c.head_dim);
-    a.k_norm = norm(prefix + "k_norm", c.qk_norm, c.qk_norm_all ? a.kv_width : c.head_dim);
+    if (own) a.k_norm = norm(prefix + "k_norm", c.qk_norm, c.qk_norm_all ? a.kv_width : c.head_dim);
+    if (c.v_norm.present) {
+      a.ones.assign(static_cast<size_t>(c.head_dim), 1.0f);
+      a.v_norm = {true, {a.ones.data(), nullptr, c.v_norm.eps, false}};
+    }
     if (c.gate) {
       a.gate = matrix(prefix + "gate.weight", a.q_width, width);
       a.gate_bias = store_.optional_vector(prefix + "gate.bias", a.q_width);
@@ -144,11 +149,21 @@ void check(const LayerConfig& c, int width) {
   const bool good = good_mixer(c, width) && c.hidden > 0 && c.rope_half >= 0 &&
                     2 * c.rope_half <= c.head_dim && c.window >= 0 && c.experts >= 0 &&
                     (c.experts == 0 || good_mixture(c)) &&
-                    (c.gated || c.activation != Activation::kClampedSwiglu);
+                    (c.gated || c.activation != Activation::kClampedSwiglu) && c.query_context > 0;
   if (!good) throw std::invalid_argument("layer settings contradict each other");
 }
 
 }  // namespace
+
+// Whether a layer can attend to the keys of the one it names.
+bool shares_well(const std::vector<LayerConfig>& layers, size_t index) {
+  const LayerConfig& c = layers[index];
+  if (c.kv_source < 0) return true;
+  if (c.kv_source >= static_cast<int>(index)) return false;
+  const LayerConfig& owner = layers[static_cast<size_t>(c.kv_source)];
+  return owner.kv_source < 0 && owner.kv_heads == c.kv_heads && owner.head_dim == c.head_dim &&
+         owner.window == c.window && owner.kv_group == c.kv_group;
+}
 
 Program build_program(const ModelConfig& config, const std::vector<LayerConfig>& layers,
                       const WeightStore& store) {
@@ -165,16 +180,34 @@ Program build_program(const ModelConfig& config, const std::vector<LayerConfig>&
   p.head_bias = store.optional_vector("head.bias", config.vocab);
   p.final_norm = resolve.norm("final_norm", config.final_norm, width);
 
+  const int own = config.per_layer;
+  if (own > 0) {
+    const int all = own * static_cast<int>(layers.size());
+    p.per_layer_embed =
+        resolve.matrix("per_layer_inputs.embed.weight", config.per_layer_vocab, all);
+    p.per_layer_up = resolve.matrix("per_layer_inputs.up.weight", all, width);
+    p.per_layer_norm = resolve.norm("per_layer_inputs.norm", config.final_norm, own);
+  }
   for (size_t i = 0; i < layers.size(); ++i) {
     const LayerConfig& c = layers[i];
     check(c, width);
+    if (!shares_well(layers, i)) throw std::invalid_argument("a layer cannot share those keys");
     const std::string at = "layers." + std::to_string(i) + ".";
     Layer layer{};
     layer.config = c;
+    const auto norm = [&](const char* name, bool wanted) {
+      return wanted ? resolve.norm(at + name, c.norm, width) : Norm{};
+    };
     layer.attn_norm = resolve.norm(at + "attn_norm", c.pre_norm, width);
     layer.attn_post_norm = resolve.norm(at + "attn_post_norm", c.post_norm, width);
     layer.ffn_norm = resolve.norm(at + "ffn_norm", c.pre_norm, width);
     layer.ffn_post_norm = resolve.norm(at + "ffn_post_norm", c.post_norm, width);
+    if (own > 0) {
+      layer.per_layer_gate = resolve.matrix(at + "per_layer.gate.weight", own, width);
+      layer.per_layer_up = resolve.matrix(at + "per_layer.up.weight", width, own);
+      layer.per_layer_norm = norm("per_layer_norm", true);
+    }
+    if (c.scalar) layer.scalar = *store.vector(at + "scalar.weight", 1);
     switch (c.mixer) {
       case Mixer::kAttention: layer.attention = resolve.attention(at + "attn.", c, width); break;
       case Mixer::kDelta: layer.recurrent = resolve.delta(at + "delta.", c, width); break;
@@ -191,6 +224,12 @@ Program build_program(const ModelConfig& config, const std::vector<LayerConfig>&
         layer.moe.selection_bias = store.vector(at + "moe.selection_bias.weight", c.experts);
       if (c.shared > 0)
         layer.moe.shared = resolve.feed_forward(at + "moe.shared.", Resolver::kShared, c, width);
+      if (c.expert_scale)
+        layer.moe.expert_scale = store.vector(at + "moe.expert_scale.weight", c.experts);
+      layer.moe.router_norm = norm("moe.router_norm", c.own_norms);
+      layer.moe.expert_norm = norm("moe.expert_norm", c.own_norms);
+      layer.moe.expert_post_norm = norm("moe.expert_post_norm", c.own_norms);
+      layer.moe.shared_post_norm = norm("moe.shared_post_norm", c.own_norms && c.shared > 0);
       if (c.shared_gate)
         layer.moe.shared_gate = resolve.matrix(at + "moe.shared_gate.weight", 1, width);
     }

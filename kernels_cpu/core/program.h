@@ -31,7 +31,13 @@ struct LayerConfig {
   NormConfig qk_norm;
   bool qk_norm_all = false;  // over the whole projection, else over each head
   bool sinks = false;        // one more logit a head, in the denominator alone
-  bool gate = false;         // what heads give is multiplied by sigmoid(gate)
+  NormConfig v_norm;         // of each head of the values, without a gain
+  bool v_from_k = false;     // values are what k projects
+  int kv_source = -1;        // the layer whose cache is attended to, -1: its own
+  // Queries at position p are multiplied by 1 + query_growth * log(1 + floor(p / query_context)).
+  float query_growth = 0.0f;
+  int query_context = 1;
+  bool gate = false;  // what heads give is multiplied by sigmoid(gate)
 
   int key_dim = 0;
   int kernel = 0, channels = 0;  // of the convolution
@@ -49,9 +55,14 @@ struct LayerConfig {
   float weight_scale = 1.0f;
   int shared = 0;  // hidden entries of an expert that every row goes through, 0: none
   bool shared_gate = false;
+  bool own_norms = false;  // router, experts and shared expert have norms of their own
+  float router_scale = 1.0f;
+  bool expert_scale = false;
 
+  NormConfig norm;  // what kind all norms of the layer are
   NormConfig pre_norm, post_norm;
   float residual_scale = 1.0f;
+  bool scalar = false;  // what leaves the layer is multiplied by a weight
 };
 
 struct ModelConfig {
@@ -61,6 +72,8 @@ struct ModelConfig {
   float embed_scale = 1.0f;
   int learned_positions = 0;
   float logit_scale = 1.0f, logit_softcap = 0.0f;
+  int per_layer = 0, per_layer_vocab = 0;  // entries of each layer's own embeddings, 0: none
+  Activation per_layer_activation = Activation::kGeluTanh;
   bool float_activations = false;  // accuracy mode: activations are not quantized
 };
 
@@ -71,9 +84,10 @@ struct Norm {
 };
 
 struct Attention {
-  const Matrix *q, *k, *v, *o, *gate;                          // gate: or null
+  const Matrix *q, *k, *v, *o, *gate;  // k and v null where the layer has none, gate too
   const float *q_bias, *k_bias, *v_bias, *o_bias, *gate_bias;  // or null
-  Norm q_norm, k_norm;
+  Norm q_norm, k_norm, v_norm;
+  std::vector<float> ones;  // the gain of v_norm
   int q_width, kv_width;
   std::vector<float> sinks;  // attention states of the sinks alone, one a head, or empty
 };
@@ -97,6 +111,8 @@ struct Experts {
   const Matrix* router;
   const float* router_bias;     // or null
   const float* selection_bias;  // or null
+  const float* expert_scale;    // or null
+  Norm router_norm, expert_norm, expert_post_norm, shared_post_norm;
   std::vector<FeedForward> experts;
   FeedForward shared;         // its `up` null when there is none
   const Matrix* shared_gate;  // or null
@@ -109,6 +125,9 @@ struct Layer {
   Recurrent recurrent;
   FeedForward ffn;
   Experts moe;
+  const Matrix *per_layer_gate, *per_layer_up;  // or null
+  Norm per_layer_norm;
+  float scalar = 1.0f;
 };
 
 struct Program {
@@ -118,6 +137,8 @@ struct Program {
   const Matrix* head;
   const float* head_bias;
   Norm final_norm;
+  const Matrix *per_layer_embed, *per_layer_up;  // or null
+  Norm per_layer_norm;
   std::vector<Layer> layers;
   size_t scratch_bytes;  // matmul scratch a thread needs
   int widest;            // widest row entering a matmul

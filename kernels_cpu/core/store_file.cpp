@@ -136,8 +136,8 @@ void PackedWriter::add_affine(const std::string& name, const AffineSource& sourc
   add_packed(name, pack_affine(source, arena));
 }
 
-void PackedWriter::add_dense(const std::string& name, const void* values, WeightKind kind,
-                             int rows, int cols) {
+void PackedWriter::add_dense(const std::string& name, const void* values, WeightKind kind, int rows,
+                             int cols) {
   Arena arena;
   add_packed(name, pack_dense(values, kind, rows, cols, arena));
 }

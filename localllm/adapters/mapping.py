@@ -129,8 +129,8 @@ class _Table:
         if spec.architecture not in ARCHITECTURES:
             raise UnsupportedModel(f"adapters of {spec.architecture} models are not supported")
         self._spec = spec
-        weights = (name.removesuffix(".weight") for name in weight_shapes(spec))
-        self._linears = {name.split(".", 2)[-1] for name in weights} & set(LINEARS)
+        self._weights = {name.removesuffix(".weight") for name in weight_shapes(spec)}
+        self._linears = {name.split(".", 2)[-1] for name in self._weights} & set(LINEARS)
         names = ARCHITECTURES[spec.architecture].names
         self._entries = [
             (re.compile(_as_pattern(source.name)), stem, source)
@@ -141,6 +141,9 @@ class _Table:
     def places(self, file: SafetensorsFile, module: str) -> list[_Place]:
         """At least one, all of one layer."""
         found = list(self._find(module))
+        # One name may stand for parts of which a model has the one or the other.
+        here = [place for place in found if f"layers.{place.layer}.{place.stem}" in self._weights]
+        found = here or found
         if not found:
             raise UnsupportedModel(
                 f"{file.path}: the {self._spec.architecture} architecture has no linear {module}",

@@ -12,8 +12,8 @@ from localllm.adapters.lora import LoraAdapter
 from localllm.backend.adapters import MAX_ADAPTERS, AdapterTable, check_adapter
 from localllm.backend.cpu_adapters import pack_adapter, packed_bytes
 from localllm.backend.cpu_cache import PackedCache, native_build
-from localllm.backend.cpu_experts import ExpertUse, measured_use, merged_uses
 from localllm.backend.cpu_config import layer_configs, model_config, ropes_of
+from localllm.backend.cpu_experts import ExpertUse, measured_use, merged_uses
 from localllm.backend.cpu_rope import RopeTable
 from localllm.backend.cpu_weights import (
     add_matrix,
@@ -145,9 +145,7 @@ class CpuBackend:
             return None
         return replace(self._experts, chosen=cache.chosen, read=cache.read)
 
-    def _measured_experts(
-        self, expert_token_bytes: int, uses: Sequence[float]
-    ) -> ExpertUse | None:
+    def _measured_experts(self, expert_token_bytes: int, uses: Sequence[float]) -> ExpertUse | None:
         cache = self._engine.expert_cache
         if cache is None:
             return None

@@ -14,7 +14,7 @@ from localllm.spec import (
     NormSpec,
     RopeSpec,
 )
-from localllm.spec.memory import kv_groups
+from localllm.spec.memory import kv_groups, kv_layer
 
 
 def ropes_of(spec: DecoderSpec) -> list[RopeSpec]:
@@ -33,6 +33,10 @@ def model_config(spec: DecoderSpec, *, float_activations: bool) -> _native.Model
     config.logit_scale = spec.logit_scale
     config.logit_softcap = spec.logit_softcap or 0.0
     config.float_activations = float_activations
+    if spec.per_layer is not None:
+        config.per_layer = spec.per_layer.size
+        config.per_layer_vocab = spec.per_layer.vocab_size
+        config.per_layer_activation = _native.Activation[spec.per_layer.activation]
     return config
 
 
@@ -43,7 +47,27 @@ def layer_configs(spec: DecoderSpec) -> list[_native.LayerConfig]:
     for number, group in enumerate(kv_groups(spec)):
         for index in group.layers:
             configs[index].kv_group = number
+    for index, _ in spec.attentions:
+        _check_order(spec, index)
+        configs[index].kv_group = configs[kv_layer(spec, index)].kv_group
     return configs
+
+
+def _check_order(spec: DecoderSpec, index: int) -> None:
+    """Entries of heads that rotate neighbours are kept in another order, in q and k alike."""
+    attn = spec.layers[index].attention
+    owner = spec.layers[kv_layer(spec, index)].attention
+    orders = {rope.dim if rope and rope.interleaved else 0 for rope in (attn.rope, owner.rope)}
+    if len(orders) > 1:
+        problem = "rotates other pairs than the layer whose keys it shares"
+    elif attn.v_from_k and orders != {0}:
+        problem = "rotates neighbouring entries of keys that are also values"
+    else:
+        return
+    raise UnsupportedModel(
+        f"layer {index} {problem}, which the cpu backend cannot",
+        hint="run it on the reference backend: --backend reference",
+    )
 
 
 def _layer(index: int, layer: LayerSpec, ropes: list[RopeSpec]) -> _native.LayerConfig:
@@ -67,6 +91,9 @@ def _layer(index: int, layer: LayerSpec, ropes: list[RopeSpec]) -> _native.Layer
         config.weight_scale = layer.ffn.weight_scale
         config.shared = layer.ffn.shared
         config.shared_gate = layer.ffn.shared_gate
+        config.own_norms = layer.ffn.own_norms
+        config.router_scale = layer.ffn.router_scale
+        config.expert_scale = layer.ffn.expert_scale
     elif isinstance(layer.ffn, FeedForwardSpec):
         config.gated = layer.ffn.gated
     else:
@@ -75,8 +102,10 @@ def _layer(index: int, layer: LayerSpec, ropes: list[RopeSpec]) -> _native.Layer
         )
     config.hidden = layer.ffn.hidden
     config.activation = _native.Activation[layer.ffn.activation]
+    config.norm = _norm(layer.norm)
     config.pre_norm = _norm(layer.norm if layer.pre_norm else None)
     config.post_norm = _norm(layer.norm if layer.post_norm else None)
+    config.scalar = layer.scalar
     config.residual_scale = layer.residual_scale
     return config
 
@@ -94,6 +123,12 @@ def _attention(config: _native.LayerConfig, attn: AttentionSpec, ropes: list[Rop
     config.qk_norm = _norm(attn.qk_norm)
     config.qk_norm_all = attn.qk_norm_over == "all"
     config.sinks = attn.sinks
+    if attn.v_norm is not None:
+        config.v_norm = _norm(NormSpec(eps=attn.v_norm))
+    config.v_from_k = attn.v_from_k
+    config.kv_source = -1 if attn.shared_kv is None else attn.shared_kv
+    config.query_growth = attn.query_growth
+    config.query_context = attn.query_context
     config.gate = attn.gate
 
 

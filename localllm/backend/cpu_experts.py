@@ -113,6 +113,8 @@ def read_uses(path: Path, count: int) -> list[float]:
 
 def merged_uses(before: Sequence[float], now: Sequence[int]) -> list[float]:
     """Of earlier runs and this one; what is long ago fades as the sum stays bounded."""
-    uses = [old + new for old, new in zip(before, now, strict=True)] if before else [*map(float, now)]
+    uses = (
+        [old + new for old, new in zip(before, now, strict=True)] if before else [*map(float, now)]
+    )
     scale = min(1.0, _MOST_USES * len(uses) / max(1.0, math.fsum(uses)))
     return [round(n * scale, 3) for n in uses]

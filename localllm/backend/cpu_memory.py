@@ -160,12 +160,14 @@ def _activations(spec: DecoderSpec, size: StepSize) -> int:
             q = max(q, mixer.channels)
     mixtures = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, MoESpec)]
     inner = max((x.ffn.hidden for x in spec.layers if not isinstance(x.ffn, MoESpec)), default=1)
-    inner = max(inner, *(ffn.shared for ffn in mixtures), 1)
+    own = 0 if spec.per_layer is None else spec.per_layer.size
+    inner = max(inner, *(ffn.shared for ffn in mixtures), own, 1)
     top_k = max((ffn.top_k for ffn in mixtures), default=0)
     expert = max((ffn.hidden for ffn in mixtures), default=1)
     routed = rows * top_k
     total = sum(_floats(rows, width) for width in (spec.hidden, spec.hidden, q, kv, kv))
     total += _floats(max(rows, routed), max(inner, expert))
+    total += 2 * _floats(rows, own * len(spec.layers)) if own else 0
     entering = [(rows, spec.hidden), (rows, q), (rows, inner)]
     if mixtures:
         total += _floats(rows, max(ffn.experts for ffn in mixtures)) + _floats(routed, spec.hidden)

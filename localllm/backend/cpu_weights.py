@@ -11,6 +11,7 @@ from localllm.checkpoint.tensor import Affine, Dense, GroupValues, Tensor
 from localllm.errors import CheckpointError
 from localllm.kernels_cpu import _native
 from localllm.spec import AttentionSpec, DecoderSpec, MoESpec, NormSpec
+from localllm.spec.memory import active_bytes
 from localllm.spec.weights import weight_shapes
 
 _BITS = (2, 3, 4, 5, 6, 8)
@@ -81,18 +82,14 @@ def pack_into(
 
 def bytes_per_token(spec: DecoderSpec, store: _native.WeightStore) -> int:
     """Packed bytes that one token's step reads: of tables a row, of experts the chosen ones."""
-    total = 0
-    for name, shape in weight_shapes(spec).items():
-        if len(shape) == 3:
-            ffn = spec.layers[int(name.split(".")[1])].ffn
-            assert isinstance(ffn, MoESpec)
-            experts = sum(store.bytes_of(f"{name}.{expert}") for expert in range(shape[0]))
-            total += experts * ffn.top_k // ffn.experts
-        elif name == "pos_embed.weight" or (name == "embed.weight" and not spec.tied_head):
-            total += store.bytes_of(name) // shape[0]
-        else:
-            total += store.bytes_of(name)
-    return total
+    shapes = weight_shapes(spec)
+
+    def bytes_of(name: str) -> int:
+        if len(shapes[name]) < 3:
+            return int(store.bytes_of(name))
+        return sum(store.bytes_of(f"{name}.{expert}") for expert in range(shapes[name][0]))
+
+    return active_bytes(spec, bytes_of)
 
 
 def expert_bytes_per_token(spec: DecoderSpec, store: _native.WeightStore) -> int:
@@ -154,18 +151,25 @@ def _slice(tensor: Tensor, index: int) -> Tensor:
     )
 
 
+_LAYER_NORMS = (
+    *("attn_norm", "attn_post_norm", "ffn_norm", "ffn_post_norm", "per_layer_norm"),
+    *(f"moe.{part}_norm" for part in ("router", "expert", "expert_post", "shared_post")),
+)
+
+
 def _norm_offsets(spec: DecoderSpec) -> Iterable[tuple[str, float]]:
     """What is added to each norm's weight to make its gain."""
     for index, layer in enumerate(spec.layers):
         at = f"layers.{index}."
-        for part in ("attn_norm", "attn_post_norm", "ffn_norm", "ffn_post_norm"):
+        for part in _LAYER_NORMS:
             yield f"{at}{part}.weight", layer.norm.offset
         attends = isinstance(layer.mixer, AttentionSpec)
         qk_norm: NormSpec | None = layer.attention.qk_norm if attends else None
         if qk_norm is not None:
             yield f"{at}attn.q_norm.weight", qk_norm.offset
             yield f"{at}attn.k_norm.weight", qk_norm.offset
-    yield "final_norm.weight", spec.final_norm.offset
+    for name in ("final_norm", "per_layer_inputs.norm"):
+        yield f"{name}.weight", spec.final_norm.offset
 
 
 def row_orders(spec: DecoderSpec) -> Iterable[tuple[str, np.ndarray]]:

@@ -25,9 +25,9 @@ from localllm.backend.metal_adapters import (
     to_loaded,
 )
 from localllm.backend.metal_attention import ChunkRows
-from localllm.backend.metal_decoder import Decoder
+from localllm.backend.metal_decoder import Decoder, KeysValues
 from localllm.backend.metal_kernels import KernelOps
-from localllm.backend.metal_kv import KvPool, Rows, kv_group_size
+from localllm.backend.metal_kv import KvPool, kv_group_size
 from localllm.backend.metal_limits import bound_memory
 from localllm.backend.metal_ops import Ops
 from localllm.backend.metal_weights import checkpoint_dtype, load
@@ -301,17 +301,18 @@ class _Step:
         ]
         self._slots: dict[tuple[int, int], mx.array] = {}
 
-    def attend(self, layer: int, q: mx.array, k: Rows, v: Rows) -> mx.array:
+    def attend(self, layer: int, q: mx.array, kv: KeysValues) -> mx.array:
         """Writes K and V of all rows first, so chunks of one sequence may share a batch."""
         if self._cancelled.is_set():
             raise StepCancelled("the step was cancelled")
         pool, mixer = self._pool, self._spec.layers[layer].attention
         group = pool.group_of[layer]
-        key = (group, mixer.kv_heads)
-        if key not in self._slots:
-            slots = pool.slots_of(layer, self._blocks[group], self._places)
-            self._slots[key] = mx.array(slots)
-        pool.write(layer, self._slots[key], k, v)
+        if kv is not None:
+            key = (group, mixer.kv_heads)
+            if key not in self._slots:
+                slots = pool.slots_of(layer, self._blocks[group], self._places)
+                self._slots[key] = mx.array(slots)
+            pool.write(layer, self._slots[key], *kv)
         chunks = [
             ChunkRows(_table(c, group), c.start, at, len(c.token_ids))
             for c, at in zip(self._chunks, self._offsets, strict=True)

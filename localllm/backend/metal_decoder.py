@@ -5,8 +5,9 @@ Rows are flat, [n, hidden], whatever sequences they belong to; `attend` and `ada
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -14,11 +15,21 @@ import numpy as np
 from localllm.backend.metal_kv import Rows
 from localllm.backend.metal_ops import Angles, Linear, Norm, Ops, activate, gated
 from localllm.backend.metal_weights import Matrix
-from localllm.spec import AttentionSpec, DecoderSpec, FeedForwardSpec, LayerSpec, MoESpec, NormSpec
-from localllm.spec.rope import tables
+from localllm.spec import (
+    AttentionSpec,
+    DecoderSpec,
+    FeedForwardSpec,
+    LayerSpec,
+    MoESpec,
+    NormSpec,
+    PerLayerSpec,
+)
+from localllm.spec.rope import query_scales, tables
 
-# (layer, q [n, heads, head_dim], the pool's rows of K and of V) -> T [n, heads * head_dim]
-Attend = Callable[[int, mx.array, Rows, Rows], mx.array]
+# The pool's rows of K and of V; None in a layer that attends to those of another.
+KeysValues = tuple[Rows, Rows] | None
+# (layer, q [n, heads, head_dim], K and V) -> T [n, heads * head_dim]
+Attend = Callable[[int, mx.array, KeysValues], mx.array]
 Weights = Mapping[str, mx.array | Matrix]
 
 
@@ -49,9 +60,10 @@ class Decoder:
             None if spec.learned_positions is None else _matrix(weights, "pos_embed.weight")
         )
         self._layers = [
-            _Layer(layer, weights, f"layers.{index}.", ops)
+            _Layer(layer, weights, f"layers.{index}.", ops, spec.per_layer)
             for index, layer in enumerate(spec.layers)
         ]
+        self._per_layer = None if spec.per_layer is None else _PerLayerInputs(spec, weights, ops)
         self._final_norm = _norm(weights, "final_norm", spec.final_norm)
         head = self._embed if spec.tied_head else _matrix(weights, "head.weight")
         self._head = Linear(head, _vector(weights, "head.bias") if spec.head_bias else None)
@@ -71,6 +83,7 @@ class Decoder:
         x = self.embed(mx.array(tokens))
         if self._positions is not None:
             x = x + self._positions.rows(mx.array(positions))
+        own = None if self._per_layer is None else self._per_layer(mx.array(tokens), x)
         angles: dict[object, Angles] = {}
         for spec in self.spec.layers:
             rope = spec.attention.rope
@@ -81,9 +94,13 @@ class Decoder:
         normed = x if first is None else self._ops.norm(x, first)
         for index, layer in enumerate(self._layers):
             following = self._layers[index + 1].attn_norm if index + 1 < len(self._layers) else None
-            rope = layer.spec.attention.rope
-            turn = None if rope is None else angles[rope]
-            x, normed = layer(index, x, normed, turn, attend, adapt, following)
+            mixer = layer.spec.attention
+            scales = None
+            if mixer.query_growth:
+                scales = mx.array(query_scales(mixer, positions))[:, None, None]
+            turn = _Turn(None if mixer.rope is None else angles[mixer.rope], scales)
+            part = None if own is None else own[:, index]
+            x, normed = layer(index, x, normed, turn, attend, adapt, following, part)
         return x
 
     @property
@@ -110,13 +127,63 @@ class Decoder:
         return logits if cap is None else cap * mx.tanh(logits / cap)
 
 
+class _Turn(NamedTuple):
+    """What positions do to a layer: RoPE's angles, and float32 factors of the queries [n, 1, 1]."""
+
+    angles: Angles | None
+    query_scale: mx.array | None
+
+
+class _PerLayerInputs:
+    """The rows of every layer's own embedding; see `PerLayerSpec`."""
+
+    def __init__(self, spec: DecoderSpec, weights: Weights, ops: Ops) -> None:
+        assert spec.per_layer is not None
+        self._ops, self._size, self._hidden = ops, spec.per_layer.size, spec.hidden
+        self._embed = _matrix(weights, "per_layer_inputs.embed.weight")
+        self._up = _linear(weights, "per_layer_inputs.up", False)
+        self._norm = _norm(weights, "per_layer_inputs.norm", spec.final_norm)
+
+    def __call__(self, tokens: mx.array, x: mx.array) -> mx.array:
+        """T [n, layers, size] for tokens int [n], x T [n, hidden] as the first layer has it."""
+        of_x = self._ops.linear(x, self._up) * self._hidden**-0.5
+        of_x = self._ops.norm(of_x.reshape(x.shape[0], -1, self._size), self._norm)
+        of_token = self._embed.rows(tokens).reshape(of_x.shape) * self._size**0.5
+        both: mx.array = of_x + of_token
+        return both * math.sqrt(0.5)
+
+
+class _PerLayer:
+    """What a layer does with its part of them."""
+
+    def __init__(
+        self, spec: PerLayerSpec, norm: NormSpec, weights: Weights, at: str, ops: Ops
+    ) -> None:
+        self._ops, self._activation = ops, spec.activation
+        self._gate = _linear(weights, f"{at}per_layer.gate", False)
+        self._up = _linear(weights, f"{at}per_layer.up", False)
+        self._norm = _norm(weights, f"{at}per_layer_norm", norm)
+
+    def __call__(self, x: mx.array, own: mx.array) -> mx.array:
+        """x: T [n, hidden]; own: T [n, size]."""
+        inner = activate(self._ops.linear(x, self._gate), self._activation) * own
+        return x + self._ops.norm(self._ops.linear(inner, self._up), self._norm)
+
+
 class _Layer:
-    def __init__(self, spec: LayerSpec, weights: Weights, at: str, ops: Ops) -> None:
+    def __init__(
+        self,
+        spec: LayerSpec,
+        weights: Weights,
+        at: str,
+        ops: Ops,
+        per_layer: PerLayerSpec | None,
+    ) -> None:
         self.spec = spec
         self._ops = ops
         self.attn = _Attention(spec.attention, weights, f"{at}attn.", ops)
         self._ffn: _Experts | _FeedForward = (
-            _Experts(spec.ffn, weights, f"{at}moe.", ops)
+            _Experts(spec.ffn, spec.norm, weights, f"{at}moe.", ops)
             if isinstance(spec.ffn, MoESpec)
             else _FeedForward(spec.ffn, weights, f"{at}ffn.", ops)
         )
@@ -128,59 +195,91 @@ class _Layer:
         self._ffn_norm = norm("ffn_norm", spec.pre_norm)
         self._attn_post_norm = norm("attn_post_norm", spec.post_norm)
         self._ffn_post_norm = norm("ffn_post_norm", spec.post_norm)
+        self._per_layer = (
+            None if per_layer is None else _PerLayer(per_layer, spec.norm, weights, at, ops)
+        )
+        self._scalar = _vector(weights, f"{at}scalar.weight") if spec.scalar else None
 
     def __call__(
         self,
         index: int,
         x: mx.array,
         normed: mx.array,
-        angles: Angles | None,
+        turn: _Turn,
         attend: Attend,
         adapt: Adapt | None,
         following: Norm | None,
+        own: mx.array | None,
     ) -> tuple[mx.array, mx.array]:
         """x and normed, what the layer takes in -> the same of the layer after, whose norm is
-        `following`: the sum and the norm after it are one kernel."""
+        `following`: the sum and the norm after it are one kernel.
+
+        own: T [n, size], the layer's part of the per-layer embeddings, if there are.
+        """
         scale = self.spec.residual_scale
-        y = self.attn(index, normed, angles, attend, adapt)
+        y = self.attn(index, normed, turn, attend, adapt)
         if self._attn_post_norm is not None:
             y = self._ops.norm(y, self._attn_post_norm)
         x, normed = self._ops.add_norm(x, y, scale, self._ffn_norm)
-        y = self._ffn(index, normed, adapt)
+        if isinstance(self._ffn, _Experts):
+            y = self._ffn(index, x, normed)
+        else:
+            y = self._ffn(index, normed, adapt)
         if self._ffn_post_norm is not None:
             y = self._ops.norm(y, self._ffn_post_norm)
-        return self._ops.add_norm(x, y, scale, following)
+        if self._per_layer is None and self._scalar is None:
+            return self._ops.add_norm(x, y, scale, following)
+        x, _ = self._ops.add_norm(x, y, scale, None)
+        if self._per_layer is not None:
+            assert own is not None
+            x = self._per_layer(x, own)
+        if self._scalar is not None:
+            x = x * self._scalar.astype(x.dtype)
+        return x, x if following is None else self._ops.norm(x, following)
 
 
 class _Attention:
     def __init__(self, spec: AttentionSpec, weights: Weights, at: str, ops: Ops) -> None:
         self._spec = spec
         self._ops = ops
-        self._q, self._k, self._v = (
-            _linear(weights, at + name, spec.qkv_bias) for name in ("q", "k", "v")
-        )
+        own = spec.shared_kv is None
+        self._q = _linear(weights, f"{at}q", spec.qkv_bias)
+        self._k = _linear(weights, f"{at}k", spec.qkv_bias) if own else None
+        self._v = None
+        if own and not spec.v_from_k:
+            self._v = _linear(weights, f"{at}v", spec.qkv_bias)
         self._o = _linear(weights, f"{at}o", spec.out_bias)
         self.sinks = _vector(weights, f"{at}sinks.weight") if spec.sinks else None
         norm = spec.qk_norm
         self._q_norm = None if norm is None else _norm(weights, f"{at}q_norm", norm)
-        self._k_norm = None if norm is None else _norm(weights, f"{at}k_norm", norm)
+        self._k_norm = None if norm is None or not own else _norm(weights, f"{at}k_norm", norm)
 
     def __call__(
         self,
         layer: int,
         x: mx.array,
-        angles: Angles | None,
+        turn: _Turn,
         attend: Attend,
         adapt: Adapt | None,
     ) -> mx.array:
-        q, k, v = (
-            _adapted(adapt, layer, f"attn.{name}", x, self._ops.linear(x, linear))
-            for name, linear in (("q", self._q), ("k", self._k), ("v", self._v))
-        )
-        queries, keys, values = self._ops.heads(
-            self._spec, q, k, v, self._q_norm, self._k_norm, angles
-        )
-        mixed = attend(layer, queries, keys, values)
+        ops, spec = self._ops, self._spec
+        q = _adapted(adapt, layer, "attn.q", x, ops.linear(x, self._q))
+        kv: KeysValues = None
+        if self._k is None:
+            queries = ops.queries(spec, q, self._q_norm, turn.angles)
+        else:
+            k = _adapted(adapt, layer, "attn.k", x, ops.linear(x, self._k))
+            v = k
+            if self._v is not None:
+                v = _adapted(adapt, layer, "attn.v", x, ops.linear(x, self._v))
+            if spec.v_norm is not None:
+                heads = v.reshape(x.shape[0], spec.kv_heads, spec.head_dim)
+                v = mx.fast.rms_norm(heads, None, spec.v_norm).reshape(v.shape)
+            queries, *rows = ops.heads(spec, q, k, v, self._q_norm, self._k_norm, turn.angles)
+            kv = rows[0], rows[1]
+        if turn.query_scale is not None:
+            queries = queries * turn.query_scale.astype(queries.dtype)
+        mixed = attend(layer, queries, kv)
         return _adapted(adapt, layer, "attn.o", mixed, self._ops.linear(mixed, self._o))
 
 
@@ -223,9 +322,12 @@ class _Expert:
 
 
 class _Experts:
-    """Each row goes through its own `top_k` experts; only theirs are read."""
+    """Each row goes through its own `top_k` experts; only theirs are read.
 
-    def __init__(self, spec: MoESpec, weights: Weights, at: str, ops: Ops) -> None:
+    norm: of the layer, for norms of its own. Called with rows before the layer's norm and after.
+    """
+
+    def __init__(self, spec: MoESpec, norm: NormSpec, weights: Weights, at: str, ops: Ops) -> None:
         self._spec = spec
         self._ops = ops
         self._router = _linear(weights, f"{at}router", spec.bias)
@@ -242,21 +344,36 @@ class _Experts:
             self._shared = _FeedForward(shared, weights, f"{at}shared.", ops)
         if spec.shared_gate:
             self._shared_gate = _linear(weights, f"{at}shared_gate", False)
+        self._expert_scale = (
+            _vector(weights, f"{at}expert_scale.weight") if spec.expert_scale else None
+        )
 
-    def __call__(self, layer: int, x: mx.array, adapt: Adapt | None) -> mx.array:
-        y = self._routed(x)
+        def own(part: str) -> Norm | None:
+            return _norm(weights, f"{at}{part}_norm", norm) if spec.own_norms else None
+
+        self._router_norm, self._expert_norm = own("router"), own("expert")
+        self._expert_post_norm = own("expert_post")
+        self._shared_post_norm = own("shared_post") if spec.shared else None
+
+    def __call__(self, layer: int, x: mx.array, normed: mx.array) -> mx.array:
+        y = self._routed(x, normed)
         if self._shared is None:
             return y
-        shared = self._shared(layer, x, None)
+        shared = self._shared(layer, normed, None)
         if self._shared_gate is not None:
-            gate = self._ops.linear(x, self._shared_gate).astype(mx.float32)
+            gate = self._ops.linear(normed, self._shared_gate).astype(mx.float32)
             shared = (mx.sigmoid(gate) * shared.astype(mx.float32)).astype(x.dtype)
-        return y + shared
+        return y + self._normed(shared, self._shared_post_norm)
 
-    def _routed(self, x: mx.array) -> mx.array:
+    def _normed(self, x: mx.array, norm: Norm | None) -> mx.array:
+        return x if norm is None else self._ops.norm(x, norm)
+
+    def _routed(self, x: mx.array, normed: mx.array) -> mx.array:
         """T [n, D]: the sum of the chosen experts' outputs by their weights."""
         spec = self._spec
-        chosen, weights = self._route(x)
+        routed = normed if self._router_norm is None else self._ops.norm(x, self._router_norm)
+        chosen, weights = self._route(routed)
+        x = normed if self._expert_norm is None else self._ops.norm(x, self._expert_norm)
         experts = chosen.reshape(-1).astype(mx.uint32)  # [n * top_k]
         rows = mx.repeat(x, spec.top_k, axis=0)[:, None]  # [n * top_k, 1, D]
         in_order = experts.shape[0] >= _SORT_EXPERTS
@@ -269,12 +386,12 @@ class _Experts:
         if in_order:
             out = out[mx.argsort(order)]
         shares = out.reshape(*chosen.shape, -1).astype(mx.float32) * weights[..., None]
-        return shares.sum(axis=1).astype(x.dtype)
+        return self._normed(shares.sum(axis=1).astype(x.dtype), self._expert_post_norm)
 
     def _route(self, x: mx.array) -> tuple[mx.array, mx.array]:
         """Each row's experts, int [n, top_k], and their weights, float32 [n, top_k]."""
         spec = self._spec
-        logits = self._ops.linear(x, self._router).astype(mx.float32)
+        logits = self._ops.linear(x, self._router).astype(mx.float32) * spec.router_scale
         scores = mx.sigmoid(logits) if spec.scores == "sigmoid" else mx.softmax(logits, axis=-1)
         choice = scores  # [n, E]
         if self._selection_bias is not None:
@@ -286,6 +403,8 @@ class _Experts:
         weights = mx.take_along_axis(scores, chosen, axis=-1)
         if spec.renormalize:
             weights = weights / (mx.sum(weights, axis=-1, keepdims=True) + spec.renormalize_eps)
+        if self._expert_scale is not None:
+            weights = weights * self._expert_scale[chosen]
         return chosen, weights if spec.weight_scale == 1 else weights * spec.weight_scale
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from localllm.errors import OutOfMemoryPlan
 from localllm.spec import AttentionSpec, DecoderSpec
-from localllm.spec.memory import kv_groups
+from localllm.spec.memory import kv_groups, kv_layer
 
 # Of K, then V: one array, or codes, scales and biases.
 Rows = tuple[mx.array, ...]
@@ -54,13 +54,16 @@ class KvPool:
         for number, group in enumerate(self._groups):
             for layer in group.layers:
                 self.group_of[layer] = number
+        owners = [kv_layer(spec, index) for index in range(len(spec.layers))]
+        self.group_of = [self.group_of[owner] for owner in owners]
         try:
-            self.layers = [
-                (self._side(layer.attention, blocks), self._side(layer.attention, blocks))
-                for layer, blocks in zip(
-                    spec.layers, (num_blocks[g] for g in self.group_of), strict=True
-                )
-            ]
+            self.layers: list[tuple[Side, Side]] = []
+            for index, owner in enumerate(owners):
+                if owner < index:
+                    self.layers.append(self.layers[owner])
+                    continue
+                attn, blocks = spec.layers[index].attention, num_blocks[self.group_of[index]]
+                self.layers.append((self._side(attn, blocks), self._side(attn, blocks)))
             mx.eval(self.arrays)
         except (MemoryError, RuntimeError, ValueError) as error:
             raise OutOfMemoryPlan(

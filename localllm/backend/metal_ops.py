@@ -91,6 +91,12 @@ class Ops:
         values = v.reshape(v.shape[0], spec.kv_heads, spec.head_dim)
         return queries, self._rows(keys), self._rows(values)
 
+    def queries(
+        self, spec: AttentionSpec, q: mx.array, norm: Norm | None, angles: Angles | None
+    ) -> mx.array:
+        """Those of `heads`, for a layer without keys of its own."""
+        return self._turned(spec, q, spec.heads, norm, angles)
+
     def attention(
         self,
         spec: AttentionSpec,

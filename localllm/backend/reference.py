@@ -24,7 +24,7 @@ from localllm.backend.protocol import (
 )
 from localllm.backend.reference_adapters import Loaded, RowAdapters, loaded_bytes, to_loaded
 from localllm.backend.reference_attention import attention
-from localllm.backend.reference_decoder import Decoder
+from localllm.backend.reference_decoder import Decoder, KeysValues
 from localllm.backend.reference_kv import KVPool
 from localllm.backend.reference_linear import to_matrices, to_matrix, to_vector
 from localllm.backend.reference_parts import Weight
@@ -264,13 +264,14 @@ class _Step:
             ]
             self._slots.append((np.concatenate(blocks), places))
 
-    def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+    def attend(self, layer: int, q: mx.array, kv: KeysValues) -> mx.array:
         """Writes K and V of all rows first, so chunks of one sequence may share a batch."""
         self._go_on()
-        mx.eval(q, k, v)
-        group = self._pool.group_of[layer]
-        slots = self._slots[group]
-        self._pool.write(layer, slots, np.array(k, copy=False), np.array(v, copy=False))
+        mx.eval(q)
+        if kv is not None:
+            mx.eval(*kv)
+            slots = self._slots[self._pool.group_of[layer]]
+            self._pool.write(layer, slots, *(np.array(x, copy=False) for x in kv))
         parts = []
         for chunk, offset in zip(self._chunks, self._offsets, strict=True):
             for at in range(0, len(chunk.token_ids), _QUERY_ROWS):

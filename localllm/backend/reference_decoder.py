@@ -6,12 +6,14 @@ which rows see which. A server answers it from a KV pool, training from the batc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from localllm.backend.reference_linear import Linear, Part
+from localllm.backend.reference_linear import Linear, Matrix, Part
 from localllm.backend.reference_parts import Adapt, Norm, Weight, Weights, activate
 from localllm.backend.reference_recurrent import Recur, Recurrent, recurrent
 from localllm.spec import (
@@ -20,16 +22,28 @@ from localllm.spec import (
     FeedForwardSpec,
     LayerSpec,
     MoESpec,
+    NormSpec,
+    PerLayerSpec,
     RopeSpec,
 )
-from localllm.spec.decoder import Activation
-from localllm.spec.rope import tables
+from localllm.spec.decoder import Activation, Mixer
+from localllm.spec.rope import query_scales, tables
 
+# K and V, [n, kv_heads, head_dim] each; None in a layer that attends to those of another.
+KeysValues = tuple[mx.array, mx.array] | None
+# (layer, q [n, heads, head_dim], K and V) -> [n, heads, head_dim]
+Attend = Callable[[int, mx.array, KeysValues], mx.array]
+AttendHere = Callable[[mx.array, KeysValues], mx.array]
 # (layer, rows as its recurrence takes them [n, width]) -> what it makes of them
 RecurAt = Callable[[int, mx.array], mx.array]
-# (layer, q [n, heads, head_dim], k and v [n, kv_heads, head_dim]) -> [n, heads, head_dim]
-Attend = Callable[[int, mx.array, mx.array, mx.array], mx.array]
 Angles = tuple[mx.array, mx.array]  # cos and sin, each [n, dim / 2]
+
+
+class Turn(NamedTuple):
+    """What positions do to a layer: RoPE's angles, and factors of the queries [n, 1, 1]."""
+
+    angles: Angles | None
+    query_scale: mx.array | None
 
 
 class Attention(Part):
@@ -39,8 +53,9 @@ class Attention(Part):
         super().__init__()
         self.spec = spec
         self.q = weights.linear("q", spec.qkv_bias)
-        self.k = weights.linear("k", spec.qkv_bias)
-        self.v = weights.linear("v", spec.qkv_bias)
+        own = spec.shared_kv is None
+        self.k = weights.linear("k", spec.qkv_bias) if own else None
+        self.v = weights.linear("v", spec.qkv_bias) if own and not spec.v_from_k else None
         self.gate = weights.linear("gate", spec.qkv_bias) if spec.gate else None
         self.o = weights.linear("o", spec.out_bias)
         self.sinks = weights.vector("sinks.weight") if spec.sinks else None
@@ -48,25 +63,34 @@ class Attention(Part):
         self.k_norm: Norm | None = None
         if spec.qk_norm is not None:
             self.q_norm = Norm(spec.qk_norm, weights.under("q_norm"))
-            self.k_norm = Norm(spec.qk_norm, weights.under("k_norm"))
+            self.k_norm = Norm(spec.qk_norm, weights.under("k_norm")) if own else None
 
     def __call__(
         self,
         x: mx.array,
-        angles: Angles | None,
-        attend: Callable[[mx.array, mx.array, mx.array], mx.array],
+        turn: Turn,
+        attend: AttendHere,
         adapt: Adapt,
     ) -> mx.array:
         q = adapt("attn.q", x, self.q(x))
-        k = adapt("attn.k", x, self.k(x))
-        v = adapt("attn.v", x, self.v(x))
-        q = self._heads(q, self.spec.heads, self.q_norm, angles)
-        k = self._heads(k, self.spec.kv_heads, self.k_norm, angles)
-        v = v.reshape(x.shape[0], self.spec.kv_heads, self.spec.head_dim)
-        mixed = attend(q, k, v).reshape(x.shape[0], -1)
+        q = self._heads(q, self.spec.heads, self.q_norm, turn.angles)
+        if turn.query_scale is not None:
+            q = q * turn.query_scale
+        mixed = attend(q, self._keys_values(x, turn.angles, adapt)).reshape(x.shape[0], -1)
         if self.gate is not None:
             mixed = mixed * mx.sigmoid(adapt("attn.gate", x, self.gate(x)))
         return adapt("attn.o", mixed, self.o(mixed))
+
+    def _keys_values(self, x: mx.array, angles: Angles | None, adapt: Adapt) -> KeysValues:
+        if self.k is None:
+            return None
+        k = adapt("attn.k", x, self.k(x))
+        v = k if self.v is None else adapt("attn.v", x, self.v(x))
+        v = v.reshape(x.shape[0], self.spec.kv_heads, self.spec.head_dim)
+        if self.spec.v_norm is not None:
+            variance = mx.mean(mx.square(v), axis=-1, keepdims=True)
+            v = v * mx.rsqrt(variance + self.spec.v_norm)
+        return self._heads(k, self.spec.kv_heads, self.k_norm, angles), v
 
     def _heads(self, x: mx.array, heads: int, norm: Norm | None, angles: Angles | None) -> mx.array:
         """[n, heads * head_dim] -> [n, heads, head_dim], normalized and rotated."""
@@ -99,9 +123,12 @@ class FeedForward(Part):
 
 
 class MixtureOfExperts(Part):
-    """Each row goes through its own `top_k` experts; an expert runs once, on all its rows."""
+    """Each row goes through its own `top_k` experts; an expert runs once, on all its rows.
 
-    def __init__(self, spec: MoESpec, weights: Weights) -> None:
+    norm: of the layer, for norms of its own. Called with rows before the layer's norm and after.
+    """
+
+    def __init__(self, spec: MoESpec, norm: NormSpec, weights: Weights) -> None:
         super().__init__()
         self.spec = spec
         self.router = weights.linear("router", spec.bias)
@@ -118,24 +145,38 @@ class MixtureOfExperts(Part):
             self.shared = FeedForward(shared, weights.under("shared"))
         if spec.shared_gate:
             self.shared_gate = weights.linear("shared_gate")
+        self.expert_scale = weights.vector("expert_scale.weight") if spec.expert_scale else None
 
-    def __call__(self, x: mx.array, adapt: Adapt) -> mx.array:
-        chosen, weights = self._route(x)
+        def own(part: str) -> Norm | None:
+            return Norm(norm, weights.under(f"{part}_norm")) if spec.own_norms else None
+
+        self.router_norm, self.expert_norm = own("router"), own("expert")
+        self.expert_post_norm = own("expert_post")
+        self.shared_post_norm = own("shared_post") if spec.shared else None
+
+    def __call__(self, x: mx.array, normed: mx.array) -> mx.array:
+        y = self._routed(x, normed)
+        if self.shared is None:
+            return y
+        shared = self.shared(normed, _unadapted)
+        if self.shared_gate is not None:
+            shared = mx.sigmoid(self.shared_gate(normed)) * shared
+        return y + _apply(self.shared_post_norm, shared)
+
+    def _routed(self, x: mx.array, normed: mx.array) -> mx.array:
+        """float32 [n, D]: the chosen experts' outputs by their weights."""
+        chosen, weights = self._route(normed if self.router_norm is None else self.router_norm(x))
+        x = normed if self.expert_norm is None else self.expert_norm(x)
         # The experts in rising order: a row's sum does not depend on its neighbours.
         y = mx.zeros_like(x)
         for expert in np.unique(chosen):
             row, slot = (mx.array(at) for at in np.nonzero(chosen == expert))
             y = y.at[row].add(self._expert(int(expert), x[row]) * weights[row, slot][:, None])
-        if self.shared is None:
-            return y
-        shared = self.shared(x, _unadapted)
-        if self.shared_gate is not None:
-            shared = mx.sigmoid(self.shared_gate(x)) * shared
-        return y + shared
+        return _apply(self.expert_post_norm, y)
 
     def _route(self, x: mx.array) -> tuple[np.ndarray, mx.array]:
         """Each row's experts, int [n, top_k], and their weights, float32 [n, top_k]."""
-        spec, logits = self.spec, self.router(x)
+        spec, logits = self.spec, self.router(x) * self.spec.router_scale
         scores = mx.sigmoid(logits) if spec.scores == "sigmoid" else mx.softmax(logits, axis=-1)
         choice = np.array(scores)  # [n, E]
         if self.selection_bias is not None:
@@ -144,6 +185,8 @@ class MixtureOfExperts(Part):
         weights = mx.take_along_axis(scores, mx.array(chosen), axis=-1)
         if spec.renormalize:
             weights = weights / (mx.sum(weights, axis=-1, keepdims=True) + spec.renormalize_eps)
+        if self.expert_scale is not None:
+            weights = weights * self.expert_scale[mx.array(chosen)]
         return chosen, weights * spec.weight_scale
 
     def _expert(self, index: int, x: mx.array) -> mx.array:
@@ -164,8 +207,44 @@ def best_experts(choice: np.ndarray, spec: MoESpec) -> np.ndarray:
     return order[:, : spec.top_k]
 
 
+class PerLayerInputs(Part):
+    """Every layer's own embeddings; see `PerLayerSpec`."""
+
+    def __init__(self, spec: DecoderSpec, weights: Weights) -> None:
+        super().__init__()
+        assert spec.per_layer is not None
+        self.size, self.hidden = spec.per_layer.size, spec.hidden
+        self.up = weights.linear("up")
+        self.norm = Norm(spec.final_norm, weights.under("norm"))
+
+    def __call__(self, rows: mx.array, x: mx.array) -> mx.array:
+        """float32 [n, layers, size] for rows of the table, [n, layers * size], and what enters the
+        first layer, x [n, hidden]."""
+        of_x = (self.up(x) * self.hidden**-0.5).reshape(x.shape[0], -1, self.size)
+        of_token = rows.reshape(of_x.shape) * self.size**0.5
+        both: mx.array = self.norm(of_x) + of_token
+        return both * math.sqrt(0.5)
+
+
+class PerLayer(Part):
+    """What a layer does with its part of them."""
+
+    def __init__(self, spec: PerLayerSpec, norm: NormSpec, weights: Weights) -> None:
+        super().__init__()
+        self.activation = spec.activation
+        self.gate = weights.linear("per_layer.gate")
+        self.up = weights.linear("per_layer.up")
+        self.norm = Norm(norm, weights.under("per_layer_norm"))
+
+    def __call__(self, x: mx.array, own: mx.array) -> mx.array:
+        """x: float32 [n, hidden]; own: float32 [n, size]."""
+        return x + self.norm(self.up(activate(self.gate(x), self.activation) * own))
+
+
 class Layer(Part):
-    def __init__(self, spec: LayerSpec, weights: Weights) -> None:
+    def __init__(
+        self, spec: LayerSpec, weights: Weights, per_layer: PerLayerSpec | None = None
+    ) -> None:
         super().__init__()
         self.residual_scale = spec.residual_scale
         self.attn: Attention | None = None
@@ -176,7 +255,7 @@ class Layer(Part):
             self.recurrent = recurrent(spec.mixer, weights)
         if isinstance(spec.ffn, MoESpec):
             self.ffn: MixtureOfExperts | FeedForward = MixtureOfExperts(
-                spec.ffn, weights.under("moe")
+                spec.ffn, spec.norm, weights.under("moe")
             )
         else:
             self.ffn = FeedForward(spec.ffn, weights.under("ffn"))
@@ -188,24 +267,56 @@ class Layer(Part):
         self.attn_post_norm = norm("attn_post_norm", spec.post_norm)
         self.ffn_norm = norm("ffn_norm", spec.pre_norm)
         self.ffn_post_norm = norm("ffn_post_norm", spec.post_norm)
+        self.per_layer = None if per_layer is None else PerLayer(per_layer, spec.norm, weights)
+        self.scalar = weights.vector("scalar.weight") if spec.scalar else None
 
     def __call__(
         self,
         x: mx.array,
-        angles: Angles | None,
-        attend: Callable[[mx.array, mx.array, mx.array], mx.array],
+        turn: Turn,
+        attend: AttendHere,
         adapt: Adapt,
         recur: Recur,
+        own: mx.array | None = None,
     ) -> mx.array:
+        """own: float32 [n, size], the layer's part of the per-layer embeddings, if there are."""
         y = _apply(self.attn_norm, x)
         if self.attn is not None:
-            y = self.attn(y, angles, attend, adapt)
+            y = self.attn(y, turn, attend, adapt)
         else:
             assert self.recurrent is not None
             y = self.recurrent(y, recur, adapt)
         x = x + _apply(self.attn_post_norm, y) * self.residual_scale
-        y = self.ffn(_apply(self.ffn_norm, x), adapt)
-        return x + _apply(self.ffn_post_norm, y) * self.residual_scale
+        normed = _apply(self.ffn_norm, x)
+        if isinstance(self.ffn, MixtureOfExperts):
+            y = self.ffn(x, normed)
+        else:
+            y = self.ffn(normed, adapt)
+        x = x + _apply(self.ffn_post_norm, y) * self.residual_scale
+        if self.per_layer is not None:
+            assert own is not None
+            x = self.per_layer(x, own)
+        # As transformers, training keeps the scalar as it is.
+        return x if self.scalar is None else x * mx.stop_gradient(self.scalar)
+
+
+class Turns:
+    """The `Turn` of each kind of layer, for rows at some positions; see `tables`."""
+
+    def __init__(self, positions: np.ndarray, lengths: np.ndarray) -> None:
+        self._positions, self._lengths = positions, lengths
+        self._angles: dict[RopeSpec, Angles] = {}
+
+    def of(self, spec: Mixer) -> Turn:
+        if not isinstance(spec, AttentionSpec):
+            return Turn(None, None)
+        rope, scale = spec.rope, None
+        if rope is not None and rope not in self._angles:
+            cos, sin = tables(rope, self._positions, self._lengths)
+            self._angles[rope] = mx.array(cos), mx.array(sin)
+        if spec.query_growth:
+            scale = mx.array(query_scales(spec, self._positions))[:, None, None]
+        return Turn(None if rope is None else self._angles[rope], scale)
 
 
 class Decoder(Part):
@@ -222,8 +333,14 @@ class Decoder(Part):
         self.pos_embed = None if spec.learned_positions is None else tree.matrix("pos_embed.weight")
         layers = tree.under("layers")
         self.layers = [
-            Layer(layer, layers.under(str(index))) for index, layer in enumerate(spec.layers)
+            Layer(layer, layers.under(str(index)), spec.per_layer)
+            for index, layer in enumerate(spec.layers)
         ]
+        self.per_layer: PerLayerInputs | None = None
+        self.per_layer_embed: Matrix | None = None
+        if spec.per_layer is not None:
+            self.per_layer = PerLayerInputs(spec, tree.under("per_layer_inputs"))
+            self.per_layer_embed = tree.matrix("per_layer_inputs.embed.weight")
         self.final_norm = Norm(spec.final_norm, tree.under("final_norm"))
         # A tied head is the embedding itself: one matrix, one gradient.
         self.head = None if spec.tied_head else tree.matrix("head.weight")
@@ -245,16 +362,15 @@ class Decoder(Part):
         x = self.embed.rows(mx.array(tokens)) * self.spec.embed_scale
         if self.pos_embed is not None:
             x = x + self.pos_embed.rows(mx.array(positions))
-        angles: dict[RopeSpec, Angles] = {}
+        own = None
+        if self.per_layer is not None and self.per_layer_embed is not None:
+            own = self.per_layer(self.per_layer_embed.rows(mx.array(tokens)), x)
+        turns = Turns(positions, lengths)
         for index, layer in enumerate(self.layers):
             mixer = self.spec.layers[index].mixer
-            rope = mixer.rope if isinstance(mixer, AttentionSpec) else None
-            if rope is not None and rope not in angles:
-                cos, sin = tables(rope, positions, lengths)
-                angles[rope] = mx.array(cos), mx.array(sin)
 
-            def attend_here(q: mx.array, k: mx.array, v: mx.array, at: int = index) -> mx.array:
-                return attend(at, q, k, v)
+            def attend_here(q: mx.array, kv: KeysValues, at: int = index) -> mx.array:
+                return attend(at, q, kv)
 
             def adapt_here(name: str, x: mx.array, y: mx.array, at: int = index) -> mx.array:
                 return y if adapt is None else adapt(f"layers.{at}.{name}", x, y)
@@ -263,9 +379,8 @@ class Decoder(Part):
                 assert recur is not None, "a model with recurrent layers"
                 return recur(at, rows)
 
-            x = layer(
-                x, None if rope is None else angles[rope], attend_here, adapt_here, recur_here
-            )
+            part = None if own is None else own[:, index]
+            x = layer(x, turns.of(mixer), attend_here, adapt_here, recur_here, part)
         return x
 
     def logits(self, hidden: mx.array) -> mx.array:

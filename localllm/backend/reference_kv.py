@@ -8,7 +8,7 @@ import numpy as np
 
 from localllm.errors import OutOfMemoryPlan
 from localllm.spec import DecoderSpec
-from localllm.spec.memory import kv_group_block_bytes, kv_groups
+from localllm.spec.memory import kv_group_block_bytes, kv_groups, kv_layer
 
 
 class KVPool:
@@ -38,6 +38,10 @@ class KVPool:
                     views[index] = part.reshape(-1, block_size, heads, size)
                     assert np.shares_memory(views[index], self.blocks[-1])
                     at += block_size * heads * size
+        for index, _ in spec.attentions:
+            owner = kv_layer(spec, index)
+            self.group_of[index] = self.group_of[owner]
+            self._keys[index], self._values[index] = self._keys[owner], self._values[owner]
 
     def write(
         self, layer: int, slots: tuple[np.ndarray, np.ndarray], k: np.ndarray, v: np.ndarray

@@ -263,7 +263,9 @@ def _weight_items(model: Model, wish: Wish, backend: BackendStatus) -> list[Item
     sizes = backend.memory.experts(model.spec, model.forms)
     if sizes is None:
         what = f"the {backend.name} backend" if model.has_experts else "a model without experts"
-        raise InvalidRequest(f"{what} keeps all weights in memory", hint="leave the memory for experts out")
+        raise InvalidRequest(
+            f"{what} keeps all weights in memory", hint="leave the memory for experts out"
+        )
     slots = min(sizes.count, wish.expert_bytes // sizes.slot)
     if slots < sizes.least:
         raise InvalidRequest(

@@ -26,6 +26,12 @@ Weight names that go with a spec (all matrices are [out, in], as in a linear lay
     layers.N.moe.{gate,up,down}.bias [E * out], one expert's after another's
     layers.N.moe.selection_bias.weight [E]
     layers.N.moe.shared.{gate,up,down}.weight          layers.N.moe.shared_gate.weight [1, D]
+    layers.N.moe.expert_scale.weight [E]
+    layers.N.moe.{router,expert,expert_post,shared_post}_norm.*
+    layers.N.per_layer.{gate [P, D], up [D, P]}.weight layers.N.per_layer_norm.*
+    layers.N.scalar.weight [1]
+    per_layer_inputs.embed.weight [V', layers * P]     per_layer_inputs.norm.*
+    per_layer_inputs.up.weight [layers * P, D]
     final_norm.*                   head.{weight,bias}  (no `head` when tied)
 """
 
@@ -38,7 +44,7 @@ from typing import Literal
 # "clamped_swiglu" is gpt-oss's and takes the gate and up together:
 #     g = min(gate, 7), u = clip(up, -7, 7): g * sigmoid(1.702 g) * (u + 1)
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "clamped_swiglu"]
-RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional"]
 
 
 @dataclass(frozen=True)
@@ -75,11 +81,16 @@ class RopeSpec:
     truncate: bool = True  # yarn: round the correction range to whole entries
     short_factor: tuple[float, ...] = ()  # longrope, one per frequency
     long_factor: tuple[float, ...] = ()
+    rotated: int = 0  # proportional: so many entries turn, at the frequencies of all `dim`
 
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """Causal self-attention. MHA when `kv_heads == heads`, MQA when 1, GQA between."""
+    """Causal self-attention. MHA when `kv_heads == heads`, MQA when 1, GQA between.
+
+    A layer with `shared_kv` has no keys and values of its own: it attends to those of that earlier
+    layer, whose heads and window are alike.
+    """
 
     heads: int
     kv_heads: int
@@ -94,6 +105,12 @@ class AttentionSpec:
     softcap: float | None = None  # scores -> softcap * tanh(scores / softcap)
     sinks: bool = False  # each head has one more logit, that only takes from the others' share
     gate: bool = False  # what a head gives is multiplied by sigmoid(gate(x)), entry by entry
+    v_from_k: bool = False  # values are what k projects, before its norm and RoPE; no `v`
+    v_norm: float | None = None  # eps of an RMSNorm without gain over each head of the values
+    shared_kv: int | None = None
+    # A query at position p is multiplied by 1 + query_growth * log(1 + floor(p / query_context)).
+    query_growth: float = 0.0
+    query_context: int = 1
 
 
 @dataclass(frozen=True)
@@ -170,6 +187,10 @@ class MoESpec:
     times `weight_scale`.
     A shared expert of `shared` hidden entries takes every row and is added with weight 1, or with
     that of sigmoid(shared_gate x).
+    With `own_norms` (Gemma 4) each way has norms of its own, of the layer's kind: router, experts
+    and shared expert normalize what they take in (`router_norm`, `expert_norm`, the layer's
+    `ffn_norm`), and experts and shared expert what they give (`expert_post_norm`,
+    `shared_post_norm`), before the two are added.
     """
 
     experts: int
@@ -186,6 +207,9 @@ class MoESpec:
     weight_scale: float = 1.0
     shared: int = 0  # 0: no shared expert
     shared_gate: bool = False
+    own_norms: bool = False
+    router_scale: float = 1.0  # multiplies router logits
+    expert_scale: bool = False  # each expert's weight is multiplied by one number more
 
 
 RecurrentSpec = GatedDeltaNetSpec | ShortConvSpec
@@ -207,12 +231,27 @@ class LayerSpec:
     pre_norm: bool = True
     post_norm: bool = False
     residual_scale: float = 1.0
+    scalar: bool = False  # what leaves the layer is multiplied by a learned number
 
     @property
     def attention(self) -> AttentionSpec:
         """The mixer, where it is known to attend."""
         assert isinstance(self.mixer, AttentionSpec), f"a {type(self.mixer).__name__} layer"
         return self.mixer
+
+
+@dataclass(frozen=True)
+class PerLayerSpec:
+    """Embeddings of `size` entries that each layer has of its own (Gemma 3n and 4).
+
+    For x, what enters the first layer, layer n takes
+        e = (norm(up x / sqrt(D)) + embed[token] * sqrt(size)) / sqrt(2), of which part n,
+    and, after its feed-forward, does y += layer_norm(up_n (act(gate_n y) * e_n)).
+    """
+
+    size: int
+    vocab_size: int
+    activation: Activation = "gelu_tanh"
 
 
 @dataclass(frozen=True)
@@ -231,6 +270,7 @@ class DecoderSpec:
     learned_positions: int | None = None  # rows of pos_embed (GPT-2)
     logit_scale: float = 1.0  # multiplies logits (Granite: 1 / logits_scaling)
     logit_softcap: float | None = None
+    per_layer: PerLayerSpec | None = None  # its norms are of the kind of `final_norm`
 
     @property
     def attentions(self) -> Iterator[tuple[int, AttentionSpec]]:

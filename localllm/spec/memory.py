@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, prod
 
@@ -15,6 +16,9 @@ from localllm.spec.decoder import (
 )
 from localllm.spec.weights import weight_shapes
 
+# Tables of which a token reads one row.
+_BY_ROW = ("pos_embed.weight", "per_layer_inputs.embed.weight")
+
 
 def parameters(spec: DecoderSpec) -> int:
     """Stored parameters; a tied head counts once."""
@@ -22,12 +26,34 @@ def parameters(spec: DecoderSpec) -> int:
 
 
 def active_parameters(spec: DecoderSpec) -> int:
-    """Parameters that one token's computation reads: of the experts, only the chosen ones."""
+    """Parameters that one token's computation reads: of the experts, only the chosen ones, and of
+    the table of per-layer embeddings a row."""
     idle = 0
+    if spec.per_layer is not None:
+        idle = (spec.per_layer.vocab_size - 1) * len(spec.layers) * spec.per_layer.size
     for layer in spec.layers:
         if isinstance(layer.ffn, MoESpec):
             idle += 3 * (layer.ffn.experts - layer.ffn.top_k) * layer.ffn.hidden * spec.hidden
     return parameters(spec) - idle
+
+
+def active_bytes(spec: DecoderSpec, bytes_of: Callable[[str], int]) -> int:
+    """Bytes of weights that one token's computation reads: of the experts the chosen ones, and of
+    embeddings that are no head a row.
+
+    bytes_of: what a weight takes as it is held.
+    """
+    total = 0
+    for name, shape in weight_shapes(spec).items():
+        size = bytes_of(name)
+        if len(shape) == 3:
+            ffn = spec.layers[int(name.split(".")[1])].ffn
+            assert isinstance(ffn, MoESpec)
+            size = size * ffn.top_k // ffn.experts
+        elif name in _BY_ROW or (name == "embed.weight" and not spec.tied_head):
+            size //= shape[0]
+        total += size
+    return total
 
 
 def kv_bytes_per_token(spec: DecoderSpec, bytes_per_value: float = 4) -> int:
@@ -45,7 +71,10 @@ def kv_bytes(spec: DecoderSpec, tokens: int, bytes_per_value: float = 4) -> int:
 
 @dataclass(frozen=True)
 class KvGroup:
-    """Layers whose KV cache keeps the same positions: the last `window`, or all (None)."""
+    """Layers whose KV cache keeps the same positions: the last `window`, or all (None).
+
+    layers: those with keys and values of their own; others read the cache of one of these.
+    """
 
     layers: tuple[int, ...]
     window: int | None
@@ -58,11 +87,28 @@ def kv_groups(spec: DecoderSpec) -> tuple[KvGroup, ...]:
     """
     by_window: dict[int | None, list[int]] = {}
     for index, attn in spec.attentions:
-        by_window.setdefault(attn.window, []).append(index)
+        if attn.shared_kv is None:
+            by_window.setdefault(attn.window, []).append(index)
     if not by_window:
         raise UnsupportedModel(f"a {spec.architecture} model none of whose layers attend")
     widest_first = sorted(by_window, key=lambda window: -inf if window is None else -window)
     return tuple(KvGroup(tuple(by_window[window]), window) for window in widest_first)
+
+
+def kv_layer(spec: DecoderSpec, index: int) -> int:
+    """The layer whose keys and values layer `index` attends to: itself, or the one it names."""
+    attn = spec.layers[index].attention
+    if attn.shared_kv is None:
+        return index
+    owner = spec.layers[attn.shared_kv].attention
+    assert attn.shared_kv < index, f"layer {index} shares keys that come later"
+    assert owner.shared_kv is None, f"layer {attn.shared_kv} has no keys to share"
+    assert (owner.kv_heads, owner.head_dim, owner.window) == (
+        attn.kv_heads,
+        attn.head_dim,
+        attn.window,
+    ), f"layer {index} cannot attend to the keys of layer {attn.shared_kv}"
+    return attn.shared_kv
 
 
 def kv_group_block_bytes(
@@ -91,8 +137,10 @@ def step_bytes(spec: DecoderSpec, rows: int, logit_rows: int) -> int:
         if isinstance(ffn, MoESpec):
             # A row goes to top_k experts, each with its own input and output.
             inner = ffn.top_k * (inner + 2 * spec.hidden) + 3 * ffn.shared
+            inner += 3 * spec.hidden if ffn.own_norms else 0
         widest = max(widest, _mixer_values(layer.mixer) + inner)
-    values = rows * (4 * spec.hidden + widest)
+    own = 0 if spec.per_layer is None else 2 * len(spec.layers) * spec.per_layer.size
+    values = rows * (4 * spec.hidden + widest + own)
     return values * 4 * 5 // 4 * 5 // 4 + logit_rows * spec.vocab_size * 4
 
 
@@ -119,6 +167,8 @@ def _mixer_values(mixer: Mixer) -> int:
 def _kv_values(spec: DecoderSpec, tokens: int) -> int:
     values = 0
     for _, attn in spec.attentions:
+        if attn.shared_kv is not None:
+            continue
         kept = tokens if attn.window is None else min(tokens, attn.window)
         values += 2 * attn.kv_heads * attn.head_dim * kept
     return values

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from localllm.errors import UnsupportedModel
-from localllm.spec.decoder import RopeSpec
+from localllm.spec.decoder import AttentionSpec, RopeSpec
 
 
 def frequencies(rope: RopeSpec, length: int) -> tuple[np.ndarray, float]:
@@ -53,6 +53,12 @@ def tables(
     return np.cos(angles) * scale, np.sin(angles) * scale
 
 
+def query_scales(attn: AttentionSpec, positions: np.ndarray) -> np.ndarray:
+    """float32 [n]: what queries at these positions, int [n], are multiplied by."""
+    periods = np.floor(positions / attn.query_context)
+    return (1 + attn.query_growth * np.log1p(periods)).astype(np.float32)
+
+
 @lru_cache(maxsize=256)
 def _frequencies(rope: RopeSpec, length: int) -> tuple[np.ndarray, float]:
     _check(rope)
@@ -69,6 +75,8 @@ def _check(rope: RopeSpec) -> None:
         raise UnsupportedModel(f"RoPE over {rope.dim} entries: an even number is needed")
     if rope.kind in ("dynamic", "llama3", "yarn", "longrope") and rope.original_context < 1:
         raise UnsupportedModel(f"{rope.kind} RoPE without its original context length")
+    if rope.kind == "proportional" and not (rope.rotated % 2 == 0 < rope.rotated <= rope.dim):
+        raise UnsupportedModel(f"proportional RoPE that turns {rope.rotated} of {rope.dim} entries")
     if rope.kind == "longrope":
         for name, factors in (("short", rope.short_factor), ("long", rope.long_factor)):
             if len(factors) != rope.dim // 2:
@@ -156,6 +164,13 @@ def _longrope(rope: RopeSpec, length: int) -> tuple[np.ndarray, float]:
     return inv_freq, math.sqrt(1 + math.log(rope.factor) / math.log(rope.original_context))
 
 
+def _proportional(rope: RopeSpec, length: int) -> tuple[np.ndarray, float]:
+    """The frequencies of the whole head, of which the slower ones stand still."""
+    inv_freq = _linear(rope, length)[0].copy()
+    inv_freq[rope.rotated // 2 :] = 0
+    return inv_freq, 1.0
+
+
 _KINDS = {
     "default": _default,
     "linear": _linear,
@@ -163,4 +178,5 @@ _KINDS = {
     "llama3": _llama3,
     "yarn": _yarn,
     "longrope": _longrope,
+    "proportional": _proportional,
 }

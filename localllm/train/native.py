@@ -56,6 +56,13 @@ def why_not(
             return f"layer {index} mixes tokens by {type(layer.mixer).__name__}"
         if not isinstance(layer.ffn, FeedForwardSpec):
             return f"layer {index} has a mixture of experts"
+        attn = layer.mixer
+        if attn.shared_kv is not None or attn.v_from_k or attn.v_norm is not None:
+            return f"layer {index} shares keys, or makes its values of them, or normalizes values"
+        if attn.query_growth:
+            return f"layer {index} scales queries by their position"
+        if layer.scalar or spec.per_layer is not None:
+            return f"layer {index} has a scalar or embeddings of its own"
         if layer.mixer.gate:
             return f"layer {index} has gated attention"
         if layer.mixer.sinks:

@@ -13,14 +13,19 @@ import mlx.core as mx
 import numpy as np
 
 from localllm.backend.reference_attention import attention
-from localllm.backend.reference_decoder import Angles, Decoder, Layer
+from localllm.backend.reference_decoder import (
+    Decoder,
+    KeysValues,
+    Layer,
+    PerLayerInputs,
+    Turns,
+)
 from localllm.backend.reference_linear import SLAB, Linear
 from localllm.backend.reference_parts import Weight, Weights
 from localllm.backend.reference_recurrent import GatedDeltaNet, Recurrent
 from localllm.backend.weights import checked_weights
 from localllm.errors import InvalidRequest
-from localllm.spec import AttentionSpec, DecoderSpec, MoESpec, RopeSpec
-from localllm.spec.rope import tables
+from localllm.spec import AttentionSpec, DecoderSpec, MoESpec
 from localllm.train.base import BaseWeights
 from localllm.train.layout import squared_norms
 from localllm.train.noise import embedding_noise
@@ -29,6 +34,7 @@ from localllm.train.reference_adapters import Adapters
 from localllm.train.reference_head import Head, chunk_rows
 from localllm.train.reference_matrices import frozen, trained
 
+_OWN_TABLE = "per_layer_inputs.embed.weight"
 _QUERY_ROWS = 256  # attention takes so many rows at a time, which bounds its scores
 _STATE_ROWS = 64  # recurrences keep their state for the way back after so many rows
 
@@ -74,8 +80,7 @@ class ReferenceProgram:
                 return np.zeros(0, np.float32)
             x = step.embedded()
             for index in range(len(self.spec.layers)):
-                x = step.layer(index, x, step.arrays(index))
-                mx.eval(x)
+                x = step.forward(index, x)
             return self._head.log_probs(x, rows.targets, step.whole(self._head.names))
 
     def gradients(
@@ -96,8 +101,7 @@ class ReferenceProgram:
             x, inputs = step.embedded(), []
             for index in range(len(self.spec.layers)):
                 inputs.append(x)
-                x = step.layer(index, x, step.arrays(index))
-                mx.eval(x)
+                x = step.forward(index, x)
             loss, part, sums = self._head.gradients(
                 x[mx.array(counted)],
                 rows.targets[counted],
@@ -124,22 +128,26 @@ class ReferenceProgram:
         through = not self.layout.scales  # down to the embedding
         for index in range(len(self._names) - 1, (-1 if through else lowest - 1), -1):
             names = self._names[index]
-            arrays = step.arrays(index)
+            arrays, extras = step.arrays(index), step.extras(index)
 
             def forward(
                 x: mx.array, *values: mx.array, at: int = index, names: list[str] = names
-            ) -> mx.array:
-                return step.layer(at, x, dict(zip(names, values, strict=True)))
+            ) -> list[mx.array]:
+                own = dict(zip(names, values[: len(names)], strict=True))
+                return step.layer(at, x, own, values[len(names) :])
 
-            _, found = mx.vjp(forward, [inputs.pop(), *arrays.values()], [back])
+            before = [inputs.pop(), *arrays.values(), *extras]
+            _, found = mx.vjp(forward, before, step.cotangents(index, back))
             if index > lowest or through:
                 mx.eval(*found)
             else:
                 mx.eval(*found[1:])  # nothing below is trained
             back = found[0]
-            for name, array in zip(names, found[1:], strict=True):
+            for name, array in zip(names, found[1 : 1 + len(names)], strict=True):
                 into[name] += np.array(array)
+            step.take_back(index, found[1 + len(names) :])
         if through:
+            back = step.per_layer_gradient(back, into)
             step.embedding_gradient(np.array(back), into)
 
     def working_bytes(self, rows: Sequence[int]) -> int:
@@ -162,8 +170,10 @@ class ReferenceProgram:
                 # A product of the state's size for each step of some rows, and states between.
                 states = 4 * min(longest, _STATE_ROWS) + -(-longest // _STATE_ROWS)
                 scores = states * layer.mixer.state_values
-            times = ffn.top_k if isinstance(ffn, MoESpec) else 1
-            values += (15 if self.layout.scales else 9) * times * ffn.hidden
+            inner = ffn.hidden
+            if isinstance(ffn, MoESpec):
+                inner = ffn.top_k * ffn.hidden + ffn.shared
+            values += (15 if self.layout.scales else 9) * inner
             own = 0
             for name in names:
                 shape = self.layout.shapes[name]
@@ -175,6 +185,9 @@ class ReferenceProgram:
             matrix = 3 * min(SLAB, hidden * max(q, ffn.hidden))
             inside = max(inside, total * values + scores + own + matrix)
         kept = total * hidden * (len(self.spec.layers) + 3)
+        kept += 2 * total * _shared_values(self.spec)
+        if self.spec.per_layer is not None:
+            kept += 3 * total * len(self.spec.layers) * self.spec.per_layer.size
         logits = 2 * min(total, chunk_rows(self.spec)) * self.spec.vocab_size
         logits += 2 * min(SLAB, hidden * self.spec.vocab_size)
         whole = sum(int(np.prod(self.layout.shapes[name])) for name in self._head.names)
@@ -211,7 +224,16 @@ class _Step:
         self._lengths = np.repeat(sizes, sizes)
         self._positions = np.concatenate([np.arange(size) for size in sizes] or [np.zeros(0, int)])
         self._numbers = (rows.first_row + np.arange(len(rows.tokens))).astype(np.uint32)
-        self._angles: dict[RopeSpec, Angles] = {}
+        self._turns = Turns(self._positions, self._lengths)
+        self._sources: list[int | None] = [None] * len(self.spec.layers)
+        for index, attn in self.spec.attentions:
+            self._sources[index] = attn.shared_kv
+        # Of layers whose K and V others attend to: those, and the gradients that came back.
+        self._kv: dict[int, list[mx.array]] = {}
+        self._kv_back: dict[int, list[mx.array]] = {}
+        self._own: mx.array | None = None  # the per-layer embeddings, [n, layers, size]
+        self._own_back: dict[int, mx.array] = {}
+        self._entered: mx.array | None = None
         self._whole = "embed.weight" in views  # all weights are trained
 
     def arrays(self, index: int) -> dict[str, mx.array]:
@@ -228,7 +250,40 @@ class _Step:
             x = x + embedding_noise(self._noise, self._numbers, self._lengths, self.spec.hidden)
         if self.spec.learned_positions is not None:
             x = x + self._looked_up("pos_embed.weight", self._positions)
+        if self._decoder.per_layer is not None:
+            rows = self._looked_up(_OWN_TABLE, self._rows.tokens)
+            self._own = self._per_layer(self.whole(self._own_names()))(rows, x)
+            self._entered = x
         return x
+
+    def per_layer_gradient(self, back: mx.array, into: Mapping[str, np.ndarray]) -> mx.array:
+        """Adds to the gradients of what makes the per-layer embeddings; back: float32 [n, hidden],
+        by what enters the first layer, without and then with their share."""
+        if self._entered is None:
+            return back
+        names = self._own_names()
+
+        def made(x: mx.array, rows: mx.array, *values: mx.array) -> mx.array:
+            return self._per_layer(dict(zip(names, values, strict=True)))(rows, x)
+
+        rows = self._looked_up(_OWN_TABLE, self._rows.tokens)
+        cotangent = mx.stack([self._own_back[n] for n in range(len(self.spec.layers))], axis=1)
+        before = [self._entered, rows, *self.whole(names).values()]
+        _, (of_x, of_rows, *others) = mx.vjp(made, before, [cotangent])
+        np.add.at(into[_OWN_TABLE], self._rows.tokens, np.array(of_rows))
+        for name, array in zip(names, others, strict=True):
+            into[name] += np.array(array)
+        return back + of_x
+
+    def _own_names(self) -> list[str]:
+        names = (n for n in self._views if n.startswith("per_layer_inputs.") and n != _OWN_TABLE)
+        return list(names) if self._whole else []
+
+    def _per_layer(self, arrays: Mapping[str, mx.array]) -> PerLayerInputs:
+        assert self._decoder.per_layer is not None
+        if not self._whole:
+            return self._decoder.per_layer
+        return PerLayerInputs(self.spec, Weights(trained(arrays), "per_layer_inputs."))
 
     def embedding_gradient(self, back: np.ndarray, into: Mapping[str, np.ndarray]) -> None:
         """Adds to the embeddings' gradients in the order of rows; back: float32 [n, hidden]."""
@@ -237,12 +292,54 @@ class _Step:
         if self.spec.learned_positions is not None:
             np.add.at(into["pos_embed.weight"], self._positions, back)
 
-    def layer(self, index: int, x: mx.array, arrays: Mapping[str, mx.array]) -> mx.array:
-        """float32 [n, hidden] -> [n, hidden]."""
+    def forward(self, index: int, x: mx.array) -> mx.array:
+        """float32 [n, hidden] -> [n, hidden], computed; what later layers need is kept."""
+        x, *kv = self.layer(index, x, self.arrays(index), self.extras(index))
+        mx.eval(x, *kv)
+        if kv:
+            self._kv[index] = kv
+        return x
+
+    def extras(self, index: int) -> list[mx.array]:
+        """What a layer takes beside x: its part of the per-layer embeddings, and K and V of the
+        layer that it attends to, as far as it has such."""
+        found = [] if self._own is None else [self._own[:, index]]
+        source = self._sources[index]
+        return found if source is None else [*found, *self._kv[source]]
+
+    def cotangents(self, index: int, back: mx.array) -> list[mx.array]:
+        """The gradients by what a layer gives."""
+        if index not in self._kv:
+            return [back]
+        zeros = [mx.zeros_like(part) for part in self._kv[index]]
+        return [back, *self._kv_back.pop(index, zeros)]
+
+    def take_back(self, index: int, found: Sequence[mx.array]) -> None:
+        """Keeps the gradients by a layer's extras until they are used."""
+        mx.eval(*found)
+        source, rest = self._sources[index], list(found)
+        if self._own is not None:
+            self._own_back[index] = rest.pop(0)
+        if source is not None:
+            sums = self._kv_back.get(source)
+            self._kv_back[source] = (
+                rest if sums is None else [a + b for a, b in zip(sums, rest, strict=True)]
+            )
+
+    def layer(
+        self,
+        index: int,
+        x: mx.array,
+        arrays: Mapping[str, mx.array],
+        extras: Sequence[mx.array],
+    ) -> list[mx.array]:
+        """What leaves a layer, float32 [n, hidden], then its K and V if others attend to them."""
         at = f"layers.{index}."
         layer = self._decoder.layers[index]
         if self._whole:
-            layer = Layer(self.spec.layers[index], Weights(trained(arrays), at))
+            layer = Layer(
+                self.spec.layers[index], Weights(trained(arrays), at), self.spec.per_layer
+            )
         linears = {} if self._whole or not arrays else _linears(layer)
 
         def adapt(stem: str, x: mx.array, y: mx.array) -> mx.array:
@@ -252,17 +349,22 @@ class _Step:
                 f"{at}{stem}", linears[stem], x, y, arrays, self._numbers, self._noise
             )
 
-        def attend(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        own = None if self._own is None else extras[0]
+        kept: list[mx.array] = []
+
+        def attend(q: mx.array, kv: KeysValues) -> mx.array:
             assert layer.attn is not None
+            k, v = (extras[-2], extras[-1]) if kv is None else kv
+            if index in self._sources:
+                kept.extend((k, v))
             return self._attend(index, q, k, v, layer.attn.sinks)
 
         def recur(rows: mx.array) -> mx.array:
             assert layer.recurrent is not None
             return self._recur(layer.recurrent, rows)
 
-        mixer = self.spec.layers[index].mixer
-        rope = mixer.rope if isinstance(mixer, AttentionSpec) else None
-        return layer(x, self._angles_of(rope), attend, adapt, recur)
+        turn = self._turns.of(self.spec.layers[index].mixer)
+        return [layer(x, turn, attend, adapt, recur, own), *kept]
 
     def _attend(
         self, index: int, q: mx.array, k: mx.array, v: mx.array, sinks: mx.array | None
@@ -308,21 +410,22 @@ class _Step:
                 parts.append(y)
         return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
-    def _angles_of(self, rope: RopeSpec | None) -> Angles | None:
-        if rope is None:
-            return None
-        if rope not in self._angles:
-            cos, sin = tables(rope, self._positions, self._lengths)
-            self._angles[rope] = mx.array(cos), mx.array(sin)
-        return self._angles[rope]
-
     def _looked_up(self, name: str, index: np.ndarray) -> mx.array:
         """float32 [n, hidden]: rows of an embedding."""
         if self._whole:
             return mx.array(self._views[name][index])
-        matrix = self._decoder.embed if name == "embed.weight" else self._decoder.pos_embed
+        decoder = self._decoder
+        tables = {"embed.weight": decoder.embed, _OWN_TABLE: decoder.per_layer_embed}
+        matrix = tables.get(name, decoder.pos_embed)
         assert matrix is not None
         return matrix.rows(mx.array(index.astype(np.int32)))
+
+
+def _shared_values(spec: DecoderSpec) -> int:
+    """Of K and V that later layers attend to, for one position."""
+    owners = {attn.shared_kv for _, attn in spec.attentions} - {None}
+    mixers = [spec.layers[index].attention for index in owners if index is not None]
+    return sum(2 * mixer.kv_heads * mixer.head_dim for mixer in mixers)
 
 
 def _linears(layer: Layer) -> dict[str, Linear]:

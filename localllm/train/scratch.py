@@ -68,7 +68,8 @@ def _start(spec: DecoderSpec, name: str, shape: Shape, seed: int, spread: float)
             assert own is not None
             norm = own
         return np.full(shape, 1 - norm.offset, np.float32)
-    return np.zeros(shape, np.float32)
+    factor = name.endswith((".scalar.weight", ".expert_scale.weight"))
+    return np.full(shape, 1 if factor else 0, np.float32)
 
 
 def normal(seed: int, name: str, count: int) -> np.ndarray:

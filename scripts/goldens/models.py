@@ -100,6 +100,23 @@ def _longrope(original: int, **more: Any) -> dict[str, Any]:
     }
 
 
+_PIXTRAL = {
+    "model_type": "pixtral",
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "head_dim": 8,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+def _gemma4(**changes: Any) -> dict[str, Any]:
+    own = {"head_dim": 12, "global_head_dim": 16, "hidden_size_per_layer_input": 0}
+    return _case("gemma4_text", **{**own, **changes})
+
+
 CASES: dict[str, dict[str, Any]] = {
     "llama-gqa": _case("llama", rms_norm_eps=_EPS),
     "llama-mha-tied": _case("llama", num_key_value_heads=None, tie_word_embeddings=True),
@@ -454,6 +471,124 @@ CASES: dict[str, dict[str, Any]] = {
         routed_scaling_factor=1.7,
         rope_scaling={**_YARN, "partial_rotary_factor": 1.0, "rope_theta": 1000.0},
     ),
+    "ministral3-yarn-growth": _case(
+        "ministral3",
+        rms_norm_eps=_EPS,
+        head_dim=16,
+        rope_parameters={
+            **_YARN,
+            "rope_theta": 1000.0,
+            "original_max_position_embeddings": 5,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.3,
+        },
+    ),
+    "ministral3-window-tied": _case(
+        "ministral3",
+        head_dim=20,
+        num_key_value_heads=1,
+        sliding_window=6,
+        tie_word_embeddings=True,
+        rope_parameters={
+            **_YARN,
+            "rope_theta": 10000.0,
+            "original_max_position_embeddings": 8,
+            "llama_4_scaling_beta": 0.1,
+            "beta_fast": 4.0,
+        },
+    ),
+    "ministral3-default-parameters": _case("ministral3", head_dim=12, num_key_value_heads=4),
+    "mistral3-ministral": {
+        "model_type": "mistral3",
+        "image_token_index": 90,
+        "tie_word_embeddings": False,
+        "text_config": _case(
+            "ministral3",
+            head_dim=16,
+            rope_parameters={
+                **_YARN,
+                "rope_theta": 1000.0,
+                "original_max_position_embeddings": 6,
+                "llama_4_scaling_beta": 0.2,
+            },
+        ),
+        "vision_config": _PIXTRAL,
+    },
+    "mistral3-ministral-tied": {
+        "model_type": "mistral3",
+        "image_token_index": 90,
+        "tie_word_embeddings": True,
+        "text_config": _case(
+            "ministral3",
+            head_dim=12,
+            num_key_value_heads=1,
+            sliding_window=7,
+            tie_word_embeddings=True,
+            rope_parameters={
+                **_YARN,
+                "rope_theta": 100.0,
+                "original_max_position_embeddings": 4,
+                "llama_4_scaling_beta": 0.1,
+            },
+        ),
+        "vision_config": _PIXTRAL,
+    },
+    "mistral3-mistral": {
+        "model_type": "mistral3",
+        "image_token_index": 90,
+        "tie_word_embeddings": False,
+        "text_config": _case("mistral", rms_norm_eps=_EPS, head_dim=20, sliding_window=None),
+        "vision_config": _PIXTRAL,
+    },
+    "gemma4-dense-keys-as-values": _gemma4(
+        rms_norm_eps=_EPS,
+        attention_k_eq_v=True,
+        num_global_key_value_heads=1,
+        final_logit_softcapping=3.0,
+        sliding_window=5,
+        layer_types=[_SLIDE, _SLIDE, _FULL],
+        num_hidden_layers=3,
+    ),
+    "gemma4-per-layer-shared": _gemma4(
+        num_hidden_layers=6,
+        num_key_value_heads=1,
+        hidden_size_per_layer_input=10,
+        vocab_size_per_layer_input=101,
+        num_kv_shared_layers=3,
+        use_double_wide_mlp=True,
+        sliding_window=7,
+        layer_types=[_SLIDE, _FULL, _SLIDE, _FULL, _SLIDE, _FULL],
+    ),
+    "gemma4-experts": _gemma4(
+        rms_norm_eps=_EPS,
+        enable_moe_block=True,
+        num_experts=5,
+        top_k_experts=2,
+        moe_intermediate_size=20,
+        attention_k_eq_v=True,
+        num_global_key_value_heads=2,
+        sliding_window=4,
+        layer_types=[_SLIDE, _FULL, _FULL],
+        num_hidden_layers=3,
+        tie_word_embeddings=False,
+    ),
+    "gemma4-multimodal": {
+        "model_type": "gemma4",
+        "text_config": {
+            **_gemma4(
+                num_hidden_layers=3,
+                hidden_size_per_layer_input=6,
+                vocab_size_per_layer_input=97,
+                num_kv_shared_layers=1,
+                layer_types=[_SLIDE, _FULL, _FULL],
+                sliding_window=6,
+            ),
+            "model_type": "gemma4_text",
+        },
+        "vision_config": None,
+        "audio_config": None,
+    },
     "gpt_oss-top2-yarn": _case(
         "gpt_oss",
         rms_norm_eps=_EPS,

@@ -15,9 +15,9 @@ from localllm.spec import (
     GatedDeltaNetSpec,
     MoESpec,
     NormSpec,
+    RecurrentSpec,
     RopeSpec,
 )
-from localllm.spec.decoder import Mixer
 from localllm.spec.rope import tables
 
 Weights = dict[str, np.ndarray]
@@ -30,19 +30,35 @@ def logits(spec: DecoderSpec, weights: Weights, tokens: np.ndarray, prompt_lengt
     x = w["embed.weight"][tokens] * spec.embed_scale
     if spec.learned_positions is not None:
         x = x + w["pos_embed.weight"][:count]
+    own = None if spec.per_layer is None else per_layer_inputs(spec, w, tokens, x)
+    shared: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for index, layer in enumerate(spec.layers):
         at = f"layers.{index}."
         for part in ("attn", "ffn"):
             y = norm(layer.norm, w, f"{at}{part}_norm", x) if layer.pre_norm else x
             if part == "attn":
-                y = mixed(layer.mixer, w, at, y, prompt_length)
+                if isinstance(layer.mixer, AttentionSpec):
+                    source = layer.mixer.shared_kv
+                    if source is None:
+                        source = index
+                        shared[index] = keys_values(layer.mixer, w, f"{at}attn.", y, prompt_length)
+                    kv = shared[source]
+                    y = attention(layer.mixer, w, f"{at}attn.", y, kv, prompt_length)
+                else:
+                    y = recurrent(layer.mixer, w, at, y)
             elif isinstance(layer.ffn, MoESpec):
-                y = experts(layer.ffn, w, f"{at}moe.", y)
+                y = experts(layer.ffn, layer.norm, w, f"{at}moe.", x, y)
             else:
                 y = feed_forward(layer.ffn, w, f"{at}ffn.", y)
             if layer.post_norm:
                 y = norm(layer.norm, w, f"{at}{part}_post_norm", y)
             x = x + layer.residual_scale * y
+        if own is not None:
+            gate = activate(spec.per_layer.activation, x @ w[f"{at}per_layer.gate.weight"].T)
+            y = (gate * own[:, index]) @ w[f"{at}per_layer.up.weight"].T
+            x = x + norm(layer.norm, w, f"{at}per_layer_norm", y)
+        if layer.scalar:
+            x = x * w[f"{at}scalar.weight"][0]
     x = norm(spec.final_norm, w, "final_norm", x)
     out = x @ w["embed.weight" if spec.tied_head else "head.weight"].T
     if spec.head_bias:
@@ -53,9 +69,15 @@ def logits(spec: DecoderSpec, weights: Weights, tokens: np.ndarray, prompt_lengt
     return out
 
 
-def mixed(mixer: Mixer, w: Weights, at: str, x: np.ndarray, prompt_length: int) -> np.ndarray:
-    if isinstance(mixer, AttentionSpec):
-        return attention(mixer, w, f"{at}attn.", x, prompt_length)
+def per_layer_inputs(spec: DecoderSpec, w: Weights, tokens: np.ndarray, x: np.ndarray):
+    """float64 [T, layers, size]."""
+    shape, size = (len(tokens), len(spec.layers), spec.per_layer.size), spec.per_layer.size
+    of_x = (x @ w["per_layer_inputs.up.weight"].T / math.sqrt(spec.hidden)).reshape(shape)
+    of_token = w["per_layer_inputs.embed.weight"][tokens].reshape(shape) * math.sqrt(size)
+    return (norm(spec.final_norm, w, "per_layer_inputs.norm", of_x) + of_token) / math.sqrt(2)
+
+
+def recurrent(mixer: RecurrentSpec, w: Weights, at: str, x: np.ndarray) -> np.ndarray:
     if isinstance(mixer, GatedDeltaNetSpec):
         return delta_net(mixer, w, f"{at}delta.", x)
     before, after, inner = np.split(linear(w, f"{at}conv.in", x, mixer.bias), 3, axis=-1)
@@ -113,20 +135,39 @@ def linear(w: Weights, name: str, x: np.ndarray, bias: bool) -> np.ndarray:
     return y + w[f"{name}.bias"] if bias else y
 
 
-def attention(spec: AttentionSpec, w: Weights, at: str, x: np.ndarray, prompt_length: int):
-    count, size = len(x), spec.head_dim
-    q, k, v = (linear(w, at + name, x, spec.qkv_bias) for name in "qkv")
+def projected(
+    spec: AttentionSpec, w: Weights, name: str, x: np.ndarray, heads: int, prompt_length: int
+) -> np.ndarray:
+    """Queries or keys, [T, heads, head_dim], normalized and rotated."""
+    y = linear(w, name, x, spec.qkv_bias)
     if spec.qk_norm is not None and spec.qk_norm_over == "all":
-        q = norm(spec.qk_norm, w, f"{at}q_norm", q)
-        k = norm(spec.qk_norm, w, f"{at}k_norm", k)
-    q = q.reshape(count, spec.heads, size)
-    k = k.reshape(count, spec.kv_heads, size)
-    v = v.reshape(count, spec.kv_heads, size)
+        y = norm(spec.qk_norm, w, f"{name}_norm", y)
+    y = y.reshape(len(x), heads, spec.head_dim)
     if spec.qk_norm is not None and spec.qk_norm_over == "head":
-        q = norm(spec.qk_norm, w, f"{at}q_norm", q)
-        k = norm(spec.qk_norm, w, f"{at}k_norm", k)
-    if spec.rope is not None:
-        q, k = rotate(spec.rope, q, prompt_length), rotate(spec.rope, k, prompt_length)
+        y = norm(spec.qk_norm, w, f"{name}_norm", y)
+    return y if spec.rope is None else rotate(spec.rope, y, prompt_length)
+
+
+def keys_values(spec: AttentionSpec, w: Weights, at: str, x: np.ndarray, prompt_length: int):
+    v = linear(w, at + ("k" if spec.v_from_k else "v"), x, spec.qkv_bias)
+    v = v.reshape(len(x), spec.kv_heads, spec.head_dim)
+    if spec.v_norm is not None:
+        v = v / np.sqrt((v**2).mean(-1, keepdims=True) + spec.v_norm)
+    return projected(spec, w, f"{at}k", x, spec.kv_heads, prompt_length), v
+
+
+def attention(
+    spec: AttentionSpec,
+    w: Weights,
+    at: str,
+    x: np.ndarray,
+    kv: tuple[np.ndarray, np.ndarray],
+    prompt_length: int,
+):
+    count, size = len(x), spec.head_dim
+    q, (k, v) = projected(spec, w, f"{at}q", x, spec.heads, prompt_length), kv
+    for p in range(count):
+        q[p] = q[p] * (1 + spec.query_growth * math.log(1 + p // spec.query_context))
     out = np.zeros((count, spec.heads, size))
     for head in range(spec.heads):
         kv = head // (spec.heads // spec.kv_heads)
@@ -169,10 +210,18 @@ def feed_forward(spec: FeedForwardSpec, w: Weights, at: str, x: np.ndarray) -> n
     return linear(w, f"{at}down", inner, spec.bias)
 
 
-def experts(spec: MoESpec, w: Weights, at: str, x: np.ndarray) -> np.ndarray:
+def experts(
+    spec: MoESpec, kind: NormSpec, w: Weights, at: str, x: np.ndarray, normed: np.ndarray
+) -> np.ndarray:
+    """x: before the layer's norm; normed: after."""
+
+    def own(part: str, x: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+        return norm(kind, w, f"{at}{part}_norm", x) if spec.own_norms else otherwise
+
+    routed, x = own("router", x, normed), own("expert", x, normed)
     y = np.zeros_like(x)
     for row in range(len(x)):
-        scores = linear(w, f"{at}router", x[row], spec.bias)
+        scores = linear(w, f"{at}router", routed[row], spec.bias) * spec.router_scale
         scores = softmax(scores) if spec.scores == "softmax" else sigmoid(scores)
         preference = scores.copy()
         if spec.selection_bias:
@@ -187,15 +236,19 @@ def experts(spec: MoESpec, w: Weights, at: str, x: np.ndarray) -> np.ndarray:
         if spec.renormalize:
             share = share / (share.sum() + spec.renormalize_eps)
         share = share * spec.weight_scale
+        if spec.expert_scale:
+            share = share * w[f"{at}expert_scale.weight"][best]
         for expert, weight in zip(best, share, strict=True):
             gate, up = (of_expert(spec, w, at + name, expert, x[row]) for name in ("gate", "up"))
             inner = gated(spec.activation, gate, up)
             y[row] += weight * of_expert(spec, w, f"{at}down", expert, inner)
+    y = own("expert_post", y, y)
     if spec.shared:
-        shared = feed_forward(FeedForwardSpec(spec.shared, spec.activation), w, f"{at}shared.", x)
+        dense = FeedForwardSpec(spec.shared, spec.activation)
+        shared = feed_forward(dense, w, f"{at}shared.", normed)
         if spec.shared_gate:
-            shared = shared * sigmoid(x @ w[f"{at}shared_gate.weight"].T)
-        y = y + shared
+            shared = shared * sigmoid(normed @ w[f"{at}shared_gate.weight"].T)
+        y = y + own("shared_post", shared, shared)
     return y
 
 

@@ -16,6 +16,7 @@ from localllm.spec import (
     LayerSpec,
     MoESpec,
     NormSpec,
+    PerLayerSpec,
     RopeSpec,
     ShortConvSpec,
 )
@@ -25,7 +26,7 @@ from localllm.spec.weights import weight_shapes
 CONTEXT = 64
 ACTIVATIONS = ["silu", "gelu", "gelu_tanh", "relu"]
 GATED_ACTIVATIONS = [*ACTIVATIONS, "clamped_swiglu"]
-ROPE_KINDS = ["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
+ROPE_KINDS = ["default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional"]
 
 norms = st.builds(
     NormSpec,
@@ -60,6 +61,7 @@ def ropes(draw: st.DrawFn, head_dim: int) -> RopeSpec:
         truncate=draw(st.booleans()),
         short_factor=tuple(factors[0]),
         long_factor=tuple(factors[1]),
+        rotated=draw(st.integers(1, dim // 2)) * 2,
     )
 
 
@@ -67,12 +69,13 @@ def ropes(draw: st.DrawFn, head_dim: int) -> RopeSpec:
 def attentions(draw: st.DrawFn) -> AttentionSpec:
     heads, kv_heads = draw(st.sampled_from([(4, 4), (4, 2), (4, 1), (6, 3), (3, 1), (1, 1)]))
     head_dim = draw(st.sampled_from([4, 6, 8, 16]))
+    rope = draw(st.none() | ropes(head_dim))
     return AttentionSpec(
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         scale=draw(st.sampled_from([head_dim**-0.5, 0.5])),
-        rope=draw(st.none() | ropes(head_dim)),
+        rope=rope,
         window=draw(st.none() | st.integers(1, 9)),
         qkv_bias=draw(st.booleans()),
         out_bias=draw(st.booleans()),
@@ -80,6 +83,11 @@ def attentions(draw: st.DrawFn) -> AttentionSpec:
         qk_norm_over=draw(st.sampled_from(["head", "all"])),
         softcap=draw(st.sampled_from([None, 2.0])),
         sinks=draw(st.booleans()),
+        # No model rotates neighbouring entries of keys that are values too; cpu refuses it.
+        v_from_k=not (rope and rope.interleaved) and draw(st.booleans()),
+        v_norm=draw(st.sampled_from([None, None, 1e-2])),
+        query_growth=draw(st.sampled_from([0.0, 0.0, 0.3])),
+        query_context=draw(st.integers(1, 6)),
     )
 
 
@@ -106,7 +114,8 @@ def hybrids(draw: st.DrawFn) -> DecoderSpec:
     mixers: list[Mixer] = draw(st.lists(delta_nets() | convs, min_size=1, max_size=3))
     attends = replace(draw(attentions()), gate=draw(st.booleans()))
     mixers.insert(draw(st.integers(0, len(mixers))), attends)
-    return replace(spec, layers=tuple(replace(draw(layers()), mixer=m) for m in mixers))
+    mixed = tuple(replace(draw(layers()), mixer=m) for m in mixers)
+    return replace(spec, layers=mixed, per_layer=None)
 
 
 @st.composite
@@ -129,6 +138,9 @@ def mixtures(draw: st.DrawFn) -> MoESpec:
         weight_scale=draw(st.sampled_from([1.0, 2.5])),
         shared=shared,
         shared_gate=shared > 0 and draw(st.booleans()),
+        own_norms=draw(st.booleans()),
+        router_scale=draw(st.sampled_from([1.0, 0.5])),
+        expert_scale=draw(st.booleans()),
     )
 
 
@@ -144,24 +156,59 @@ feed_forwards = st.builds(
 @st.composite
 def layers(draw: st.DrawFn) -> LayerSpec:
     pre_norm, post_norm = draw(st.sampled_from([(True, False), (False, True), (True, True)]))
+    ffn, norm = draw(feed_forwards | mixtures()), draw(norms)
+    if isinstance(ffn, MoESpec) and ffn.own_norms:
+        norm = damped(norm)
     return LayerSpec(
         mixer=draw(attentions()),
-        ffn=draw(feed_forwards | mixtures()),
-        norm=draw(norms),
+        ffn=ffn,
+        norm=norm,
         pre_norm=pre_norm,
         post_norm=post_norm,
         residual_scale=draw(st.sampled_from([1.0, 0.3])),
+        scalar=draw(st.booleans()),
     )
+
+
+def damped(norm: NormSpec) -> NormSpec:
+    """For what may come near 0, such as the output of few experts: else the norm magnifies
+    rounding by up to 1 / sqrt(eps)."""
+    return replace(norm, eps=1e-2)
+
+
+per_layers = st.builds(
+    PerLayerSpec,
+    size=st.sampled_from([4, 10]),
+    vocab_size=st.just(101),
+    activation=st.sampled_from(ACTIVATIONS),
+)
+
+
+@st.composite
+def sharing(draw: st.DrawFn) -> tuple[LayerSpec, ...]:
+    """Layers of which later ones may attend to the keys of an earlier one."""
+    found: list[LayerSpec] = draw(st.lists(layers(), min_size=1, max_size=3))
+    for index in range(1, len(found)):
+        owners = [n for n in range(index) if found[n].mixer.shared_kv is None]
+        if draw(st.sampled_from([True, False, False])):
+            owner = draw(st.sampled_from(owners))
+            mixer = replace(found[owner].mixer, shared_kv=owner)
+            found[index] = replace(found[index], mixer=mixer)
+    return tuple(found)
 
 
 @st.composite
 def specs(draw: st.DrawFn) -> DecoderSpec:
+    own, layers, final_norm = draw(st.none() | per_layers), draw(sharing()), draw(norms)
+    if own is not None:
+        layers = tuple(replace(layer, norm=damped(layer.norm)) for layer in layers)
+        final_norm = damped(final_norm)
     return DecoderSpec(
         architecture="random",
         vocab_size=draw(st.sampled_from([7, 64, 101])),
         hidden=draw(st.sampled_from([8, 20, 32])),
-        layers=tuple(draw(st.lists(layers(), min_size=1, max_size=3))),
-        final_norm=draw(norms),
+        layers=layers,
+        final_norm=final_norm,
         context=CONTEXT,
         tied_head=draw(st.booleans()),
         head_bias=draw(st.booleans()),
@@ -169,6 +216,7 @@ def specs(draw: st.DrawFn) -> DecoderSpec:
         learned_positions=draw(st.sampled_from([None, CONTEXT, 40])),
         logit_scale=draw(st.sampled_from([1.0, 0.125])),
         logit_softcap=draw(st.sampled_from([None, 1.5])),
+        per_layer=own,
     )
 
 
@@ -198,9 +246,9 @@ def random_weights(spec: DecoderSpec, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     weights = {}
     for name, shape in weight_shapes(spec).items():
-        if "norm" in name and name.endswith(".weight"):
+        if name.endswith(("norm.weight", "scalar.weight", "scale.weight")):
             value = rng.uniform(0.5, 1.5, shape)
-        elif len(shape) == 1 or name.startswith(("embed", "pos_embed")):
+        elif len(shape) == 1 or "embed." in name:
             value = rng.normal(size=shape) * 0.5
         else:
             value = rng.normal(size=shape) / np.sqrt(shape[-1])

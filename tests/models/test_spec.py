@@ -46,6 +46,7 @@ def test_the_architectures_are_known() -> None:
         "gemma3_text", "phi3", "smollm3", "olmo2", "olmo3", "granite", "starcoder2",
         "gpt2", "gpt_oss", "exaone4", "glm4", "glm4_moe", "seed_oss", "qwen3_5", "qwen3_5_text",
         "lfm2", "lfm2_moe", "qwen3_next", "qwen3_5_moe", "qwen3_5_moe_text",
+        "gemma4", "gemma4_text", "ministral3", "mistral3",
     }  # fmt: skip
 
 
@@ -134,7 +135,7 @@ def test_senseless_rope_scaling_is_refused_by_its_key(scaling: dict[str, Any], n
     [
         ({"hidden_act": "relu2"}, "relu2"),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [1, 2]}}, "mrope"),
-        ({"rope_parameters": {"rope_type": "proportional"}}, "proportional"),
+        ({"rope_parameters": {"rope_type": "axial"}}, "axial"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "full_attention"),
         ({"attention_chunk_size": 8192}, "attention_chunk_size"),
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
