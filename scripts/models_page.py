@@ -19,11 +19,12 @@ sys.path.insert(0, str(ROOT))
 
 from localllm.backend.cpu import CpuBackend  # noqa: E402
 from localllm.backend.metal import MetalBackend  # noqa: E402
-from localllm.backend.protocol import Backend, Batch, Chunk  # noqa: E402
+from localllm.backend.protocol import Backend, Batch, Chunk, StateSlots  # noqa: E402
 from localllm.backend.reference import ReferenceBackend  # noqa: E402
 from localllm.checkpoint.opening import open_checkpoint  # noqa: E402
 from localllm.errors import UnsupportedModel  # noqa: E402
 from localllm.models import known_architectures, load_spec, load_weights  # noqa: E402
+from localllm.spec import DecoderSpec  # noqa: E402
 from scripts.parity_table import markdown  # noqa: E402
 from tests.models.running import Golden, difference, golden, golden_names  # noqa: E402
 
@@ -58,11 +59,18 @@ _BLOCK = 32
 _BLOCKS = 4
 
 
+def _slots(spec: DecoderSpec) -> int:
+    """A step of a model with recurrent layers reads one state and writes another."""
+    return 2 if any(spec.recurrences) else 0
+
+
 def _reference(folder: Path) -> Backend:
     checkpoint = open_checkpoint(folder)
     spec = load_spec(checkpoint)
     weights = load_weights(checkpoint, spec)
-    return ReferenceBackend(spec, weights, num_blocks=_BLOCKS, block_size=_BLOCK)
+    return ReferenceBackend(
+        spec, weights, num_blocks=_BLOCKS, block_size=_BLOCK, state_slots=_slots(spec)
+    )
 
 
 def _cpu(folder: Path) -> Backend:
@@ -75,6 +83,7 @@ def _cpu(folder: Path) -> Backend:
         block_size=_BLOCK,
         kv_bits=32,
         float_activations=True,
+        state_slots=_slots(spec),
     )
 
 
@@ -113,6 +122,7 @@ def _worst(cases: list[Golden], opened: Callable[[Path], Backend]) -> str:
                 block_table=np.arange(_BLOCKS, dtype=np.int32),
                 logit_rows=tuple(range(count)),
                 prompt_length=count,
+                state=StateSlots(None, 0) if any(running.spec.recurrences) else None,
             )
             found.append(difference(running.forward(Batch((chunk,))), case.whole))
             running.close()

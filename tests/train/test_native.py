@@ -254,6 +254,15 @@ def test_what_is_not_covered_is_named():
     assert "mixture of experts" in why_not(moe, weights, layout)
     sinks = replace(spec, layers=(replace(layer, mixer=replace(layer.mixer, sinks=True)),))
     assert "sinks" in why_not(sinks, weights, layout)
+    for change, named in (
+        ({"v_norm": 1e-6}, "normalizes values"),
+        ({"v_from_k": True}, "makes its values"),
+        ({"query_growth": 0.1}, "by their position"),
+    ):
+        other = replace(layer, mixer=replace(layer.mixer, **change))
+        assert named in why_not(replace(spec, layers=(other,)), weights, layout)
+    scaled = replace(spec, layers=(replace(layer, scalar=True),))
+    assert "scalar" in why_not(scaled, weights, layout)
     clamped = replace(layer, ffn=replace(layer.ffn, activation="clamped_swiglu"))
     assert "clamped_swiglu" in why_not(replace(spec, layers=(clamped,)), weights, layout)
     with pytest.raises(InvalidRequest, match="DoRA"):
