@@ -4,6 +4,8 @@
 MODEL  ?= smollm2:135m
 PROMPT ?= Why is the sky blue? Answer in one sentence.
 ARGS   ?=
+# A process for each core, four at most; ARGS="-n 0" for one alone.
+WORKERS := -n auto --maxprocesses 4 --dist worksteal
 
 BIN    := .venv/bin
 SETUP  := .venv/.stamp-setup
@@ -28,7 +30,7 @@ chat: $(SETUP) ## fetch the model and talk to it; without a terminal answer one 
 	fi
 
 test: $(SETUP) ## the tests, without the long proofs
-	@$(BIN)/pytest -m "not slow" $(ARGS)
+	@$(BIN)/pytest $(WORKERS) -m "not slow" $(ARGS)
 
 test-all: $(SETUP) .venv/.stamp-parity ## every test, and the parity tables against transformers
 	@$(BIN)/pytest $(ARGS)

@@ -10,6 +10,7 @@ included. Needs the extra `test`. The machine's load is printed beside the figur
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import statistics
@@ -22,9 +23,12 @@ from pathlib import Path
 
 import pexpect
 import pyte
+from textual.app import App, ComposeResult
+from textual.containers import VerticalScroll
 
 from benchmarks.harness.machine import print_heading
 from localllm.tui.store import Store
+from localllm.tui.widgets.markdown import AnswerMarkdown
 
 COMMAND = "from localllm.cli import main; main()"
 STORY = "Write a very long story about a lighthouse."
@@ -263,7 +267,41 @@ def many(home: Path, model: str, rounds: int) -> None:
         terminal.close()
 
 
-PARTS = {"paint": paint, "keys": keys, "speed": speed, "many": many}
+def long(home: Path, model: str, rounds: int) -> None:
+    """Answers beyond the usual, drawn whole and by one piece more: processor seconds of the app."""
+    table = "| row | square | said of it | mark |\n| - | - | - | - |\n"
+    table += "".join(f"| row {n} | {n * n} | some text here | x |\n" for n in range(400))
+    prose = "".join(f"Paragraph {n}: {'words and more words ' * 12}\n\n" for n in range(400))
+    one = "word " * 5_000
+
+    class Page(App[None]):
+        def compose(self) -> ComposeResult:
+            with VerticalScroll():
+                yield AnswerMarkdown()
+
+    async def drawn(text: str, more: str) -> tuple[float, float]:
+        app = Page()
+        async with app.run_test(size=(110, 34)) as pilot:
+            markdown = app.query_one(AnswerMarkdown)
+            taken = []
+            for piece in (text, more):
+                start = time.process_time()
+                await markdown.append(piece)
+                await pilot.pause()
+                taken.append(time.process_time() - start)
+        return taken[0], taken[1]
+
+    for name, text, more in (
+        ("a table of 400 rows", table, "| row 400 | 160000 | some text here | x |\n"),
+        ("400 paragraphs", prose, "next words "),
+        ("one paragraph", one, "next words "),
+    ):
+        runs = [asyncio.run(drawn(text, more)) for _ in range(rounds)]
+        whole, piece = (statistics.median(values) for values in zip(*runs, strict=True))
+        print(f"{name}, {len(text):,} characters: {whole:.2f} s, one piece more {piece:.3f} s")
+
+
+PARTS = {"paint": paint, "keys": keys, "speed": speed, "many": many, "long": long}
 
 
 def main() -> None:

@@ -170,10 +170,12 @@ void bind_train(nb::module_& m) {
       .def(
           "__init__",
           [](train::AdapterPlace* p, int layer, const std::string& linear, int rank, float scale,
-             int64_t a,
-             int64_t b) { new (p) train::AdapterPlace{layer, linear, rank, scale, a, b}; },
+             int64_t a, int64_t b, int64_t magnitude) {
+            new (p) train::AdapterPlace{layer, linear, rank, scale, a, b, magnitude};
+          },
           nb::arg("layer"), nb::arg("linear"), nb::arg("rank"), nb::arg("scale"), nb::arg("a"),
-          nb::arg("b"));
+          nb::arg("b"), nb::arg("magnitude") = -1,
+          "Where A, B and with DoRA the magnitudes begin; these need TARGET.squares in the store.");
 
   nb::class_<Trainer>(m, "Trainer", "Log-probabilities and gradients of adapters.")
       .def(nb::new_(&make_trainer), nb::arg("store"), nb::arg("config"), nb::arg("layers"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from localllm.backend.select import BackendStatus
 from localllm.checkpoint.base import Checkpoint
 from localllm.engine.planner import Machine, Model, Plan, Wish, make_plan
@@ -24,6 +26,32 @@ def this_machine(backend: BackendStatus) -> Machine:
 def model_of(checkpoint: Checkpoint, spec: DecoderSpec) -> Model:
     """Reads headers only. Raises what loading the weights would raise for them."""
     return Model(spec, load_forms(checkpoint, spec))
+
+
+def expected_speed(model: Model, plan: Plan, backend: BackendStatus, file: Path) -> float | None:
+    """Tokens a second of one sequence that the plan leaves experts on disk for, were all of them
+    chosen alike; None where all weights are in memory. Real routers are faster: memory keeps those
+    that they prefer.
+
+    file: of the model, which is read for a moment to know its disk. So is memory.
+    """
+    sizes = backend.memory.experts(model.spec, model.forms)
+    if sizes is None or plan.wish.expert_bytes is None:
+        return None
+    from localllm.backend import cpu_experts
+
+    spec = model.spec
+    rows = 0  # of the embedding, one is read
+    if not spec.tied_head:
+        rows = (spec.vocab_size - 1) * model.forms["embed.weight"].row_bytes(spec.hidden)
+    others = backend.memory.weights(spec, model.forms) - sizes.total - rows
+    return cpu_experts.expected_speed(
+        others + sizes.chosen,
+        sizes.chosen,
+        plan.wish.expert_bytes // sizes.slot / sizes.count,
+        cpu_experts.memory_speed(plan.wish.threads),
+        cpu_experts.read_speed(file, sizes.slot),
+    )
 
 
 def fitting_plan(model: Model, wish: Wish, backend: BackendStatus) -> Plan:

@@ -16,6 +16,11 @@ _CLASSES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
+    "qwen3_next": "Qwen3NextForCausalLM",
+    "qwen3_5_text": "Qwen3_5ForCausalLM",
+    "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
+    "lfm2": "Lfm2ForCausalLM",
+    "lfm2_moe": "Lfm2MoeForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
     "phi3": "Phi3ForCausalLM",
@@ -26,7 +31,12 @@ _CLASSES = {
     "gpt2": "GPT2LMHeadModel",
     "seed_oss": "SeedOssForCausalLM",
 }
-_TEXT_TYPES = {"gemma3": "gemma3_text"}  # of models whose vision part is left out
+# Of models whose vision part is left out.
+_TEXT_TYPES = {
+    "gemma3": "gemma3_text",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+}
 _QUANTIZED = ("quantization", "quantization_config")
 _DTYPES = ("dtype", "torch_dtype")
 

@@ -25,6 +25,7 @@ from localllm.models import (
     gpt_oss,
     granite,
     lfm2,
+    lfm2_moe,
     llama,
     ministral3,
     mistral,
@@ -35,7 +36,9 @@ from localllm.models import (
     qwen2,
     qwen3,
     qwen3_5,
+    qwen3_5_moe,
     qwen3_moe,
+    qwen3_next,
     seed_oss,
     smollm3,
     starcoder2,
@@ -73,7 +76,15 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3_moe": Architecture(qwen3_moe.spec, qwen3_moe.NAMES),
     "qwen3_5": Architecture(qwen3_5.spec, qwen3_5.NAMES, other_parts=qwen3_5.OTHER_PARTS),
     "qwen3_5_text": Architecture(qwen3_5.spec, qwen3_5.NAMES, other_parts=qwen3_5.OTHER_PARTS),
+    "qwen3_5_moe": Architecture(
+        qwen3_5_moe.spec, qwen3_5_moe.NAMES, other_parts=qwen3_5.OTHER_PARTS
+    ),
+    "qwen3_5_moe_text": Architecture(
+        qwen3_5_moe.spec, qwen3_5_moe.NAMES, other_parts=qwen3_5.OTHER_PARTS
+    ),
+    "qwen3_next": Architecture(qwen3_next.spec, qwen3_next.NAMES, other_parts=qwen3_5.OTHER_PARTS),
     "lfm2": Architecture(lfm2.spec, lfm2.NAMES),
+    "lfm2_moe": Architecture(lfm2_moe.spec, lfm2_moe.NAMES),
     "gemma2": Architecture(gemma2.spec, gemma2.NAMES),
     "gemma3": Architecture(gemma3.spec, gemma3.NAMES, other_parts=gemma3.OTHER_PARTS),
     "gemma3_text": Architecture(gemma3.spec, gemma3.NAMES),

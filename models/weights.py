@@ -131,7 +131,7 @@ class _Finder:
         rows: slice | np.ndarray | None = None
         whole = shape
         if source.taps:
-            channels, kernel = _taps(self._spec, layer)
+            channels, kernel = taps_of(self._spec, layer)
             whole = (channels, 1, kernel)
         ffn = self._spec.layers[layer].ffn
         flat = isinstance(ffn, MoESpec) and len(shape) == 1 and stem in _OF_EXPERTS
@@ -193,6 +193,19 @@ def part_rows(spec: DecoderSpec, part: Part, layer: int) -> tuple[slice | np.nda
     return slice(first, first + (q if part == "q" else kv)), q + 2 * kv
 
 
+def mixed_order(spec: DecoderSpec, parts: Sequence[Part | None], layer: int) -> np.ndarray | None:
+    """Which of the rows of these parts, one after the other, each row of their tensor is.
+
+    None where it has them in that order. The parts are all that is in the tensor.
+    """
+    rows = [part_rows(spec, part, layer)[0] for part in parts if part is not None]
+    mixed = [found for found in rows if isinstance(found, np.ndarray)]
+    if not mixed:
+        return None
+    assert len(mixed) == len(parts)
+    return np.argsort(np.concatenate(mixed))
+
+
 def _group_rows(delta: GatedDeltaNetSpec, part: Part) -> tuple[np.ndarray, int]:
     """By key head: its q, its k, and v and z of its value heads; or their betas and decays."""
     repeat = delta.value_heads // delta.key_heads
@@ -206,7 +219,7 @@ def _group_rows(delta: GatedDeltaNetSpec, part: Part) -> tuple[np.ndarray, int]:
     return (z if part == "groups_z" else np.concatenate([q, k, v])), rows.size
 
 
-def _taps(spec: DecoderSpec, layer: int) -> tuple[int, int]:
+def taps_of(spec: DecoderSpec, layer: int) -> tuple[int, int]:
     """Channels and kernel of a layer's convolution."""
     mixer = spec.layers[layer].mixer
     if isinstance(mixer, GatedDeltaNetSpec):

@@ -9,13 +9,21 @@ import numpy as np
 
 from localllm.checkpoint.tensor import Affine, Dense, GroupValues, Tensor
 from localllm.errors import UnsupportedModel
-from localllm.models.layout import HEAD_PREFIXES, Names, Source, sources_of
+from localllm.models.layout import HEAD_PREFIXES, Names, Part, Source, sources_of
+from localllm.models.weights import mixed_order, taps_of
 from localllm.spec import DecoderSpec, MoESpec
 from localllm.spec.weights import weight_shapes
 
 Shape = tuple[int, ...]
 
-_PARTS = {"q": ("q", "k", "v"), "gate": ("gate", "up")}
+# All parts of the tensors that hold several of ours, with the ends of our names.
+_PARTS: tuple[dict[Part, str], ...] = (
+    {"q": "q", "k": "k", "v": "v"},
+    {"gate": "gate", "up": "up"},
+    {"heads_q": "q", "heads_gate": "gate"},
+    {"groups_qkv": "qkv", "groups_z": "z"},
+    {"groups_beta": "beta", "groups_decay": "decay"},
+)
 
 
 @dataclass(frozen=True)
@@ -25,8 +33,9 @@ class Stored:
     name: in the file. shape: as the file has it. parts: our weights whose rows follow each other in
     it. expert: only this matrix of a stack. transposed: kept [in, out]. orders: of each part, which
     of our rows each row of the file is; None for our own order. rows: of each part, how many.
-    vector: a bias or a norm. shift: what is added, where the file counts a norm's gain from
-    another number.
+    vector: a bias, a norm or a convolution. shift: what is added, where the file counts a
+    norm's gain from another number. mixed: where the parts' rows do not follow each other after
+    all, which of them each row of the file is.
     """
 
     name: str
@@ -38,6 +47,7 @@ class Stored:
     rows: tuple[int, ...] = ()
     vector: bool = False
     shift: float = 0.0
+    mixed: np.ndarray | None = None
 
     def assemble(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         """float32, as the file has it, of our weights in float32."""
@@ -49,7 +59,11 @@ class Stored:
             ordered = [part[self.expert] for part in ordered]
         axis = -1 if self.vector else -2
         whole = ordered[0] if len(ordered) == 1 else np.concatenate(ordered, axis=axis)
+        if self.mixed is not None:
+            whole = np.take(whole, self.mixed, axis=axis)
         result = np.ascontiguousarray(whole.T if self.transposed else whole)
+        if self.vector and len(self.shape) == 3:
+            result = result.reshape(self.shape)
         if self.shift:
             result = result + np.float32(self.shift)
         assert result.shape == self.shape, f"{self.name}: {result.shape}, not {self.shape}"
@@ -65,7 +79,8 @@ class Stored:
         ]
         if self.expert is not None:
             ordered = [_expert(part, self.expert) for part in ordered]
-        return ordered[0] if len(ordered) == 1 else _joined(ordered)
+        whole = ordered[0] if len(ordered) == 1 else _joined(ordered)
+        return whole if whole is None or self.mixed is None else whole.rows(self.mixed)
 
 
 def stored_tensors(
@@ -128,11 +143,6 @@ def _of(
         _, number, stem = stem.split(".", 2)
         layer = int(number)
     source = _source(spec, names, prefix, has, stem, suffix, layer)
-    if source.taps or (source.part or "").startswith(("heads_", "groups_")):
-        raise UnsupportedModel(
-            f"{spec.architecture} models cannot be written: {source.name} lays out its rows in a "
-            "way that only reading knows"
-        )
     if source.alternate or source.inputs_first or (stem.startswith("moe.") and suffix == "bias"):
         raise UnsupportedModel(
             f"{spec.architecture} models cannot be written: their experts are kept in a form that "
@@ -142,11 +152,13 @@ def _of(
     if has is not None and stem == "head":
         at = next((p + at for p in HEAD_PREFIXES if has(p + at)), at)
     parts: tuple[str, ...] = (name,)
+    mixed: np.ndarray | None = None
     if source.part is not None:
         base, _, own = name.rpartition(".")
         before = base.rpartition(".")[0]
-        kinds = _PARTS["q" if source.part in ("q", "k", "v") else "gate"]
-        parts = tuple(f"{before}.{kind}.{own}" for kind in kinds)
+        kinds = next(kinds for kinds in _PARTS if source.part in kinds)
+        parts = tuple(f"{before}.{kind}.{own}" for kind in kinds.values())
+        mixed = mixed_order(spec, list(kinds), layer)
     vector = len(shapes[name]) == 1
     orders = tuple(_order(spec, part) if source.interleaved else None for part in parts)
     shape = shapes[name]
@@ -163,7 +175,10 @@ def _of(
         return
     turned = source.conv1d and not vector
     in_file = shape[::-1] if turned else shape
-    yield Stored(at, in_file, parts, None, turned, orders, rows, vector)
+    if source.taps and suffix == "weight":
+        channels, kernel = taps_of(spec, layer)
+        in_file = (channels, 1, kernel)
+    yield Stored(at, in_file, parts, None, turned, orders, rows, vector, mixed=mixed)
 
 
 def _own_offset(spec: DecoderSpec, name: str) -> float | None:
@@ -174,7 +189,7 @@ def _own_offset(spec: DecoderSpec, name: str) -> float | None:
         return None
     layer = spec.layers[int(name.split(".")[1])]
     if ".delta." in name:
-        return 0.0
+        return None  # every file has the gain itself
     norm = layer.attention.qk_norm if ".attn." in name else layer.norm
     assert norm is not None
     return norm.offset

@@ -38,6 +38,8 @@ FAMILIES = {
     "qwen3": "Qwen 3, dense",
     "qwen3_moe": "Qwen 3 30B-A3B, 235B-A22B",
     "qwen3_5": "Qwen 3.5, dense, text",
+    "qwen3_5_moe": "Qwen 3.5 35B-A3B and larger, text",
+    "qwen3_next": "Qwen3-Next 80B-A3B",
     "gemma2": "Gemma 2",
     "gemma3": "Gemma 3, text",
     "gemma4": "Gemma 4, text: dense, 26B-A4B, E2B and E4B",
@@ -54,6 +56,7 @@ FAMILIES = {
     "gpt_oss": "gpt-oss 20B, 120B",
     "gpt2": "GPT-2",
     "lfm2": "LFM2",
+    "lfm2_moe": "LFM2 8B-A1B",
 }
 _BLOCK = 32
 _BLOCKS = 4

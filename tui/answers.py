@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 KEEP_EVERY = 0.5  # seconds between two writes of an answer under way: all that a kill can cost
 _MOST_QUEUED = 50
+_MOST_AT_ONCE = 64  # answers, as the sampling parameters have it
 TITLE_WIDTH = 48
+NEW_CHATS = "params"  # setting: the sampling of chats to come
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Stoppable(Protocol):
 @dataclass
 class Live:
     """An answer under way. text, reasoning: what the message holds so far, the part before a
-    continuation included. first: when its first piece came. tokens: of this run."""
+    continuation included. first: when its first piece came. tokens: of this run. others: where
+    several answers are given at once, those beside the first, each a sibling of it."""
 
     message: int
     chat: int
@@ -64,8 +67,14 @@ class Live:
     stopped: bool = False
     asked: Stoppable | None = None
     seen: list[TokenInfo] = field(default_factory=list)
+    others: list[Live] = field(default_factory=list)
     listeners: list[Callable[[str, str], None]] = field(default_factory=list)
     ended: list[Callable[[], None]] = field(default_factory=list)
+
+    @property
+    def all(self) -> tuple[Live, ...]:
+        """Itself and the others, in the order of the engine's indices."""
+        return self, *self.others
 
     @property
     def speed(self) -> float | None:
@@ -138,25 +147,33 @@ class Answers:
     ) -> Message:
         """A new answer that follows `parent`; the open branch then ends with it.
 
-        params: beside the chat's own, for this answer; only: in their place. Raises InvalidRequest
-        where one is under way in this chat.
+        Where the chat's `n` asks for several, the others are its siblings. params: beside the
+        chat's own, for this answer; only: in their place. Raises InvalidRequest where one is under
+        way in this chat.
         """
         self._refuse_second(chat)
         store = self._app.store
         found = store.chat(chat)
         settings = {**({} if only else self.params(found)), **(params or {})}
-        message = store.add_message(
-            chat,
-            parent,
-            "assistant",
-            "",
-            status="writing",
-            model=found.model or self.opened,
-            adapter=found.adapter,
-            params=settings,
-        )
-        self._start(Live(message.id, chat), settings, continued=False)
-        return message
+        lives = []
+        with store.together():
+            for number in range(how_many(settings)):
+                message = store.add_message(
+                    chat,
+                    parent,
+                    "assistant",
+                    "",
+                    status="writing",
+                    model=found.model or self.opened,
+                    adapter=found.adapter,
+                    params=of_one(settings),
+                    extra={"sample": number} if settings.get("beams") else None,
+                    open_branch=number == 0,
+                )
+                lives.append(Live(message.id, chat))
+        first, *first.others = lives
+        self._start(first, settings, continued=False)
+        return store.message(first.message)
 
     def go_on(self, message: Message) -> None:
         """Continues an answer where its text ends, in its place."""
@@ -164,17 +181,39 @@ class Answers:
         store = self._app.store
         store.edit_message(message.id, status="writing")
         settings = {**self.params(store.chat(message.chat)), **message.params}
-        settings.pop("seed", None)
+        for name in ("seed", "n", "best_of", "beams"):  # it is one answer, and goes on as one
+            settings.pop(name, None)
         live = Live(message.id, message.chat, text=message.content, reasoning=message.reasoning)
         self._start(live, settings, continued=bool(message.content))
 
+    def offered(self) -> list[Mapping[str, Any]]:
+        """The tools that the model is told of, as JSON schemas."""
+        tools = self._app.tools.on() if self._app.tools is not None else ()
+        return [tool.schema for tool in tools]
+
+    def writing(self, chat: int, message: int) -> Live | None:
+        """What is known of a message that is being written; None of any other."""
+        live = self.live.get(chat)
+        every = () if live is None else live.all
+        return next((one for one in every if one.message == message), None)
+
     def params(self, chat: Chat) -> dict[str, Any]:
-        """The sampling that holds in a chat."""
-        return {
-            "max_tokens": self._app.settings.max_tokens,
-            **self._app.opening.params,
-            **chat.params,
-        }
+        """The sampling that holds in a chat, beside what the model's makers recommend."""
+        return {**self._set, **chat.params}
+
+    def usual(self) -> dict[str, Any]:
+        """What holds where a chat sets nothing."""
+        model = self._app.engine.state.model
+        return {**({} if model is None else model.sampling), **self._set}
+
+    def of_new_chat(self) -> dict[str, Any]:
+        """The sampling that a chat begins with. What the app was begun with goes before."""
+        kept = self._app.store.setting(NEW_CHATS, {})
+        return {name: value for name, value in kept.items() if name not in self._app.opening.params}
+
+    @property
+    def _set(self) -> dict[str, Any]:
+        return {"max_tokens": self._app.settings.max_tokens, **self._app.opening.params}
 
     def stop(self, chat: int) -> bool:
         """Ends the chat's answer, which keeps its part. False where none is under way."""
@@ -219,6 +258,11 @@ class Answers:
                 "continue_last": continued,
             }
             tools = self._app.tools.on() if self._app.tools is not None else ()
+            if tools and live.others:
+                raise InvalidRequest(
+                    f"{len(live.all)} answers at once cannot call tools",
+                    hint="set n to 1 (/parameters), or turn the tools off (/tools)",
+                )
             if tools:
                 from localllm.tui.tool_rounds import answer_with_tools
 
@@ -242,7 +286,8 @@ class Answers:
             status = "stopped"
         await self._end(live, status, error, result, params)
 
-    def _take(self, live: Live, piece: Piece) -> None:
+    def _take(self, first: Live, piece: Piece) -> None:
+        live = first.all[piece.index]
         live.last = time.monotonic()
         if live.first is None:
             live.first = live.last
@@ -253,54 +298,71 @@ class Answers:
         for listener in list(live.listeners):
             listener(piece.text, piece.reasoning)
 
-    async def _keep_writing(self, live: Live) -> None:
-        kept = (live.text, live.reasoning)
+    async def _keep_writing(self, first: Live) -> None:
+        kept = {live.message: (live.text, live.reasoning) for live in first.all}
         while True:
             await asyncio.sleep(KEEP_EVERY)
-            if (live.text, live.reasoning) != kept:
-                kept = (live.text, live.reasoning)
-                self._app.store.edit_message(
-                    live.message, content=live.text, reasoning=live.reasoning
-                )
+            for live in first.all:
+                now = live.text, live.reasoning
+                if now != kept.get(live.message, ("", "")):
+                    kept[live.message] = now
+                    self._app.store.edit_message(
+                        live.message, content=live.text, reasoning=live.reasoning
+                    )
 
     async def _end(
+        self,
+        first: Live,
+        status: str,
+        error: LocalLLMError | None,
+        result: Mapping[int, Finished] | None,
+        params: dict[str, Any],
+    ) -> None:
+        for index, live in enumerate(first.all):
+            self._keep(live, status, error, (result or {}).get(index), params)
+        del self.live[first.chat]
+        self._tasks.pop(first.chat, None)
+        for live in first.all:
+            for listener in live.ended:
+                listener()
+        if error is not None and not isinstance(error, EngineGone):
+            self._app.tell(error)
+        self._app.chat_screen.answer_ended(first, failed=error is not None)
+        if error is None:
+            if status == "complete" and self._app.settings.titles:
+                self._spawn(self._title(first.chat))
+            self._next(first.chat)
+
+    def _keep(
         self,
         live: Live,
         status: str,
         error: LocalLLMError | None,
-        result: Any,
+        finished: Finished | None,
         params: dict[str, Any],
     ) -> None:
+        """The answer as it ended, in the store; an empty one goes."""
         store = self._app.store
         fields: dict[str, Any] = {"content": live.text, "reasoning": live.reasoning}
         fields["status"] = status
-        finished = _first(result)
+        extra: dict[str, Any] = {}
         if finished is not None:
             fields["receipt"] = {**finished.receipt, "stopped_by": finished.reason}
             if finished.seed is not None:
-                fields["params"] = {**params, "seed": finished.seed}
+                fields["params"] = {**of_one(params), "seed": finished.seed}
             if finished.tool_calls:
-                fields["extra"] = {"tool_calls": [asdict(call) for call in finished.tool_calls]}
+                extra["tool_calls"] = [asdict(call) for call in finished.tool_calls]
         if error is not None:
-            fields["extra"] = {"error": str(error)}
+            extra["error"] = str(error)
         with contextlib.suppress(KeyError):  # the chat may be gone by now
-            if store.message(live.message) is not None:
-                if not live.text and not live.reasoning and status != "complete":
-                    store.prune(live.message)
-                else:
-                    store.edit_message(live.message, **fields)
+            before = store.message(live.message)
+            if not live.text and not live.reasoning and status != "complete":
+                store.prune(live.message)
+            else:
+                if extra:
+                    fields["extra"] = {**before.extra, **extra}
+                store.edit_message(live.message, **fields)
         keep_tokens(self._app, live.message, token_views(live.seen))
-        del self.live[live.chat]
-        self._tasks.pop(live.chat, None)
-        for listener in live.ended:
-            listener()
-        if error is not None and not isinstance(error, EngineGone):
-            self._app.tell(error)
-        self._app.chat_screen.answer_ended(live, failed=error is not None)
-        if error is None:
-            if status == "complete" and self._app.settings.titles:
-                self._spawn(self._title(live.chat))
-            self._next(live.chat)
 
     # ---- what waits
 
@@ -330,12 +392,14 @@ class Answers:
         except KeyError:
             return
         branch = store.branch(found.head)
-        if found.titled or len(branch) != 2:
+        questions = [message for message in branch if message.role == "user"]
+        answer = branch[-1] if branch else None
+        if found.titled or len(questions) != 1 or answer is None or answer.role != "assistant":
             return
         from localllm.tui.titles import make_title
 
         with contextlib.suppress(LocalLLMError):
-            title = await make_title(self._app.engine, branch[0].content, branch[1].content)
+            title = await make_title(self._app.engine, questions[0].content, answer.content)
             with contextlib.suppress(KeyError):
                 if title and not store.chat(chat).titled:
                     store.edit_chat(chat, title=one_line(title, TITLE_WIDTH), titled=2)
@@ -360,10 +424,14 @@ class Answers:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _first(result: Any) -> Any:
-    """Of a result per index (a mapping or a sequence) the first, None where nothing ended."""
-    if isinstance(result, Mapping):
-        return result.get(0)
-    if isinstance(result, list | tuple):
-        return result[0] if result else None
-    return result
+def how_many(params: Mapping[str, Any]) -> int:
+    """Answers that are asked for at once. What is no such number the engine refuses."""
+    n = params.get("n")
+    return n if isinstance(n, int) and 1 < n <= _MOST_AT_ONCE else 1
+
+
+def of_one(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes one of several answers again, given its seed: they are drawn as if each had been
+    asked for alone. Beams are not drawn, so that all of them are needed for one."""
+    left_out = () if params.get("beams") else ("n", "best_of")
+    return {name: value for name, value in params.items() if name not in left_out}

@@ -1,8 +1,6 @@
 #include "core/dispatch.h"
 
-#include <algorithm>
-
-#include "core/cpu_features.h"
+#include "core/candidates.h"
 
 namespace localllm {
 
@@ -23,17 +21,10 @@ extern const Kernels kNeonI8mmKernels;
 
 namespace {
 
-struct Candidate {
-  const Kernels* kernels;
-  std::vector<std::string> needs;
-};
-
 #if defined(__x86_64__)
-using Features = std::vector<std::string>;
-
 const Features kAvx2{"avx2", "fma", "f16c"};
-const Features kAvx512{"avx2",     "fma",      "f16c",     "avx512f",
-                       "avx512dq", "avx512bw", "avx512vl", "avx512_vnni"};
+const Features kAvx512 =
+    with(kAvx2, {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512_vnni"});
 
 #ifdef LOCALLLM_AMX
 // AMX multiplies many rows; AVX-512 does everything else.
@@ -51,17 +42,12 @@ const Kernels& amx_kernels() {
 #ifdef LOCALLLM_EMULATE  // what this machine lacks is emulated, with AVX-512's help
 const Features kAvxVnni = kAvx512, kAmx = kAvx512;
 #else
-Features with(Features features, const char* more) {
-  features.push_back(more);
-  return features;
-}
-const Features kAvxVnni = with(kAvx2, "avx_vnni"), kAmx = with(kAvx512, "amx_int8");
+const Features kAvxVnni = with(kAvx2, {"avx_vnni"}), kAmx = with(kAvx512, {"amx_int8"});
 #endif
 #endif
 
-// Slowest first.
-const std::vector<Candidate>& candidates() {
-  static const std::vector<Candidate> all = {
+const Candidates<Kernels>& candidates() {
+  static const Candidates<Kernels> all({
       {&kScalarKernels, {}},
 #if defined(__x86_64__)
       {&kAvx2Kernels, kAvx2},
@@ -76,30 +62,14 @@ const std::vector<Candidate>& candidates() {
       {&kNeonKernels, {"neon", "dotprod"}},
       {&kNeonI8mmKernels, {"neon", "dotprod", "i8mm"}},
 #endif
-  };
-  return all;
-}
-
-bool usable(const Candidate& c) {
-  static const std::vector<std::string> features = usable_cpu_features();
-  return std::all_of(c.needs.begin(), c.needs.end(), [](const std::string& need) {
-    return std::find(features.begin(), features.end(), need) != features.end();
   });
+  return all;
 }
 
 }  // namespace
 
-std::vector<std::string> usable_kernels() {
-  std::vector<std::string> names;
-  for (const Candidate& c : candidates())
-    if (usable(c)) names.push_back(c.kernels->name);
-  return names;
-}
+std::vector<std::string> usable_kernels() { return candidates().names(); }
 
-const Kernels* find_kernels(const std::string& name) {
-  for (const Candidate& c : candidates())
-    if (c.kernels->name == name && usable(c)) return c.kernels;
-  return nullptr;
-}
+const Kernels* find_kernels(const std::string& name) { return candidates().find(name); }
 
 }  // namespace localllm

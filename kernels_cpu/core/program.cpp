@@ -126,15 +126,6 @@ class Resolver {
   Program* program_;
 };
 
-bool good_mixture(const LayerConfig& c) {
-  if (c.groups < 1 || c.top_groups < 1 || c.top_groups > c.groups || c.experts % c.groups != 0)
-    return false;
-  const int each = c.experts / c.groups;
-  if (c.groups > 1 && each < 2) return false;  // a group counts by its two best
-  return c.top_k > 0 && c.top_k <= each * c.top_groups && c.gated && c.shared >= 0 &&
-         (c.shared > 0 || !c.shared_gate);
-}
-
 bool good_mixer(const LayerConfig& c, int width) {
   const bool heads = c.heads > 0 && c.kv_heads > 0 && c.heads % c.kv_heads == 0 && c.head_dim > 0 &&
                      c.head_dim <= 4096;
@@ -143,6 +134,15 @@ bool good_mixer(const LayerConfig& c, int width) {
   if (c.mixer == Mixer::kShortConv) return kernel && c.channels == width && c.heads == 0;
   return kernel && heads && c.key_dim > 0 && c.key_dim <= 4096 &&
          c.channels == 2 * c.kv_heads * c.key_dim + c.heads * c.head_dim;
+}
+
+bool good_mixture(const LayerConfig& c) {
+  if (c.groups < 1 || c.top_groups < 1 || c.top_groups > c.groups || c.experts % c.groups != 0)
+    return false;
+  const int each = c.experts / c.groups;
+  if (c.groups > 1 && each < 2) return false;  // a group counts by its two best
+  return c.top_k > 0 && c.top_k <= each * c.top_groups && c.gated && c.shared >= 0 &&
+         (c.shared > 0 || !c.shared_gate);
 }
 
 void check(const LayerConfig& c, int width) {

@@ -1,8 +1,8 @@
-// AMX tiles of bytes. Inline assembly, since GCC's intrinsics do not say that they touch memory.
+// AMX tiles. Inline assembly, since GCC's intrinsics do not say that they touch memory.
 //
-// Tiles 0-3 are products of 16 x 16 int32, 4 and 5 hold 16 rows of activations, 6 and 7 the codes
-// of 16 matrix rows. With LOCALLLM_EMULATE the same operations are plain C++, for tests on machines
-// without AMX.
+// For products of bytes tiles 0-3 are sums of 16 x 16 int32, 4 and 5 hold 16 rows of activations, 6
+// and 7 the codes of 16 matrix rows. With LOCALLLM_EMULATE the same operations are plain C++, for
+// tests on machines without AMX.
 #pragma once
 
 #include <cstddef>
@@ -38,10 +38,10 @@ struct EmulatedTiles {
 inline thread_local EmulatedTiles tiles;
 
 inline void configure_tiles(const TileConfig& c) {
-  std::memset(&tiles, 0, sizeof(tiles));
+  std::memset(tiles.data, 0, sizeof(tiles.data));
   tiles.config = c;
 }
-inline void release_tiles() { std::memset(&tiles, 0xff, sizeof(tiles)); }
+inline void release_tiles() { std::memset(tiles.data, 0xff, sizeof(tiles.data)); }
 
 template <int T>
 inline void tile_load(const void* from, ptrdiff_t stride) {
@@ -54,6 +54,10 @@ inline void tile_store(void* to, ptrdiff_t stride) {
   for (int r = 0; r < tiles.config.rows[T]; ++r)
     std::memcpy(static_cast<uint8_t*>(to) + r * stride, tiles.data[T][r],
                 tiles.config.row_bytes[T]);
+}
+template <int T>
+inline void tile_clear() {
+  std::memset(tiles.data[T], 0, sizeof(tiles.data[T]));
 }
 // T = A * B for signed bytes.
 template <int T, int A, int B>
@@ -104,11 +108,15 @@ template <int T>
 inline void tile_store(void* to, ptrdiff_t stride) {
   Tile<T>::store(to, stride);
 }
+template <int T>
+inline void tile_clear() {
+  Tile<T>::clear();
+}
 // T = A * B for signed bytes.
 template <int T, int A, int B>
 inline void tile_product() {
   static_assert(A == 4 + T / 2 && B == 6 + T % 2, "only the pairs that are used");
-  Tile<T>::clear();
+  tile_clear<T>();
   if constexpr (T == 0) __asm__ volatile("tdpbssd %tmm6, %tmm4, %tmm0");
   if constexpr (T == 1) __asm__ volatile("tdpbssd %tmm7, %tmm4, %tmm1");
   if constexpr (T == 2) __asm__ volatile("tdpbssd %tmm6, %tmm5, %tmm2");

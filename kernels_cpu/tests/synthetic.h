@@ -9,25 +9,9 @@
 
 #include "core/decoder.h"
 #include "core/dispatch.h"
+#include "random.h"
 
 namespace localllm::synthetic {
-
-// xorshift64*: the standard library's distributions differ between implementations.
-class Random {
- public:
-  explicit Random(uint64_t seed) : state_(seed * 2 + 1) {}
-  uint32_t bits() {
-    state_ ^= state_ >> 12;
-    state_ ^= state_ << 25;
-    state_ ^= state_ >> 27;
-    return static_cast<uint32_t>((state_ * 0x2545f4914f6cdd1dull) >> 32);
-  }
-  float uniform() { return static_cast<float>(bits() >> 8) * 0x1p-23f - 1.0f; }  // [-1, 1)
-  int below(int n) { return static_cast<int>(bits() % static_cast<uint32_t>(n)); }
-
- private:
-  uint64_t state_;
-};
 
 enum class Format { kFloat32, kQ4Bias, kQ4Zero, kQ5Bias, kQ6Halves, kQ8Zero, kQ2TwoLevel };
 

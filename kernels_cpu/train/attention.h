@@ -161,7 +161,7 @@ struct AttendScratch {
 
 inline void pack_some(const Elem* x, ptrdiff_t ld, int rows, int cols, int steps, Elem* out) {
   for (int b = 0; b < rows; b += kRows)
-    pack_lanes(x + b * ld, ld, rows - b < kRows ? rows - b : kRows, cols, steps, kRows,
+    pack_block(x + b * ld, ld, rows - b < kRows ? rows - b : kRows, cols, steps,
                out + static_cast<ptrdiff_t>(b) * steps * kPair);
 }
 
@@ -171,6 +171,7 @@ inline int first_seen(const train::AttentionSpec& s, int row) {
 
 void attend(const train::AttentionData& a, const train::Sequence& s, int head, int row,
             void* scratch) {
+  const Tiles in_use;
   const HeadPlace h{a, s};
   const AttendScratch w(h, scratch);
   const int count = s.length - row < kQueryRows ? s.length - row : kQueryRows;
@@ -211,6 +212,7 @@ void attend(const train::AttentionData& a, const train::Sequence& s, int head, i
 
 void attend_back_q(const train::AttentionData& a, const train::Sequence& s, int head, int row,
                    void* scratch) {
+  const Tiles in_use;
   const HeadPlace h{a, s};
   const AttendScratch w(h, scratch);
   const int count = s.length - row < kQueryRows ? s.length - row : kQueryRows;
@@ -244,6 +246,7 @@ void attend_back_q(const train::AttentionData& a, const train::Sequence& s, int 
 
 void attend_back_kv(const train::AttentionData& a, const train::Sequence& s, int kv_head, int row,
                     void* scratch) {
+  const Tiles in_use;
   const HeadPlace h{a, s};
   const AttendScratch w(h, scratch);
   const int count = s.length - row < kQueryRows ? s.length - row : kQueryRows;

@@ -1,6 +1,6 @@
 // AVX-512 with BF16 (Zen 4, Cooper Lake and newer): products of bfloat16.
 #define LOCALLLM_ISA train_avx512bf16
-#include "simd/vec_avx512.h"
+#include "train/vec_bfloat.h"
 
 namespace localllm::train_avx512bf16 {
 namespace {

@@ -49,7 +49,8 @@ struct Dropout {
   float scale = 1.0f;
 };
 
-// out [m, n] = alpha * (A W^T + A2 W2^T + bias) + add, or with W in place of W^T when `backward`.
+// out [m, n] = alpha * (gain * (A W^T + A2 W2^T) + bias) + add, or with W in place of W^T when
+// `backward`. With `slope` instead: out [n] += sum over m of slope * (A W^T + A2 W2^T) / lengths.
 struct Product {
   const void* rows = nullptr;  // packed: `steps` steps
   int steps = 0;
@@ -64,9 +65,12 @@ struct Product {
   int first = 0, count = 0;  // backward: the weight's rows that are summed over; 16 divides first
 
   int m = 0, columns = 0;
-  int column0 = 0;  // of the first of `out`
+  int column0 = 0;              // of the first of `out`
+  const float* gain = nullptr;  // by column
   const float* bias = nullptr;
   float alpha = 1.0f;
+  const void* slope = nullptr;  // elements [m, columns]
+  const float* lengths = nullptr;
   const float* add = nullptr;  // laid out as `out`, may be `out`
   void* out = nullptr;
   int ld = 0;
@@ -154,6 +158,7 @@ struct Kernels {
   const char* name;
   int element;     // bytes
   int tile_rows;   // rows of a packed block
+  int step_unit;   // divides the steps of every product
   int query_rows;  // rows of a unit of attention
 
   // Rows [block0, block1) blocks of `tile_rows` of row-major elements into packed rows.
@@ -161,6 +166,8 @@ struct Kernels {
   void (*to_elements)(const float* x, float scale, int ld, int cols, int row0, int row1, void* out,
                       int out_ld);
   void (*to_floats)(const void* x, int n, float* out);
+  // x *= gain, by column.
+  void (*scale_columns)(void* x, int cols, const float* gain, int row0, int row1);
   void (*drop)(const void* x, int ld, int cols, int row0, int row1, const Dropout& d, void* out);
   void (*norm)(const NormSpec& n, const float* x, int row0, int row1, void* out, int out_ld);
   // out = add + alpha * norm(x)
@@ -195,8 +202,8 @@ struct Kernels {
   int row_blocks(int m) const { return (m + tile_rows - 1) / tile_rows; }
   // Steps of a product over n entries, as the weights' blocks have them.
   int steps(int n) const { return round_up(n, kBlock) / pair(); }
-  int column_steps(int m) const { return (m + pair() - 1) / pair(); }
-  int low_steps(int rank) const { return (rank + pair() - 1) / pair(); }
+  int column_steps(int m) const { return round_up((m + pair() - 1) / pair(), step_unit); }
+  int low_steps(int rank) const { return column_steps(rank); }
   size_t packed_bytes(int m, int steps) const {
     return static_cast<size_t>(row_blocks(m)) * static_cast<size_t>(steps) *
                static_cast<size_t>(tile_rows) * 4 +

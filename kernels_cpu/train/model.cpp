@@ -89,6 +89,13 @@ Model::Model(std::shared_ptr<Store> weights, const ModelConfig& model_config,
     };
     if (a.rank < 1 || !fits(a.a, target->in) || !fits(a.b, target->out))
       throw std::invalid_argument("an adapter outside the parameters");
+    if (a.magnitude >= 0) {
+      if (a.magnitude + target->out > parameters)
+        throw std::invalid_argument("magnitudes outside the parameters");
+      const std::string stem = a.linear.size() == 1 ? "attn." : "ffn.";
+      target->squares = s.vector(
+          "layers." + std::to_string(a.layer) + "." + stem + a.linear + ".squares", target->out);
+    }
     target->adapter = static_cast<int>(i);
     adapted.push_back(target);
     if (a.layer < lowest) lowest = a.layer;

@@ -10,19 +10,21 @@
 
 namespace localllm::train {
 
-// Where an adapter's A [rank, in] and B [out, rank] lie in the flat parameters.
+// Where an adapter's A [rank, in] and B [out, rank] lie in the flat parameters, and with DoRA the
+// magnitudes [out]; -1: without.
 struct AdapterPlace {
   int layer = 0;
   std::string linear;  // "q", "k", "v", "o", "gate", "up", "down"
   int rank = 0;
   float scale = 1.0f;
-  int64_t a = 0, b = 0;
+  int64_t a = 0, b = 0, magnitude = -1;
 };
 
 struct Linear {
   const Matrix* weight = nullptr;
   const float* bias = nullptr;
   int in = 0, out = 0;
+  const float* squares = nullptr;  // [out]: of each row's length in W; null without DoRA
   int adapter = -1;  // its place in the list of adapters, which numbers dropout's masks too
 };
 

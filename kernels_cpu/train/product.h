@@ -26,6 +26,15 @@ inline void kept(const train::Dropout& d, uint32_t row, int column0, int n, floa
   }
 }
 
+void scale_columns(void* x, int cols, const float* gain, int row0, int row1) {
+  for (int r = row0; r < row1; ++r) {
+    Elem* at = static_cast<Elem*>(x) + static_cast<ptrdiff_t>(r) * cols;
+    each_vec(cols, [&](int i, auto tail) {
+      store_elem(at + i, mul(load_elem(at + i, tail), load(gain + i, tail)), tail);
+    });
+  }
+}
+
 void drop(const void* x, int ld, int cols, int row0, int row1, const train::Dropout& d, void* out) {
   float factors[64];
   for (int r = row0; r < row1; ++r) {
@@ -57,9 +66,10 @@ void factor_panel(const float* factor, int rank, int n, ptrdiff_t stride_r, ptrd
 }
 
 void low_rank(const train::LowRank& job, int block0, int block1) {
-  const int low_steps = (job.rank + kPair - 1) / kPair;
-  const int column_steps = (job.m + kPair - 1) / kPair;
-  float c[kRows * 16];
+  const Tiles in_use;
+  const int low_steps = steps_of(job.rank), column_steps = steps_of(job.m);
+  alignas(64) float c[kRows * 16];
+  Elem* transposed = static_cast<Elem*>(job.transposed);
   for (int b = block0; b < block1; ++b) {
     const Elem* rows =
         static_cast<const Elem*>(job.rows) + static_cast<ptrdiff_t>(b) * job.steps * kStep;
@@ -72,13 +82,11 @@ void low_rank(const train::LowRank& job, int block0, int block1) {
         const int r = r0 + i;
         for (int k = 0; k < kRows; ++k) {
           const Elem x = to_elem(c[k * 16 + i]);
-          packed[r / kPair * kStep + k * kPair + r % kPair] = x;
+          packed[packed_at(k, r / kPair, low_steps) + r % kPair] = x;
           const int row = b * kRows + k;
           if (r < job.rank && row < column_steps * kPair)
-            static_cast<Elem*>(
-                job.transposed)[(static_cast<ptrdiff_t>(r / kRows) * column_steps + row / kPair) *
-                                    kStep +
-                                r % kRows * kPair + row % kPair] = x;
+            transposed[static_cast<ptrdiff_t>(r / kRows) * column_steps * kStep +
+                       packed_at(r % kRows, row / kPair, column_steps) + row % kPair] = x;
         }
       }
     }
@@ -104,6 +112,21 @@ inline void factor_steps(const train::Product& job, int panel, int columns, Elem
   }
 }
 
+// out += sum over a block's rows of slope * c / lengths.
+inline void add_slopes(const train::Product& job, const float* c, int ldc, int row0, int column0,
+                       int columns) {
+  float* out = static_cast<float*>(job.out) + column0;
+  const Elem* slope = static_cast<const Elem*>(job.slope) + column0;
+  each_vec(columns, [&](int i, auto tail) {
+    Vec sum = zero();
+    for (int r = 0; r < kRows && row0 + r < job.m; ++r)
+      sum = fma(load_elem(slope + static_cast<ptrdiff_t>(row0 + r) * job.ld + i, tail),
+                load(c + r * ldc + i, tail), sum);
+    const Vec length = select(valid(tail), load(job.lengths + column0 + i, tail), set1(1.0f));
+    store(out + i, add(load(out + i, tail), div(sum, length)), tail);
+  });
+}
+
 inline void finish(const train::Product& job, const float* c, int ldc, int row0, int column0,
                    int columns) {
   float factors[kPanel];
@@ -114,6 +137,7 @@ inline void finish(const train::Product& job, const float* c, int ldc, int row0,
     if (dropped) kept(job.dropout, row_seed(job.dropout, row0 + r), column0, columns, factors);
     each_vec(columns, [&](int i, auto tail) {
       Vec x = load(from + i, tail);
+      if (job.gain) x = mul(x, load(job.gain + column0 + i, tail));
       if (job.bias) x = add(x, load(job.bias + column0 + i, tail));
       if (job.alpha != 1.0f) x = mul(x, set1(job.alpha));
       if (dropped) x = mul(x, load(factors + i, tail));
@@ -127,6 +151,7 @@ inline void finish(const train::Product& job, const float* c, int ldc, int row0,
 }
 
 void product(const train::Product& job, int panel, int block0, int block1, void* scratch) {
+  const Tiles in_use;
   const int left = job.columns - panel * kPanel, columns = left < kPanel ? left : kPanel;
   const ptrdiff_t stride = static_cast<ptrdiff_t>(job.steps) * kPartWidth * kPair;
   const ptrdiff_t low_stride = static_cast<ptrdiff_t>(job.low_steps) * kPartWidth * kPair;
@@ -149,13 +174,18 @@ void product(const train::Product& job, int panel, int block0, int block1, void*
            static_cast<const Elem*>(job.low) + static_cast<ptrdiff_t>(b) * job.low_steps * kStep,
            low + p * low_stride, job.low_steps, c);
       const int width = here.vecs * 16, rest = columns - here.column;
-      finish(job, c, width, b * kRows, panel * kPanel + here.column, rest < width ? rest : width);
+      const int n = rest < width ? rest : width, column = panel * kPanel + here.column;
+      if (job.slope)
+        add_slopes(job, c, width, b * kRows, column, n);
+      else
+        finish(job, c, width, b * kRows, column, n);
     }
 }
 
 void gradient(const train::Gradient& job, int panel, void* scratch) {
+  const Tiles in_use;
   const int left = job.columns - panel * kPanel, columns = left < kPanel ? left : kPanel;
-  const int steps = (job.m + kPair - 1) / kPair;
+  const int steps = steps_of(job.m);
   const ptrdiff_t stride = static_cast<ptrdiff_t>(steps) * kPartWidth * kPair;
   Elem* right = static_cast<Elem*>(scratch);
   pack_sums(static_cast<const Elem*>(job.x) + panel * kPanel, job.ld, job.m, columns, steps, right,

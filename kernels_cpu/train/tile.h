@@ -1,10 +1,15 @@
-// The one product everything is made of: kRows packed rows times a panel, and what packs for it.
+// What packs rows and panels for the product that everything is made of.
 #pragma once
 
 #include <cstring>
 
 #include "simd/math.h"
 #include "train/kernels.h"
+#ifdef LOCALLLM_AMX_TILES
+#include "train/amx_tile.h"
+#else
+#include "train/vector_tile.h"
+#endif
 
 namespace localllm::LOCALLLM_ISA {
 namespace {
@@ -12,7 +17,8 @@ namespace {
 using train::kBlock;
 using train::kPanel;
 
-constexpr int kStep = kRows * kPair;  // elements of one step of packed rows
+// Steps of a product: kStepUnit divides each count.
+inline int steps_of(int n) { return train::round_up((n + kPair - 1) / kPair, kStepUnit); }
 
 inline Vec load_elem(const Elem* p, Full) { return load_elem(p); }
 inline Vec load_elem(const Elem* p, int n) {
@@ -28,50 +34,6 @@ inline void store_elem(Elem* p, const Vec& a, int n) {
 }
 inline int count_of(Full) { return 16; }
 inline int count_of(int n) { return n; }
-
-template <int NV>
-inline __attribute__((always_inline)) void run_steps(const Elem* a, const Elem* b, int steps,
-                                                     Vec (&sum)[kRows][NV]) {
-  for (int s = 0; s < steps; ++s) {
-    Operand right[NV];
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) right[v] = load_operand(b + v * 16 * kPair);
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      const Operand left = broadcast(a + r * kPair);
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) sum[r][v] = multiply_add(left, right[v], sum[r][v]);
-    }
-    a += kStep;
-    b += NV * 16 * kPair;
-  }
-}
-
-// c [kRows, NV * 16] = a b + a2 b2, each of its own steps.
-template <int NV>
-inline void tile(const Elem* a, const Elem* b, int steps, const Elem* a2, const Elem* b2,
-                 int steps2, float* c, bool accumulate = false) {
-  Vec sum[kRows][NV];
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) sum[r][v] = accumulate ? load(c + (r * NV + v) * 16) : zero();
-  run_steps<NV>(a, b, steps, sum);
-  run_steps<NV>(a2, b2, steps2, sum);
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) store(c + (r * NV + v) * 16, sum[r][v]);
-}
-
-inline void tile(int vecs, const Elem* a, const Elem* b, int steps, const Elem* a2, const Elem* b2,
-                 int steps2, float* c, bool accumulate = false) {
-  if constexpr (kVecs >= 3) {
-    if (vecs == 3) return tile<3>(a, b, steps, a2, b2, steps2, c, accumulate);
-    if (vecs == 2) return tile<2>(a, b, steps, a2, b2, steps2, c, accumulate);
-  }
-  tile<1>(a, b, steps, a2, b2, steps2, c, accumulate);
-}
 
 // A panel of `columns` (at most kPanel) is cut into parts of up to kVecs * 16 columns, each of
 // them [steps][width][kPair].
@@ -173,12 +135,27 @@ inline void pack_sums(const Elem* x, ptrdiff_t ld, int rows, int columns, int st
   }
 }
 
+// One block of packed rows from row-major x: beyond `rows` and `cols` zeros.
+inline void pack_block(const Elem* x, ptrdiff_t ld, int rows, int cols, int steps, Elem* dst) {
+  if constexpr (!kRowMajor) return pack_lanes(x, ld, rows, cols, steps, kRows, dst);
+  for (int s = 0; s < steps; s += kUnit) {
+    const int width = (steps - s < kUnit ? steps - s : kUnit) * kPair, left = cols - s * kPair;
+    const int n = left < 0 ? 0 : left < width ? left : width;
+    for (int r = 0; r < kRows; ++r, dst += width) {
+      const int kept = r < rows ? n : 0;
+      if (kept > 0)
+        std::memcpy(dst, x + r * ld + s * kPair, static_cast<size_t>(kept) * sizeof(Elem));
+      for (int i = kept; i < width; ++i) dst[i] = Elem{};
+    }
+  }
+}
+
 void pack_rows(const void* x, int ld, int m, int cols, int block0, int block1, void* out) {
   const int steps = train::round_up(cols, kBlock) / kPair;
   for (int b = block0; b < block1; ++b) {
     const int row = b * kRows;
-    pack_lanes(static_cast<const Elem*>(x) + static_cast<ptrdiff_t>(row) * ld, ld,
-               m - row < kRows ? m - row : kRows, cols, steps, kRows,
+    pack_block(static_cast<const Elem*>(x) + static_cast<ptrdiff_t>(row) * ld, ld,
+               m - row < kRows ? m - row : kRows, cols, steps,
                static_cast<Elem*>(out) + static_cast<ptrdiff_t>(b) * steps * kStep);
   }
 }

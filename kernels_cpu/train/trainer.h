@@ -5,6 +5,7 @@
 // of rows, panels of columns and heads: whatever their number, every sum has one order.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -45,6 +46,7 @@ class Trainer {
  private:
   struct Group;
   struct Use;
+  using RowWork = std::function<void(int row0, int row1, int thread)>;
 
   std::vector<Group> groups(const Batch& batch) const;
   size_t kept_row_bytes() const;
@@ -53,14 +55,22 @@ class Trainer {
   bool keeps(int rows) const;
   int group_rows() const;
 
+  size_t lengths_bytes() const;
   void prepare(const float* parameters);
+  void lengths(size_t adapter, uint8_t* room);
+  const float* gain(int adapter) const;  // null without DoRA
   Workspace begin(const Batch& batch, const Group& g, bool gradients);
   void embed(const Batch& batch, const Group& g, Workspace& w);
   void layer_forward(const Group& g, Workspace& w, int layer, bool output);
   void layer_backward(const Group& g, Workspace& w, int layer, float* gradient);
-  template <class Rows>
+  void low_rank(const Group& g, Workspace& w, const void* x, const Linear& linear, size_t i,
+                void* inner, int row0, int row1, int block0, int block1);
+  Product product(const Group& g, Workspace& w, const Linear& linear, size_t i) const;
+  void run(const std::vector<Product>& jobs, Workspace& w);
   void project(const Group& g, Workspace& w, const void* x, const std::vector<Use>& uses,
-               const Rows& rows);
+               const RowWork& prepare_rows);
+  void magnitudes(const Group& g, Workspace& w, const void* x, const std::vector<Use>& uses,
+                  float* gradient);
   void back(const Group& g, Workspace& w, const void* x, const std::vector<Use>& uses, float* dx,
             bool dx_elements, void* out, float* gradient);
   double head(const Batch& batch, const Group& g, Workspace& w, const float* weights,
@@ -78,6 +88,7 @@ class Trainer {
   // Of the step at hand.
   const float* parameters_ = nullptr;
   std::vector<const void*> a_panels_, b_panels_;  // by adapter
+  std::vector<float*> gains_, lengths_;           // by adapter, null without DoRA
 };
 
 }  // namespace localllm::train

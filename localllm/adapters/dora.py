@@ -25,6 +25,7 @@ from localllm.spec import DecoderSpec
 Base = Callable[[Collection[str]], Iterator[tuple[str, Tensor]]]
 
 _ROWS = 1 << 20  # entries of W that are widened at a time
+_CANCELLED = 1e-2  # of the terms of a squared length: less keeps too few digits
 
 
 def weights_in(path: Path, spec: DecoderSpec) -> Base:
@@ -70,12 +71,22 @@ def _gains(values: np.ndarray, bias: np.ndarray | None) -> Gains:
 
 
 def _norms(weight: Tensor, pair: LowRank) -> np.ndarray:
-    """float32 [out]: the length of each row of W + s B A; some rows at a time."""
+    """float32 [out]: the length of each row of W + s B A; some rows at a time.
+
+    |w + b A|^2 = |w|^2 + 2 (W A^T) b + b (A A^T) b, which never makes the sum of [out, in]; where
+    little is left of the terms, the row is added up after all.
+    """
     out, inner = weight.shape
     a, b = pair.a.to_float32() * np.float32(pair.scale), pair.b.to_float32()
     step = max(1, _ROWS // inner)
     norms = np.empty(out, np.float32)
+    added = np.einsum("or,or->o", b @ (a @ a.T), b)
     for at in range(0, out, step):
         rows = slice(at, at + step)
-        norms[rows] = np.linalg.norm(weight.rows(rows).to_float32() + b[rows] @ a, axis=1)
+        wide, factors = weight.rows(rows).to_float32(), b[rows]
+        own = np.einsum("oi,oi->o", wide, wide)
+        squared = own + 2 * np.einsum("or,or->o", wide @ a.T, factors) + added[rows]
+        for row in np.flatnonzero(squared <= _CANCELLED * (own + added[rows])):
+            squared[row] = np.square(wide[row] + factors[row] @ a).sum()
+        norms[rows] = np.sqrt(squared)
     return norms

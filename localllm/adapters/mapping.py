@@ -26,6 +26,7 @@ _NOT_ADAPTED = {
     "pos_embed": "an embedding",
     "head": "the output head",
     "moe": "experts or their router",
+    "delta": "what a delta net's state changes by",
 }
 
 

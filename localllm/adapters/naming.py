@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from localllm.adapters.lora import LINEARS
 from localllm.errors import UnsupportedModel
 from localllm.models.layout import Source, own_prefix, sources
 from localllm.models.registry import ARCHITECTURES
+from localllm.models.weights import mixed_order
 from localllm.spec import DecoderSpec, MoESpec
 from localllm.spec.weights import weight_shapes
 
@@ -21,13 +24,15 @@ class Module:
     """A linear of transformers' model, which holds one of ours or several one after the other.
 
     targets: ours (`layers.0.attn.q` …) in the order of their rows. adapted: those of them that the
-        adapter has. rows: of each target, by its name.
+        adapter has. rows: of each target, by its name. mixed: where they do not follow each other
+        after all, which of those rows each row of the module is.
     """
 
     name: str
     targets: tuple[str, ...]
     adapted: tuple[str, ...]
     rows: dict[str, int]
+    mixed: np.ndarray | None = None
 
 
 def modules_of(spec: DecoderSpec, targets: Iterable[str]) -> list[Module]:
@@ -49,10 +54,20 @@ def modules_of(spec: DecoderSpec, targets: Iterable[str]) -> list[Module]:
             tuple(parts),
             tuple(part for part in parts if part in wanted),
             {part: shapes[f"{part}.weight"][0] for part in parts},
+            _mixed(spec, parts),
         )
         for name, parts in together.items()
         if wanted & set(parts)
     ]
+
+
+def _mixed(spec: DecoderSpec, targets: list[str]) -> np.ndarray | None:
+    if len(targets) == 1:
+        return None
+    names = ARCHITECTURES[spec.architecture].names
+    _, layer, _ = targets[0].split(".", 2)
+    parts = [sources(names, target.split(".", 2)[2])[0].part for target in targets]
+    return mixed_order(spec, parts, int(layer))
 
 
 def linear_names(spec: DecoderSpec) -> dict[str, str]:

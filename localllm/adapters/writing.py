@@ -119,6 +119,9 @@ def _joined(
         found["lora_magnitude_vector"] = np.concatenate(
             [values[f"{part}.magnitude"] for part in parts]
         )
+    if module.mixed is not None:
+        for name in found.keys() - {"lora_A.weight"}:
+            found[name] = found[name][module.mixed]
     return found
 
 

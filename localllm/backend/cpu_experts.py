@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
+import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +16,7 @@ from localllm.kernels_cpu import _native
 
 # What products with one row reach of the memory's bandwidth (docs/performance.md: 80 to 94 %).
 _OF_BANDWIDTH = 0.85
+_PROBE_BYTES = 96 << 20
 _MAX_FILE = 16 << 20
 _MOST_USES = 1000  # remembered of an expert, on the average
 
@@ -56,6 +60,29 @@ def expected_speed(
     return 1 / seconds
 
 
+def memory_speed(threads: int) -> float:
+    """Bytes a second that products with one row take from memory."""
+    return _OF_BANDWIDTH * _native.read_bandwidth(_PROBE_BYTES, threads)
+
+
+def read_speed(file: Path, piece: int) -> float:
+    """Bytes a second of reading pieces here and there in a file, from its disk where the system
+    forgets its pages when asked (Linux)."""
+    size = file.stat().st_size
+    piece = min(piece, size)
+    draw = random.Random(1)
+    handle = os.open(file, os.O_RDONLY)
+    try:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        done, start = 0, time.perf_counter()
+        while done < min(_PROBE_BYTES, size):
+            done += len(os.pread(handle, piece, draw.randrange(size - piece + 1)))
+        return done / (time.perf_counter() - start)
+    finally:
+        os.close(handle)
+
+
 def measured_use(
     cache: _native.ExpertCache, uses: Sequence[float], token_bytes: int, expert_token_bytes: int
 ) -> ExpertUse:
@@ -69,8 +96,8 @@ def measured_use(
     if known:
         pairs = zip(uses, cache.residents, strict=True)
         share = math.fsum(use for use, resident in pairs if resident) / total
-    memory_speed = _OF_BANDWIDTH * cache.memory_speed
-    speed = expected_speed(token_bytes, expert_token_bytes, share, memory_speed, cache.read_speed)
+    from_memory = _OF_BANDWIDTH * cache.memory_speed
+    speed = expected_speed(token_bytes, expert_token_bytes, share, from_memory, cache.read_speed)
     return ExpertUse(cache.slots, cache.experts, speed, known)
 
 

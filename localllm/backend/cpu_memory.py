@@ -30,7 +30,7 @@ class CpuMemory:
 
     def experts(self, spec: DecoderSpec, forms: Mapping[str, Form]) -> ExpertSizes | None:
         shapes = weight_shapes(spec)
-        count = slot = total = least = 0
+        count = slot = total = chosen = least = 0
         for index, layer in enumerate(spec.layers):
             if not isinstance(layer.ffn, MoESpec):
                 continue
@@ -39,8 +39,9 @@ class CpuMemory:
             count += layer.ffn.experts
             slot = max(slot, one)
             total += one * layer.ffn.experts
+            chosen += one * layer.ffn.top_k
             least = max(least, layer.ffn.top_k)
-        return ExpertSizes(count, slot, total, least) if count else None
+        return ExpertSizes(count, slot, total, chosen, least) if count else None
 
     def kv_pool(
         self, spec: DecoderSpec, group: KvGroup, blocks: int, block_size: int, bits: int

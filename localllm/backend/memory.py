@@ -33,12 +33,14 @@ class StepSize:
 class ExpertSizes:
     """Of a model's mixtures. count: experts of all layers. slot: bytes that any of them fits into.
 
-    total: bytes of all as packed. least: how many one token needs at once, in one layer.
+    total: bytes of all as packed. chosen: of those that one token goes through. least: how many it
+    needs at once, in one layer.
     """
 
     count: int
     slot: int
     total: int
+    chosen: int
     least: int
 
 

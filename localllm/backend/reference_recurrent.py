@@ -17,6 +17,9 @@ from localllm.spec import GatedDeltaNetSpec, NormSpec, RecurrentSpec, ShortConvS
 
 # Rows as `enter` gives them [n, width] -> what `advance` makes of each sequence's [n, out_width].
 Recur = Callable[[mx.array], mx.array]
+# A convolution's weights: what `advance` knows beside its rows, an input where that is
+# differentiated.
+Filters = tuple[mx.array, ...]
 
 
 class GatedDeltaNet(Part):
@@ -51,13 +54,20 @@ class GatedDeltaNet(Part):
         slowed = mx.logaddexp(self.decay(x) + self.step, mx.array(0.0))  # softplus
         return mx.concatenate([qkv, beta, mx.exp(-mx.exp(self.rate) * slowed)], axis=-1)
 
-    def advance(self, state: mx.array, rows: mx.array) -> tuple[mx.array, mx.array]:
+    @property
+    def filters(self) -> Filters:
+        return (self.conv,)
+
+    def advance(
+        self, state: mx.array, rows: mx.array, filters: Filters | None = None
+    ) -> tuple[mx.array, mx.array]:
         """[n, value_heads * value_dim] and the state after the rows [n, width]."""
+        (conv,) = filters or self.filters
         spec, count = self.spec, rows.shape[0]
         heads, repeat = spec.key_heads, spec.value_heads // spec.key_heads
         taken = (spec.kernel - 1) * spec.channels
         seen = mx.concatenate([state[:taken].reshape(-1, spec.channels), rows[:, : spec.channels]])
-        qkv = activate(_convolved(seen, self.conv), "silu")
+        qkv = activate(_convolved(seen, conv), "silu")
         q, k, v = mx.split(qkv, [heads * spec.key_dim, 2 * heads * spec.key_dim], axis=-1)
         q = _unit(q.reshape(count, heads, spec.key_dim)) * spec.key_dim**-0.5
         k = _unit(k.reshape(count, heads, spec.key_dim))
@@ -92,11 +102,19 @@ class ShortConv(Part):
         mixed = after * recur(before * inner)
         return adapt("conv.out", mixed, self.out(mixed))
 
-    def advance(self, state: mx.array, rows: mx.array) -> tuple[mx.array, mx.array]:
+    @property
+    def filters(self) -> Filters:
+        return (self.taps,) if self.bias is None else (self.taps, self.bias)
+
+    def advance(
+        self, state: mx.array, rows: mx.array, filters: Filters | None = None
+    ) -> tuple[mx.array, mx.array]:
         """[n, channels] and the state after the rows [n, channels]."""
         seen = mx.concatenate([state.reshape(-1, self.spec.channels), rows])
-        y = _convolved(seen, self.taps)
-        y = y if self.bias is None else y + self.bias
+        taps, *biases = filters or self.filters
+        y = _convolved(seen, taps)
+        for bias in biases:
+            y = y + bias
         return y, seen[rows.shape[0] :].reshape(-1)
 
 

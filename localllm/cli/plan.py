@@ -11,6 +11,8 @@ from localllm.cli import options
 from localllm.cli.sizes import parse_bytes, parse_count
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from localllm.engine.planner import Model, Plan
     from localllm.engine.ways_out import WayOut
 
@@ -57,11 +59,11 @@ def plan(
     from localllm.engine.planner import Wish, make_plan
     from localllm.engine.ways_out import ways_out
     from localllm.machine import cores
-    from localllm.planning import this_machine
+    from localllm.planning import expected_speed, this_machine
 
     chosen = choose_backend(backend)
     check_activations(chosen, activations)  # type: ignore[arg-type]
-    read = _read(model)
+    read, file = _read(model)
     wish = Wish(
         wished,
         tokens,
@@ -71,7 +73,7 @@ def plan(
         activations == "float32",
         adapters,
         adapter_rank,
-        None if draft_model is None else _read(draft_model),
+        None if draft_model is None else _read(draft_model)[0],
         options.optional_bytes(expert_memory),
     )
     machine = this_machine(chosen)
@@ -79,16 +81,21 @@ def plan(
         machine = replace(machine, available=available)
     made = make_plan(read, wish, machine, chosen)
     ways = [] if made.fits else ways_out(read, wish, machine, chosen)
+    speed = expected_speed(read, made, chosen, file)
     if json_out:
-        print(json.dumps({"model": model, "backend": chosen.name, **_facts(made, ways)}))
+        facts = {"model": model, "backend": chosen.name, **_facts(made, ways)}
+        print(json.dumps(facts | {"least_tokens_per_second": speed}))
     else:
         print("\n".join(_lines(made, ways)))
+        if speed is not None:
+            print(f"Experts are read from disk as they are chosen: at least {speed:.2g} tokens/s.")
     if not made.fits:
         raise typer.Exit(1)
 
 
-def _read(name: str) -> Model:
-    """From the headers of a model that is here. Its tokenizer counts with the process."""
+def _read(name: str) -> tuple[Model, Path]:
+    """From the headers of a model that is here, and its largest file. Its tokenizer counts with the
+    process."""
     from localllm import hub
     from localllm.checkpoint import open_checkpoint
     from localllm.models import load_spec
@@ -101,7 +108,8 @@ def _read(name: str) -> Model:
         _tokenizers.append(load_tokenizer(stored.path, checkpoint.config))
         spec = load_spec(checkpoint)
         checkpoint.forget_vocabulary()
-        return model_of(checkpoint, spec)
+        largest = max(checkpoint.files(), key=lambda file: file.stat().st_size)
+        return model_of(checkpoint, spec), largest
     finally:
         checkpoint.close()
 
@@ -116,6 +124,7 @@ def _facts(plan: Plan, ways: list[WayOut]) -> dict[str, Any]:
         "kv_tokens": plan.kv_tokens,
         "kv_bits": plan.kv_bits,
         "group_blocks": plan.group_blocks,
+        "state_slots": plan.state_slots,
         "items": [
             {"name": item.name, "bytes": item.nbytes, "detail": item.detail} for item in plan.items
         ],

@@ -315,7 +315,8 @@ def _state_slots(spec: DecoderSpec, max_batch: int, machine: Machine) -> tuple[i
 def _state_items(spec: DecoderSpec, slots: int) -> list[Item]:
     if not slots:
         return []
-    detail = f"{slots} of {len(list(spec.recurrences))} layers, two for each running sequence"
+    layers = len(list(spec.recurrences))
+    detail = f"{slots} in {layers} layers: two for each running sequence, the others kept"
     return [Item("recurrent states", slots * state_bytes(spec), detail)]
 
 

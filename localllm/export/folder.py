@@ -33,6 +33,7 @@ _BESIDE = (
     "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json",
     "vocab.json", "merges.txt",
 )  # fmt: skip
+_ZERO_CENTRED = ("gemma", "qwen3_5", "qwen3_next")  # readers of these add 1 to norms
 _WEIGHTS = "model.safetensors"
 _MAX_BESIDE = 256 << 20
 
@@ -68,7 +69,7 @@ def write_folder(
         raise InvalidRequest(f"{out}: is there already", hint="name a folder that is new or empty")
     names = ARCHITECTURES[_architecture(source)].names
     spec = source.spec
-    offset = 1.0 if spec.architecture.startswith("gemma") else 0.0
+    offset = 1.0 if spec.architecture.startswith(_ZERO_CENTRED) else 0.0
     wanted = stored_tensors(spec, names, own_prefix(spec.architecture), norm_offset=offset)
     forms = load_forms(source.checkpoint, source.spec)
     kinds = load_kinds(source.checkpoint, source.spec)

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from localllm.errors import ModelNotFound
 from localllm.hub.refs import PackageRef, SourceRef, parse_source
 
-Checked = Literal["real weights", "not fetched here"]
+Checked = Literal["real weights", "random weights only", "not fetched here"]
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]*:[a-z0-9][a-z0-9.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -71,6 +71,7 @@ class CatalogEntry:
     draft: str | None = None
     sampling: DefaultSampling = DefaultSampling()
     default: bool = False  # what the bare family name means
+    config: Mapping[str, Any] | None = None  # the published config.json, as far as it tells sizes
 
     @property
     def family(self) -> str:
@@ -129,7 +130,7 @@ def _entry(name: str, table: Mapping[str, Any]) -> CatalogEntry:
     sources = tuple(_source(item) for item in values.pop("sources"))
     if not sources:
         raise ValueError("no sources")
-    if values["checked"] not in ("real weights", "not fetched here"):
+    if values["checked"] not in get_args(Checked):
         raise ValueError(f"checked = {values['checked']!r}")
     if values["kind"] not in ("chat", "base"):
         raise ValueError(f"kind = {values['kind']!r}")

@@ -74,9 +74,7 @@ def why_not(
     targets = set(layout.scales)
     for name in layout.shapes:
         target, _, part = name.rpartition(".")
-        if part == "magnitude":
-            return "DoRA (its magnitudes)"
-        if target not in targets or part not in ("a", "b"):
+        if target not in targets or part not in ("a", "b", "magnitude"):
             return f"{name} as a parameter"
     known = set(_targets(spec))
     for target in layout.scales:
@@ -123,8 +121,9 @@ class NativeProgram:
             raise InvalidRequest(f"threads must be at least 1, not {threads}")
         self.spec, self.layout = spec, layout
         self._ropes = [RopeTable(rope) for rope in ropes_of(spec)]
+        scaled = [t for t in layout.targets if f"{t}.magnitude" in layout.shapes]
         self._trainer: Any = _native.Trainer(
-            store=fill_store(spec, weights.tensors()),
+            store=fill_store(spec, weights.tensors(), scaled),
             config=model_config(spec, float_activations=True),
             layers=layer_configs(spec),
             interleaved=[_interleaved(layer.attention) for layer in spec.layers],
@@ -291,6 +290,7 @@ def _places(layout: Layout) -> list[_native.AdapterPlace]:
                 scale=layout.scales[target],
                 a=starts[f"{target}.a"],
                 b=starts[f"{target}.b"],
+                magnitude=starts.get(f"{target}.magnitude", -1),
             )
         )
     return places

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 
@@ -10,13 +10,17 @@ from localllm.backend.weights import checked_weights
 from localllm.checkpoint.tensor import Affine, Dense, Tensor
 from localllm.kernels_cpu import _native
 from localllm.spec import DecoderSpec
+from localllm.train.layout import squared_norms
 
 _SLAB = 1 << 20  # weights unpacked at a time
 
 
-def fill_store(spec: DecoderSpec, weights: Iterable[tuple[str, Tensor]]) -> _native.TrainStore:
+def fill_store(
+    spec: DecoderSpec, weights: Iterable[tuple[str, Tensor]], scaled: Collection[str] = ()
+) -> _native.TrainStore:
     """The weights of `weight_shapes(spec)`, each packed and dropped before the next is read.
 
+    scaled: linears whose rows DoRA brings to a length; "TARGET.squares" holds what they have.
     Codes of up to 4 bits take 4, wider ones 8; groups that are no multiple of 16 become float32.
     Raises CheckpointError for a missing, unknown, repeated or misshapen weight.
     """
@@ -28,6 +32,8 @@ def fill_store(spec: DecoderSpec, weights: Iterable[tuple[str, Tensor]]) -> _nat
             store.add_vector(name, np.ascontiguousarray(values))
         else:
             _add_matrix(store, name, tensor)
+            if (target := name.removesuffix(".weight")) in scaled:
+                store.add_vector(f"{target}.squares", squared_norms(tensor.to_float32()))
         del tensor  # else it would live on while the next one is read
     return store
 

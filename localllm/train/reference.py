@@ -22,7 +22,7 @@ from localllm.backend.reference_decoder import (
 )
 from localllm.backend.reference_linear import SLAB, Linear
 from localllm.backend.reference_parts import Weight, Weights
-from localllm.backend.reference_recurrent import Recurrent
+from localllm.backend.reference_recurrent import GatedDeltaNet, Recurrent
 from localllm.backend.weights import checked_weights
 from localllm.errors import InvalidRequest
 from localllm.spec import AttentionSpec, DecoderSpec, MoESpec
@@ -398,15 +398,15 @@ class _Step:
     def _recur(self, mixer: Recurrent, rows: mx.array) -> mx.array:
         """Each sequence by itself from an empty state, some rows of it at a time."""
 
-        def some(state: mx.array, rows: mx.array) -> tuple[mx.array, mx.array]:
-            return mixer.advance(state, rows)
+        def some(state: mx.array, rows: mx.array, *filters: mx.array) -> tuple[mx.array, mx.array]:
+            return mixer.advance(state, rows, filters)
 
         parts = []
         for begin, end in zip(self._rows.offsets[:-1], self._rows.offsets[1:], strict=True):
             state = mx.zeros((mixer.spec.state_values,))
             for start in range(int(begin), int(end), _STATE_ROWS):
                 stop = min(start + _STATE_ROWS, int(end))
-                y, state = mx.checkpoint(some)(state, rows[start:stop])
+                y, state = mx.checkpoint(some)(state, rows[start:stop], *mixer.filters)
                 parts.append(y)
         return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
@@ -430,7 +430,16 @@ def _shared_values(spec: DecoderSpec) -> int:
 
 def _linears(layer: Layer) -> dict[str, Linear]:
     """By the names that `adapt` is called with."""
-    found = {f"attn.{name}": getattr(layer.attn, name) for name in ("q", "k", "v", "o")}
+    found: dict[str, Linear] = {}
+    mixer = layer.recurrent
+    if layer.attn is not None:
+        found = {f"attn.{name}": getattr(layer.attn, name) for name in ("q", "k", "v", "o")}
+        if layer.attn.gate is not None:
+            found["attn.gate"] = layer.attn.gate
+    elif isinstance(mixer, GatedDeltaNet):
+        found = {"delta.qkv": mixer.qkv, "delta.z": mixer.z, "delta.o": mixer.o}
+    elif mixer is not None:
+        found = {"conv.in": mixer.into, "conv.out": mixer.out}
     found |= {f"ffn.{name}": getattr(layer.ffn, name) for name in ("gate", "up", "down")}
     return found
 

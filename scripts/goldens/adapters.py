@@ -30,6 +30,7 @@ GOLDEN = ROOT / "tests/adapters/golden"
 _ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 # name -> (model, dtype of the file, LoraConfig)
+_DELTA = ["in_proj_qkv", "in_proj_z", "out_proj"]
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama-defaults": ("llama-gqa", "float32", {}),
     "llama-rslora-patterns": (
@@ -64,6 +65,25 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "rank_pattern": {"mlp.c_proj": 6},
             "fan_in_fan_out": True,
         },
+    ),
+    "qwen3_5-mixers": (
+        "qwen3_5-pattern",
+        "float32",
+        {
+            "r": 3,
+            "lora_alpha": 4,
+            "target_modules": [*_ATTENTION, "o_proj", *_DELTA, "gate_proj", "down_proj"],
+        },
+    ),
+    "qwen3_5-dora": (
+        "qwen3_5-one-key-head-tied-bias",
+        "float32",
+        {"r": 2, "lora_alpha": 3, "use_dora": True, "target_modules": [*_ATTENTION, *_DELTA]},
+    ),
+    "lfm2-mixers-biases": (
+        "lfm2-old-config-bias",
+        "float32",
+        {"r": 3, "lora_alpha": 4, "target_modules": [*_ATTENTION, "in_proj", "out_proj", "w1"]},
     ),
     "gemma3-regex": (
         "gemma3-pattern",

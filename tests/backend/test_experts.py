@@ -21,6 +21,7 @@ from localllm.checkpoint.form import AffineForm, DenseForm, GroupForm
 from localllm.checkpoint.tensor import Tensor
 from localllm.engine.planner import Machine, Model, Wish, make_plan
 from localllm.errors import CheckpointError, InvalidRequest, StoreError
+from localllm.planning import expected_speed as expected_before
 from localllm.spec import DecoderSpec, LayerSpec, MoESpec, NormSpec
 from localllm.spec.weights import weight_shapes
 from tests.backend.conformance import Sequence, run
@@ -223,6 +224,15 @@ class TestPlan:
         detail = f"3 of {self.SIZES.count}, the others on disk"
         assert any(item.detail == detail for item in plan.items)
 
+    def test_it_says_before_loading_how_fast_it_will_be_at_least(self, tmp_path):
+        file = tmp_path / "model.gguf"
+        file.write_bytes(bytes(1 << 20))
+        assert expected_before(self.model, self.plan(1 << 40), CPU, file) is None
+        few = self.plan(1 << 40, expert_bytes=3 * self.SIZES.slot)
+        many = self.plan(1 << 40, expert_bytes=(self.SIZES.count - 1) * self.SIZES.slot)
+        slow, fast = (expected_before(self.model, plan, CPU, file) for plan in (few, many))
+        assert 0 < slow < fast
+
     def test_other_backends_and_dense_models_say_that_they_cannot(self):
         toy = BackendStatus("toy", True, "")
         wish = Wish(context=32, expert_bytes=1 << 20)
@@ -235,7 +245,13 @@ class TestPlan:
 
 
 def test_sizes_are_those_of_the_packed_experts(folder):
-    assert SIZES == ExpertSizes(LAYERS * EXPERTS, SIZES.slot, LAYERS * EXPERTS * SIZES.slot, TOP_K)
+    assert SIZES == ExpertSizes(
+        LAYERS * EXPERTS,
+        SIZES.slot,
+        LAYERS * EXPERTS * SIZES.slot,
+        LAYERS * TOP_K * SIZES.slot,
+        TOP_K,
+    )
     backend = opened(folder, TOP_K)
     assert backend.experts is not None
     # A byte less does not hold what a token needs; the engine's slot is the plan's.

@@ -1,9 +1,12 @@
 import mlx.core as mx
+import pytest
 
 from localllm.backend.metal import MetalBackend
+from localllm.errors import UnsupportedModel
 from localllm.kernels_metal.dispatch import Always
 from localllm.kernels_metal.emulator import Emulator
 from tests.backend.conformance import BackendConformance
+from tests.backend.random_models import dense, hybrid, random_weights
 
 
 class TestMetalOps(BackendConformance):
@@ -28,3 +31,10 @@ class TestMetalKernels(BackendConformance):
             choose=Always(),
             executor=Emulator(),
         )
+
+
+def test_recurrent_layers_are_refused_with_the_way_out():
+    spec = hybrid()
+    with pytest.raises(UnsupportedModel, match="layer 0 is a GatedDeltaNetSpec") as caught:
+        MetalBackend(spec, dense(random_weights(spec)).items(), num_blocks=4)
+    assert "--backend cpu" in str(caught.value.hint)

@@ -24,7 +24,11 @@ EVERY = [
     "gemma3-linear", "phi3-mha", "phi3-longrope-short", "smollm3-nope", "olmo2-mha",
     "olmo2-gqa-tied", "granite-multipliers", "starcoder2-tied", "gpt2-tied", "seed_oss-gqa",
 ]  # fmt: skip
-FOLDERS_ONLY = ["glm4-gqa", "exaone4-pattern", "olmo3-pattern-yarn", "qwen3_moe-sparse-step"]
+FOLDERS_ONLY = [
+    "glm4-gqa", "exaone4-pattern", "olmo3-pattern-yarn", "qwen3_moe-sparse-step",
+    "qwen3_5-multimodal", "qwen3_5_moe-pattern", "qwen3_next-sparse-step", "lfm2-old-config-bias",
+    "lfm2_moe-one-dense",
+]  # fmt: skip
 assert set(EVERY) | set(FOLDERS_ONLY) <= set(golden_names())
 AS_GGUF = [name for name in EVERY if golden(name).config["model_type"] in ARCHITECTURES]
 

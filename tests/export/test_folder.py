@@ -46,7 +46,9 @@ def test_a_gguf_file_becomes_a_folder_with_the_same_logits(name: str, tmp_path: 
 
 
 @pytest.mark.parametrize("dora", [False, True])
-@pytest.mark.parametrize("name", ["llama-gqa", "phi3-mha", "gpt2-tied", "qwen2-gqa"])
+@pytest.mark.parametrize(
+    "name", ["llama-gqa", "phi3-mha", "gpt2-tied", "qwen2-gqa", "qwen3_next-sparse-step"]
+)
 def test_a_fused_model_computes_what_the_adapter_did(name: str, dora: bool, tmp_path: Path) -> None:
     model = write(name, tmp_path)
     adapter = add_adapter(model, tmp_path / "adapter", dora=dora)

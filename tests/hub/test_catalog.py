@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from localllm.hub.catalog import CatalogEntry, load_catalog, parse_catalog
 from localllm.hub.names import parse_name
 from localllm.hub.refs import CatalogRef, HubRef, PackageRef
+from localllm.models import spec_of_config
+from localllm.spec.memory import parameters
 
 ENTRIES = list(load_catalog())
 WANTED = (
@@ -30,7 +34,7 @@ def test_an_entry_is_sound(entry: CatalogEntry) -> None:
         assert source.download_bytes is not None
         # Four-bit to float32 weights, with some room for what else a download holds.
         assert 0.4 * entry.parameters < source.download_bytes < 4.5 * entry.parameters
-    assert 10**8 < entry.parameters < 10**10
+    assert 10**8 < entry.parameters < 2 * 10**11
     assert entry.context >= 1024
     assert entry.licence
     assert entry.template
@@ -46,6 +50,19 @@ def test_a_draft_model_is_smaller_and_shares_the_vocabulary(entry: CatalogEntry)
     assert draft is not None
     assert draft.vocabulary == entry.vocabulary
     assert draft.parameters * 2 < entry.parameters
+
+
+@pytest.mark.parametrize("entry", [e for e in ENTRIES if e.config], ids=lambda entry: entry.name)
+def test_a_published_config_adds_up_to_the_published_size(entry: CatalogEntry) -> None:
+    assert entry.config is not None
+    spec = spec_of_config(entry.config, Path("catalog.toml"))
+    assert parameters(spec) == pytest.approx(entry.parameters, rel=0.005)
+    assert spec.context == entry.context
+
+
+def test_what_no_real_weights_were_had_for_is_marked_so() -> None:
+    marked = {entry.family for entry in ENTRIES if entry.checked == "random weights only"}
+    assert marked == {"gpt-oss", "seed-oss", "olmo3", "exaone4", "glm4", "lfm2"}
 
 
 def test_the_models_of_the_package_index_are_pinned() -> None:

@@ -16,6 +16,8 @@ ARM_COMPILER = "aarch64-linux-gnu-g++"
 AVX2 = "-mavx2 -mfma -mf16c"
 AVX512 = f"{AVX2} -mavx512f -mavx512dq -mavx512bw -mavx512vl -mavx512vnni"
 X86 = {"avx2": AVX2, "avxvnni": f"{AVX2} -mavxvnni", "avx512vnni": AVX512, "amx": AVX512}
+BFLOAT16 = f"{AVX512} -mavx512bf16"
+TRAINING = {"avx2": AVX2, "avx512": AVX512, "avx512bf16": BFLOAT16, "amxbf16": BFLOAT16}
 ARM = {
     "neon": "-march=armv8.2-a+dotprod",
     "neon_i8mm": "-march=armv8.2-a+dotprod+i8mm",
@@ -72,6 +74,19 @@ def test_every_instruction_set_chunking_batch_and_thread_count_gives_the_same_bi
 def test_avx_vnni_and_amx_sources_give_the_same_bits_when_emulated(tmp_path):
     """The kernels as they are, over emulated tiles and AVX-512's form of the VNNI instruction."""
     run(build(tmp_path / "fingerprint", "g++", "-O2 -DLOCALLLM_EMULATE"))
+
+
+@pytest.mark.slow
+@ON_X86
+@needs("g++")
+@pytest.mark.skipif("avx2" not in _native.train_kernels(), reason="needs AVX2")
+@pytest.mark.parametrize(
+    "flags", ["-O2", "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"]
+)
+def test_training_by_bfloat16_and_amx_is_right_when_emulated(tmp_path, flags):
+    """Products against exact sums, gradients against the float32 kernels, whatever the threads."""
+    out = build(tmp_path / "train", "g++", f"{flags} -DLOCALLLM_EMULATE", "train_kernels")
+    assert "amx_bf16" in run(out)
 
 
 @pytest.mark.slow
@@ -132,18 +147,33 @@ def test_every_instruction_set_is_checked_for_code_that_could_leak():
 @pytest.mark.parametrize("level", ["-O0", pytest.param("-O2", marks=pytest.mark.slow)])
 def test_no_code_for_an_instruction_set_can_be_linked_into_other_files(tmp_path, name, level):
     """A shared inline function compiled for AVX2 would be a trap on a machine without it."""
-    native = "g++" if (platform.machine() == "x86_64") == (name in X86) else None
-    compiler = native or ("x86_64-linux-gnu-g++" if name in X86 else ARM_COMPILER)
+    kind = "matmul" if name == "amx" else "kernels"
+    assert exported(tmp_path, f"simd/{name}.cpp", level, (X86 | ARM)[name], name in X86) == [
+        f"localllm::k{name.replace('_', '')}{kind}"
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.parametrize("level", ["-O0", "-O2"])
+def test_nor_can_training_s(tmp_path, name, level):
+    assert exported(tmp_path, f"train/{name}.cpp", level, TRAINING[name], True) == [
+        f"localllm::train::k{name}"
+    ]
+
+
+def exported(tmp_path: Path, source: str, level: str, flags: str, x86: bool) -> list[str]:
+    """What other files could be linked to of a file compiled so, in lower case."""
+    compiler = "g++" if (platform.machine() == "x86_64") == x86 else None
+    compiler = compiler or ("x86_64-linux-gnu-g++" if x86 else ARM_COMPILER)
     if shutil.which(compiler) is None:
         pytest.skip(f"needs {compiler}")
-    source, out = TESTS.parent / "simd" / f"{name}.cpp", tmp_path / f"{name}.o"
-    flags = ["-std=c++17", level, "-ffp-contract=off", *(X86 | ARM)[name].split()]
+    out = tmp_path / "object.o"
+    options = ["-std=c++17", level, "-ffp-contract=off", *flags.split(), f"-I{TESTS.parent}"]
     subprocess.run(
-        [compiler, *flags, f"-I{TESTS.parent}", "-c", str(source), "-o", str(out)], check=True
+        [compiler, *options, "-c", str(TESTS.parent / source), "-o", str(out)], check=True
     )
     nm = compiler.removesuffix("g++") + "nm"
     symbols = run(nm, "-C", "--defined-only", "--extern-only", out).splitlines()
     names = [line.split(maxsplit=2)[2] for line in symbols]
-    (table,) = [n for n in names if n != "DW.ref.__gxx_personality_v0"]  # data of the C++ runtime
-    kind = "matmul" if name == "amx" else "kernels"
-    assert table.lower() == f"localllm::k{name.replace('_', '')}{kind}"
+    return [n.lower() for n in names if n != "DW.ref.__gxx_personality_v0"]  # the runtime's data

@@ -45,7 +45,8 @@ def test_the_architectures_are_known() -> None:
         "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3",
         "gemma3_text", "phi3", "smollm3", "olmo2", "olmo3", "granite", "starcoder2",
         "gpt2", "gpt_oss", "exaone4", "glm4", "glm4_moe", "seed_oss", "qwen3_5", "qwen3_5_text",
-        "lfm2", "gemma4", "gemma4_text", "ministral3", "mistral3",
+        "lfm2", "lfm2_moe", "qwen3_next", "qwen3_5_moe", "qwen3_5_moe_text",
+        "gemma4", "gemma4_text", "ministral3", "mistral3",
     }  # fmt: skip
 
 

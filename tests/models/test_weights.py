@@ -150,6 +150,18 @@ def test_a_vision_tower_is_left_out_and_said_to_be(
     assert "vision_tower" in caplog.text
 
 
+def test_layers_that_guess_several_tokens_are_left_out_and_said_to_be(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = golden("qwen3_5-pattern")
+    more = {"mtp.fc.weight": np.zeros((32, 64), np.float32)}
+    folder = write_checkpoint(tmp_path, case.config, {**case.tensors(), **more})
+    checkpoint = open_checkpoint(folder)
+    with caplog.at_level("WARNING"):
+        load_weights(checkpoint, load_spec(checkpoint))
+    assert "mtp.fc.weight" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("name", "old", "gate", "up", "down"),
     [

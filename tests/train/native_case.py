@@ -127,6 +127,7 @@ def make_layout(
     linears: tuple[str, ...] = LINEARS,
     layers: tuple[int, ...] | None = None,
     scale: float = 0.7,
+    dora: bool = False,
 ) -> Layout:
     """Ranks and scales differ from target to target."""
     known = weight_shapes(spec)
@@ -140,13 +141,20 @@ def make_layout(
             here = rank + place % 3
             shapes[f"{target}.a"] = (here, inner)
             shapes[f"{target}.b"] = (out, here)
+            if dora:
+                shapes[f"{target}.magnitude"] = (out,)
             scales[target] = scale + 0.1 * place
     return Layout(shapes, scales)
 
 
 def random_parameters(layout: Layout, seed: int = 1) -> np.ndarray:
+    """With DoRA's magnitudes around 1, of both signs."""
     random = np.random.default_rng(seed)
-    return random.normal(0, 0.15, layout.size).astype(np.float32)
+    flat = random.normal(0, 0.15, layout.size).astype(np.float32)
+    for name, view in layout.views(flat).items():
+        if name.endswith(".magnitude"):
+            view += random.choice([-1, 1, 1], view.shape).astype(np.float32)
+    return flat
 
 
 def random_rows(spec: DecoderSpec, lengths: tuple[int, ...], seed: int = 2, first: int = 0) -> Rows:
@@ -223,8 +231,16 @@ class Autodiff:
                 if noise.dropout:
                     place = self.layout.targets.index(target)
                     x = x * mx.array(kept(noise, place, first, x.shape[0], x.shape[1]))
-                low = x @ parts[f"{target}.a"].T
-                return y + (low @ parts[f"{target}.b"].T) * self.layout.scales[target]
+                a, b, scale = parts[f"{target}.a"], parts[f"{target}.b"], self.layout.scales[target]
+                added = ((x @ a.T) @ b.T) * scale
+                if f"{target}.magnitude" not in parts:
+                    return y + added
+                weight = mx.array(self.weights[f"{target}.weight"].to_float32())
+                whole = mx.stop_gradient(weight + scale * (b @ a))
+                gain = parts[f"{target}.magnitude"] / mx.linalg.norm(whole, axis=1)
+                bias = self.weights.get(f"{target}.bias")
+                bias = 0 if bias is None else mx.array(bias.to_float32())
+                return (y - bias + added) * gain + bias
 
             embed = decoder.embed
             if noise.neftune:

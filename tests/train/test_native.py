@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 
 from localllm.errors import BackendUnavailable, CheckpointError, InvalidRequest
-from localllm.spec import MoESpec, NormSpec, RopeSpec
+from localllm.spec import MoESpec, NormSpec, RopeSpec, ShortConvSpec
 from localllm.train.base import weights_in_memory
-from localllm.train.layout import layout_for
-from localllm.train.lora import LoRAConfig
+from localllm.train.layout import initial, layout_for
+from localllm.train.lora import FullConfig, LoRAConfig
 from localllm.train.native import NativeProgram, fused_adamw, train_kernels, why_not
 from localllm.train.program import Layout, Noise, Rows
 from localllm.train.programs import open_program
@@ -153,6 +153,38 @@ def test_any_ranks_targets_and_lengths_give_the_gradients_of_autodiff(data):
     assert error <= (EXACT if kernels in FLOAT else ROUNDED) * terms
 
 
+@pytest.mark.parametrize("name", ["odd sizes", "qwen", "gemma 3", "gpt-2", "olmo 2"])
+def test_dora_s_gradients_are_those_of_autodiff(name):
+    spec = SPECS[name]
+    layout, tensors = make_layout(spec, dora=True), random_weights(spec)
+    parameters, rows = random_parameters(layout), random_rows(spec, LONG, first=5)
+    weights, reference = some_weights(sum(LONG)), Autodiff(spec, tensors, layout)
+    for noise in (None, NOISY):
+        wanted = reference.log_probs(rows, parameters, noise)
+        _, slope = reference.gradients(rows, weights, parameters, noise)
+        for kernels in KERNELS:
+            bound = EXACT if kernels in FLOAT else ROUNDED
+            results = []
+            for threads, keep in ((1, 0), (3, 1 << 30)):
+                options = {"kernels": kernels, "threads": threads, "keep_bytes": keep}
+                program = opened(spec, layout, tensors, **options)
+                assert relative(program.log_probs(rows, parameters, noise), wanted) < bound
+                _, got = gradient(program, rows, weights, parameters, noise)
+                assert relative(got, slope) < bound
+                results.append(got.tobytes())
+            assert len(set(results)) == 1
+
+
+def test_dora_begins_as_the_base_model():
+    spec = SPECS["llama"]
+    weights = weights_in_memory(spec, random_weights(spec, bits=4))
+    config = LoRAConfig(rank=4, dora=True)
+    layout = layout_for(spec, config)
+    program, rows = NativeProgram(spec, weights, layout, config), random_rows(spec, (20,))
+    start = initial(layout, 0, weights)
+    assert np.array_equal(program.log_probs(rows, start), program.log_probs(rows, None))
+
+
 @pytest.mark.parametrize(("bits", "group"), [(2, 16), (3, 32), (4, 32), (4, 64), (5, 16), (8, 48)])
 def test_quantized_weights_train_as_what_they_dequantize_to(bits, group):
     spec = small_spec(hidden=192, ffn=192, head_dim=48, layers=1)
@@ -242,8 +274,6 @@ def test_what_is_not_covered_is_named():
     assert why_not(spec, weights, layout) is None
     full = Layout({"embed.weight": (70, 32)}, {})
     assert "full fine-tuning" in why_not(spec, weights, full)
-    dora = Layout({**layout.shapes, "layers.0.attn.q.magnitude": (32,)}, layout.scales)
-    assert "DoRA" in why_not(spec, weights, dora)
     stray = Layout({"embed.a": (4, 32), "embed.b": (70, 4)}, {"embed": 1.0})
     assert "embed" in why_not(spec, weights, stray)
     gpt2 = SPECS["gpt-2"]
@@ -263,10 +293,14 @@ def test_what_is_not_covered_is_named():
         assert named in why_not(replace(spec, layers=(other,)), weights, layout)
     scaled = replace(spec, layers=(replace(layer, scalar=True),))
     assert "scalar" in why_not(scaled, weights, layout)
+    gated = replace(spec, layers=(replace(layer, mixer=replace(layer.mixer, gate=True)),))
+    assert "gated attention" in why_not(gated, weights, layout)
+    conv = replace(spec, layers=(replace(layer, mixer=ShortConvSpec(32, 3)),))
+    assert "ShortConvSpec" in why_not(conv, weights, layout)
     clamped = replace(layer, ffn=replace(layer.ffn, activation="clamped_swiglu"))
     assert "clamped_swiglu" in why_not(replace(spec, layers=(clamped,)), weights, layout)
-    with pytest.raises(InvalidRequest, match="DoRA"):
-        opened(spec, dora)
+    with pytest.raises(InvalidRequest, match="full fine-tuning"):
+        opened(spec, full)
 
 
 def test_bad_input_is_refused():
@@ -348,10 +382,10 @@ def test_a_run_takes_the_native_program_where_it_covers_it():
     config = LoRAConfig(rank=4)
     program, note = open_program(weights, layout_for(spec, config), config, threads=1)
     assert (program.name, note) == ("native", None)
-    config = LoRAConfig(rank=4, dora=True)
+    config = FullConfig()
     program, note = open_program(weights, layout_for(spec, config), config)
     assert program.name == "reference"
-    assert "DoRA" in note
+    assert "full fine-tuning" in note
 
 
 MEASURE = """

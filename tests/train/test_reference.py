@@ -22,6 +22,7 @@ from localllm.train.reference import ReferenceProgram
 from tests.backend import oracle
 from tests.backend.random_models import (
     PACKINGS,
+    hybrid,
     linears_of,
     llama,
     random_weights,
@@ -138,6 +139,12 @@ def check_gradient(spec: DecoderSpec, weights: Arrays, config: TuneConfig, sizes
         ours = float(gradient[place].astype(np.float64) @ direction[place])
         size = float(np.linalg.norm(gradient[place].astype(np.float64)))
         assert ours == pytest.approx(slope, rel=2e-3, abs=2e-3 * size + 2e-5 * largest), name
+
+
+@pytest.mark.parametrize("config", [LoRAConfig(rank=2), FullConfig()], ids=["lora", "full"])
+def test_recurrent_layers_have_the_gradients_of_finite_differences(config):
+    spec = hybrid(hidden=16)
+    check_gradient(spec, random_weights(spec), config, [5, 1, 7])
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,13 @@ class Look:
 
 
 LOOKS = [
-    Look(size, theme) for size in ((60, 24), (120, 36)) for theme in ("textual-dark", "ansi-light")
+    pytest.param(
+        Look(size, theme),
+        id=f"{size[0]}-{theme}",
+        # The other two of each four are slow tests.
+        marks=[pytest.mark.slow] if (size[0] == 60) == (theme == "textual-dark") else [],
+    )
+    for size in ((60, 24), (120, 36))
+    for theme in ("textual-dark", "ansi-light")
 ]
-screens = pytest.mark.parametrize(
-    "look", LOOKS, ids=[f"{look.size[0]}-{look.theme}" for look in LOOKS]
-)
+screens = pytest.mark.parametrize("look", LOOKS)

@@ -6,12 +6,14 @@ import asyncio
 
 import pytest
 
+from localllm.tui.answers import NEW_CHATS
 from localllm.tui.settings import Settings
 from localllm.tui.store import Store
 from localllm.tui.widgets.confirm import Confirm
 from localllm.tui.widgets.markdown import CodeBlock
 from localllm.tui.widgets.message import MessageView
 from localllm.tui.widgets.status import Banner, Queue
+from localllm.tui.widgets.transcript import Transcript
 from tests.tui.app_host import answered, chat_app, say, shown, told, until
 from tests.tui.fake_engine import FakeEngine
 
@@ -89,7 +91,7 @@ def test_a_message_said_meanwhile_waits_can_be_taken_back_and_is_answered_in_tur
             asked = request.messages[-1]["content"]
             return "word " * 5000 if asked == "first" else f"re: {asked}"
 
-        app = chat_app(FakeEngine(script, delay=0.002))
+        app = chat_app(FakeEngine(script, delay=0.01))
         async with app.run_test(size=WIDE) as pilot:
             await say(pilot, "first")
             await say(pilot, "second")
@@ -141,8 +143,9 @@ def test_an_edited_answer_is_a_sibling_an_example_to_learn_from_and_can_go_on():
             await until(lambda: len(app.store.tree(1)) == 3)
             await pilot.pause()
             assert told(app)[-1] == ("assistant", "The answer")
-            (pair,) = app.store.pairs()
-            assert (pair.chosen, pair.rejected) == ("The answer", "The answ")
+            # As one that is taught: an example, and better than what the model had said.
+            learned = [(pair.chosen, pair.rejected) for pair in app.store.pairs()]
+            assert learned == [("The answer", None), ("The answer", "The answ")]
             await pilot.press("c")
             await answered(pilot)
             assert told(app)[-1] == ("assistant", "The answer is 42.")
@@ -449,6 +452,17 @@ def test_chats_are_renamed_pinned_filed_and_deleted_from_the_list():
     asyncio.run(run())
 
 
+def told_of(view: MessageView | None) -> str:
+    return "" if view is None else view.message.content
+
+
+async def walk(transcript: Transcript, by: int, steps: int) -> None:
+    for _ in range(steps):
+        before = transcript.chosen
+        await transcript.move(by)
+        await until(lambda before=before: transcript.chosen not in (before, None))
+
+
 def test_a_long_chat_mounts_its_end_and_older_messages_when_they_are_reached():
     async def run() -> None:
         store = Store(":memory:")
@@ -465,14 +479,26 @@ def test_a_long_chat_mounts_its_end_and_older_messages_when_they_are_reached():
             assert len(transcript.views) < 30
             assert "message 399" in shown(app)
             await pilot.press("ctrl+g")
-            for _ in range(14):
-                await pilot.press("k")
-            chosen = transcript.chosen
-            assert isinstance(chosen, MessageView)
-            assert chosen.message.content == "message 385"
+            await walk(transcript, -1, 14)
+            await until(lambda: told_of(transcript.chosen) == "message 385")
+            # An end is reached at once, and from there the messages beside it.
             await pilot.press("g")
-            await pilot.pause()
             await until(lambda: "message 0" in shown(app))
+            assert len(transcript.views) < 30
+            await until(lambda: told_of(transcript.chosen) == "message 0")
+            await walk(transcript, 1, 14)
+            await until(lambda: told_of(transcript.chosen) == "message 14")
+            await app.chat_screen.load()
+            assert told_of(transcript.chosen) == "message 14"
+            await pilot.press("G")
+            await until(lambda: "message 399" in shown(app))
+            await until(lambda: told_of(transcript.chosen) == "message 399")
+            await pilot.press("g")
+            await until(lambda: "message 0" in shown(app))
+            await say(pilot, "And now?")
+            await answered(pilot)
+            await until(lambda: "A short answer." in shown(app))
+            assert len(transcript.views) < 30
 
     asyncio.run(run())
 
@@ -565,5 +591,36 @@ def test_the_palette_holds_every_command_of_the_place():
             await pilot.pause(0.3)
             await pilot.press("enter")
             await until(lambda: app.settings.vim)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("gone", ["#title", "#transcript", "#queue"])
+def test_an_answer_that_ends_while_the_app_is_left_breaks_nothing(gone):
+    """The parts of a screen go one by one, and the answer's end finds some of them gone."""
+
+    async def run() -> None:
+        app = chat_app(FakeEngine("Never to be read."))
+        async with app.run_test(size=WIDE) as pilot:
+            await say(pilot, "Why?")
+            await answered(pilot)
+            await app.screen.query_one(gone).remove()
+            await app.chat_screen.load()
+
+    asyncio.run(run())
+
+
+def test_a_new_chat_begins_with_the_parameters_kept_for_new_ones():
+    async def run() -> None:
+        store = Store(":memory:")
+        store.set_setting(NEW_CHATS, {"top_k": 3, "temperature": 0.2})
+        app = chat_app(FakeEngine("Yes."), store, params={"temperature": 0.9})
+        async with app.run_test(size=WIDE) as pilot:
+            await say(pilot, "Are you there?")
+            await answered(pilot)
+            assert app.chat is not None
+            assert app.chat.params == {"top_k": 3}
+            asked = app.engine.asks[0].params  # type: ignore[attr-defined]
+            assert (asked["top_k"], asked["temperature"]) == (3, 0.9)
 
     asyncio.run(run())

@@ -18,6 +18,7 @@ from localllm.tui.engine.client import EngineEvents, EngineGone, EngineState, Pi
 from localllm.tui.engine.remote import RemoteEngine
 from tests.adapters.tiny import adapter_tensors, write_adapter
 from tests.tiny_model import write_tiny_model
+from tests.tui.conftest import SharedEngine
 
 SEA = [{"role": "user", "content": "Write two sentences about the sea."}]
 Scenario = Callable[[RemoteEngine], Awaitable[None]]
@@ -46,14 +47,13 @@ async def answer(engine: RemoteEngine, messages: Any = SEA, **params: Any) -> st
     return "".join([piece.text async for piece in asked])
 
 
-def test_it_answers_counts_continues_and_shows_its_blocks(smollm2: Path) -> None:
+def test_it_answers_counts_continues_and_shows_its_blocks(real_engine: SharedEngine) -> None:
     async def scenario(engine: RemoteEngine) -> None:
         news: list[Any] = []
         engine.subscribe(news.append)
-        await engine.open(str(smollm2), context=1024)
         assert engine.state.phase == "ready"
         assert engine.state.model is not None
-        assert engine.state.model.context == 1024
+        assert engine.state.model.context == 2048
         asked = engine.ask(SEA, {"max_tokens": 40, "temperature": 0}, logprobs=2)
         pieces = [piece async for piece in asked]
         text = "".join(piece.text for piece in pieces)
@@ -68,7 +68,10 @@ def test_it_answers_counts_continues_and_shows_its_blocks(smollm2: Path) -> None
         assert text.startswith(start[-1]["content"] + more)
         count = await engine.count([*SEA, {"role": "assistant", "content": text}])
         assert sum(count.per_message) <= count.total
-        assert 0 < count.cached <= count.total <= count.context == 1024
+        assert 0 < count.cached <= count.total <= count.context == 2048
+        offered = await engine.count([*SEA, {"role": "assistant", "content": text}], TOOLS)
+        assert offered.per_message == count.per_message
+        assert offered.total > count.total + 20  # the tools are described in the prompt
         assert await engine.tokens("the sea") == 2
         blocks = (await engine.kv_map()).blocks
         named = [block for block in blocks if block.name]
@@ -77,12 +80,13 @@ def test_it_answers_counts_continues_and_shows_its_blocks(smollm2: Path) -> None
         events = [name for one in news if isinstance(one, EngineEvents) for name, _ in one.events]
         assert {"Queued", "Started", "StepDone", "Ended"} <= set(events)
 
-    run(scenario)
+    real_engine.run(scenario)
 
 
-def test_several_answers_share_a_batch_and_a_stopped_one_keeps_its_part(tiny: Path) -> None:
+def test_several_answers_share_a_batch_and_a_stopped_one_keeps_its_part(
+    tiny_engine: SharedEngine,
+) -> None:
     async def scenario(engine: RemoteEngine) -> None:
-        await engine.open(str(tiny), context=1024)
         seen, tokens = ["", "", ""], [0, 0, 0]
         asked = engine.ask(SEA, {"temperature": 1.0, "ignore_eos": True, "max_tokens": 900}, n=3)
         other = asyncio.create_task(answer(engine))
@@ -95,12 +99,11 @@ def test_several_answers_share_a_batch_and_a_stopped_one_keeps_its_part(tiny: Pa
         assert len(set(seen)) == 3
         assert await other == await answer(engine)
 
-    run(scenario)
+    tiny_engine.run(scenario)
 
 
-def test_guesses_are_marked(smollm2: Path) -> None:
+def test_guesses_are_marked(real_engine: SharedEngine) -> None:
     async def scenario(engine: RemoteEngine) -> None:
-        await engine.open(str(smollm2), context=1024)
         text = "one two three four five six seven eight nine ten " * 3
         messages = [{"role": "user", "content": f"Repeat this:\n{text}"}]
         params = {"max_tokens": 60, "temperature": 0, "speculation": "ngram"}
@@ -112,7 +115,7 @@ def test_guesses_are_marked(smollm2: Path) -> None:
         kept = [token for token in tokens if token.drafted != "rejected"]
         assert len(kept) == receipt["generated_tokens"]
 
-    run(scenario)
+    real_engine.run(scenario)
 
 
 TOOLS = [
@@ -132,9 +135,8 @@ TOOLS = [
 ]
 
 
-def test_a_call_that_must_be_made_is_one_and_none_of_it_is_shown(smollm2: Path) -> None:
+def test_a_call_that_must_be_made_is_one_and_none_of_it_is_shown(real_engine: SharedEngine) -> None:
     async def scenario(engine: RemoteEngine) -> None:
-        await engine.open(str(smollm2), context=1024)
         messages = [{"role": "user", "content": "What is 17 + 25?"}]
         params = {"max_tokens": 60, "temperature": 0}
         asked = engine.ask(messages, {**params, "tool_choice": "required"}, tools=TOOLS)
@@ -154,12 +156,11 @@ def test_a_call_that_must_be_made_is_one_and_none_of_it_is_shown(smollm2: Path) 
             async for _ in engine.ask(messages, {"tool_choice": "subtract"}, tools=TOOLS):
                 pass
 
-    run(scenario)
+    real_engine.run(scenario)
 
 
-def test_an_answer_that_is_stopped_at_once_ends_at_once(tiny: Path) -> None:
+def test_an_answer_that_is_stopped_at_once_ends_at_once(tiny_engine: SharedEngine) -> None:
     async def scenario(engine: RemoteEngine) -> None:
-        await engine.open(str(tiny), context=4096)
         long = [{"role": "user", "content": "the sea " * 400}]
         asked = engine.ask(long, {"ignore_eos": True, "max_tokens": 800})
         await asyncio.sleep(0)  # it is on its way, its prompt is not made yet
@@ -168,20 +169,19 @@ def test_an_answer_that_is_stopped_at_once_ends_at_once(tiny: Path) -> None:
         assert sum(len(piece.tokens) for piece in pieces) < 100
         assert asked.result[0].reason == "cancelled"
 
-    run(scenario)
+    tiny_engine.run(scenario)
 
 
-def test_a_wrong_name_costs_the_loaded_model_nothing(tiny: Path) -> None:
+def test_a_wrong_name_costs_the_loaded_model_nothing(tiny_engine: SharedEngine) -> None:
     async def scenario(engine: RemoteEngine) -> None:
-        await engine.open(str(tiny), context=512)
         with pytest.raises(ModelNotFound):
             await engine.open("no-such-model")
         assert engine.state.phase == "ready"
         assert engine.state.model is not None
-        assert engine.state.model.path == str(tiny)
+        assert engine.state.model.path == str(tiny_engine.model)
         assert await answer(engine)
 
-    run(scenario)
+    tiny_engine.run(scenario)
 
 
 def test_an_adapter_is_added_in_part(tmp_path: Path) -> None:
@@ -289,13 +289,12 @@ def test_a_child_that_is_no_engine_ends_in_words(program: str, why: str) -> None
     run(scenario, [sys.executable, "-c", program])
 
 
-def test_a_message_beyond_all_bounds_is_refused_here(tiny: Path) -> None:
+def test_a_message_beyond_all_bounds_is_refused_here(tiny_engine: SharedEngine) -> None:
     async def scenario(engine: RemoteEngine) -> None:
-        await engine.open(str(tiny), context=512)
         huge = [{"role": "user", "content": "x" * (33 << 20)}]
         with pytest.raises(InvalidRequest, match="more than the engine takes"):
             await answer(engine, huge)
         assert isinstance(engine.state, EngineState)
         assert engine.state.phase == "ready"
 
-    run(scenario)
+    tiny_engine.run(scenario)

@@ -49,6 +49,8 @@ def test_start_ask_stop_branch_search_quit_and_all_is_there_again(home, smollm2)
         terminal.type(ESCAPE)
         terminal.until("[stopped]")
 
+        terminal.type("/set max_tokens=24" + ENTER)  # what it says next depends on its part
+        terminal.until("Say something")
         terminal.type("Say the word pineapple." + ENTER)
         terminal.until(lambda text: len(COSTS.findall(text)) == 2 and not writing(text))
         terminal.type(CTRL_R)

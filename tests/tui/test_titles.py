@@ -1,16 +1,15 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from localllm.tui.engine.client import EngineGone
-from localllm.tui.engine.remote import RemoteEngine
 from localllm.tui.text import one_line
 from localllm.tui.titles import MOST_WORDS, clean_title, make_title, title_of
+from tests.tui.conftest import SharedEngine
 from tests.tui.fake_engine import FakeEngine
 
 
@@ -61,17 +60,8 @@ def test_a_long_chat_is_shown_in_part_and_stopped_at_the_first_line():
         asyncio.run(make_title(engine, "q", "a"))
 
 
-def test_the_real_model_names_a_chat(smollm2: Path):
-    async def scenario() -> str:
-        engine = RemoteEngine()
-        try:
-            await engine.open(str(smollm2), context=1024)
-            return await make_title(
-                engine, "Why is the sea salt?", "Rivers carry minerals from rocks into the sea."
-            )
-        finally:
-            await engine.close()
-
-    title = asyncio.run(asyncio.wait_for(scenario(), 60))
+def test_the_real_model_names_a_chat(real_engine: SharedEngine):
+    question, answer = "Why is the sea salt?", "Rivers carry minerals from rocks into the sea."
+    title = real_engine.run(lambda engine: make_title(engine, question, answer))
     assert title
     assert len(title.split()) <= MOST_WORDS

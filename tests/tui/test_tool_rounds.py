@@ -37,6 +37,7 @@ def drive(
     *,
     on: tuple[str, ...] = ("calculator", "read_file"),
     rounds: int = 5,
+    titled: int = 1,
 ) -> FakeEngine:
     engine = FakeEngine(script)
 
@@ -44,7 +45,7 @@ def drive(
         with Store(":memory:") as store:
             settings = ToolSettings(on, str(tmp_path / "read"), rounds)
             write_tool_settings(store, settings)
-            chat = store.new_chat(model="smollm2:135m", titled=1, title="t")
+            chat = store.new_chat(model="smollm2:135m", titled=titled, title="t")
             asked = store.add_message(chat.id, None, "user", "What is it?")
             app = ChatApp(store, engine, config=tmp_path)  # type: ignore[arg-type]
             async with app.run_test(size=(110, 36)) as pilot:
@@ -127,3 +128,16 @@ def test_rounds_are_bounded(tmp_path):
         assert [role for role, _ in branch(app)].count("tool") == 2
 
     drive(tmp_path, [("More.", [SUM])], test, rounds=2)
+
+
+def test_a_chat_is_named_after_an_answer_that_used_tools_too(tmp_path):
+    async def test(app: ChatApp, pilot: Pilot[None]) -> None:
+        await until(pilot, lambda: idle(app) and len(branch(app)) == 4)
+        await until(pilot, lambda: app.store.chat(app.chat_id).titled == 2)
+        assert app.store.chat(app.chat_id).title == "The product of six and seven"
+
+    script = [("", [SUM]), "It is 42.", "The product of six and seven"]
+    engine = drive(tmp_path, script, test, titled=0)
+    asked = engine.asks[2].messages[0]["content"]
+    assert "What is it?" in asked
+    assert "It is 42." in asked

@@ -73,22 +73,14 @@ def drive(
     asyncio.run(all_of_it())
 
 
-def test_every_view_opens_by_its_command_and_leaves_by_escape(tmp_path):
+def test_every_view_opens_by_its_key_or_command_and_leaves_by_escape(tmp_path):
     async def test(app: ChatApp, pilot: Pilot[None]) -> None:
         for name, kind in SCREENS.items():
-            await app.run_command(find(name))
-            await until(pilot, lambda kind=kind: isinstance(app.screen, kind))
-            await pilot.pause()
-            await pilot.press("escape")
-            await until(pilot, lambda: app.screen is app.chat_screen)
-
-    drive(tmp_path, test)
-
-
-def test_keys_open_them_too(tmp_path):
-    async def test(app: ChatApp, pilot: Pilot[None]) -> None:
-        for key, kind in (("f3", ModelsScreen), ("f6", EngineScreen), ("f9", FinetuneScreen)):
-            await pilot.press(key)
+            command = find(name)
+            if command.keys and command.where in ("everywhere", "chat"):
+                await pilot.press(command.keys[0])
+            else:
+                await app.run_command(command)
             await until(pilot, lambda kind=kind: isinstance(app.screen, kind))
             await pilot.press("escape")
             await until(pilot, lambda: app.screen is app.chat_screen)

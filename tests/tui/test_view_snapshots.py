@@ -29,10 +29,10 @@ from localllm.tui.store import Preset, Prompt
 from localllm.tui.tokens import TokenView, keep_tokens
 from localllm.tui.trace import trace_of
 from localllm.tui.widgets.approval import ApprovalScreen
+from tests.tui.fake_engine import RECEIPT, FakeEngine
 from tests.tui.screens.test_engine_views import BLOCKS, EVENTS
 from tests.tui.screens.test_models import FakeLibrary
 from tests.tui.screens.test_tools import FakeBox
-from tests.tui.view_engine import RECEIPT, ViewEngine
 from tests.tui.view_host import HostApp
 
 WIDE, NARROW = (120, 36), (60, 30)
@@ -111,7 +111,7 @@ SCREENS: dict[str, Callable[[HostApp, int], Screen[Any]]] = {
 
 def make(theme: str) -> tuple[HostApp, int]:
     """A chat with something of everything; its last answer."""
-    app = HostApp(ViewEngine(answer=_answer, blocks=BLOCKS))
+    app = HostApp(FakeEngine(script=_answer, blocks=BLOCKS))
     app.theme = theme
     chat = app.with_chat("Why is the sky [b]blue[/b]?", ANSWER, system="Be brief.")
     store, head = app.store, app.store.chat(chat).head

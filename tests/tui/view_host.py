@@ -24,6 +24,12 @@ class Answers:
     def params(self, chat: Chat) -> dict[str, Any]:
         return {"max_tokens": 64, **chat.params}
 
+    def usual(self) -> dict[str, Any]:
+        return {"temperature": 0.6}
+
+    def offered(self) -> list[Any]:
+        return []
+
     def go_on(self, message: Message) -> None:
         self.gone_on.append(message.id)
 

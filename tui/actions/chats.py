@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from localllm.errors import InvalidRequest
@@ -58,18 +58,30 @@ def find_chats(app: ChatApp, argument: str) -> None:
 
 def rename(app: ChatApp, argument: str) -> None:
     chat = chosen(app)
+    _told(app, argument, lambda title: _titled(app, chat, title), "Title", chat.title)
+
+
+def _told(
+    app: ChatApp,
+    argument: str,
+    keep: Callable[[str], None],
+    question: str,
+    before: str,
+    placeholder: str = "",
+) -> None:
+    """Keeps what was typed behind the command, else what is typed into a dialog."""
+
+    async def ask() -> None:
+        from localllm.tui.widgets.confirm import AskText
+
+        told = await app.push_screen_wait(AskText(question, before, placeholder=placeholder))
+        if told:
+            keep(told)
+
     if argument:
-        _titled(app, chat, argument)
+        keep(argument)
     else:
-        app.run_worker(_ask_title(app, chat), group="dialog")
-
-
-async def _ask_title(app: ChatApp, chat: Chat) -> None:
-    from localllm.tui.widgets.confirm import AskText
-
-    title = await app.push_screen_wait(AskText("Title", chat.title))
-    if title:
-        _titled(app, chat, title)
+        app.run_worker(ask(), group="dialog")
 
 
 def _titled(app: ChatApp, chat: Chat, title: str) -> None:
@@ -85,23 +97,10 @@ def pin(app: ChatApp, argument: str) -> None:
 
 def folder(app: ChatApp, argument: str) -> None:
     chat = chosen(app)
-    if argument:
-        _moved(app, chat, argument)
-    else:
-        app.run_worker(_ask_folder(app, chat), group="dialog")
-
-
-async def _ask_folder(app: ChatApp, chat: Chat) -> None:
-    from localllm.tui.widgets.confirm import AskText
-
     known = ", ".join(app.store.folders()[:20])
-    name = await app.push_screen_wait(
-        AskText(
-            "Folder (- for none)", chat.folder, placeholder=f"there are: {known}" if known else ""
-        )
-    )
-    if name:
-        _moved(app, chat, name)
+    there = f"there are: {known}" if known else ""
+    question = "Folder (- for none)"
+    _told(app, argument, lambda name: _moved(app, chat, name), question, chat.folder, there)
 
 
 def _moved(app: ChatApp, chat: Chat, name: str) -> None:
@@ -112,19 +111,9 @@ def _moved(app: ChatApp, chat: Chat, name: str) -> None:
 
 def tags(app: ChatApp, argument: str) -> None:
     chat = chosen(app)
-    if argument:
-        _tagged(app, chat, argument)
-    else:
-        app.run_worker(_ask_tags(app, chat), group="dialog")
-
-
-async def _ask_tags(app: ChatApp, chat: Chat) -> None:
-    from localllm.tui.widgets.confirm import AskText
-
     before = " ".join(app.store.tags(chat.id))
-    told = await app.push_screen_wait(AskText("Tags, with spaces between (- for none)", before))
-    if told:
-        _tagged(app, chat, told)
+    question = "Tags, with spaces between (- for none)"
+    _told(app, argument, lambda told: _tagged(app, chat, told), question, before)
 
 
 def _tagged(app: ChatApp, chat: Chat, told: str) -> None:

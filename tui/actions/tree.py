@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from localllm.errors import InvalidRequest
 from localllm.tui.answers import Said, typed_of
 from localllm.tui.commands import Command, register
-from localllm.tui.conversation import asked
 from localllm.tui.store import Message
 from localllm.tui.text import one_line
 
@@ -47,7 +46,7 @@ def edit(app: ChatApp, argument: str) -> None:
 
 async def save_edit(app: ChatApp, number: int, text: str) -> None:
     """A changed message is a new sibling, the old one stays. A user's is answered; an answer is
-    kept as an example to learn from."""
+    learned from, as one that is taught."""
     screen = app.chat_screen
     message = app.store.message(number)
     if not text.strip():
@@ -57,6 +56,13 @@ async def save_edit(app: ChatApp, number: int, text: str) -> None:
         screen.leave_editing()
         return
     _idle(app, message)
+    if message.role == "assistant":
+        from localllm.tui.screens.learning import teach
+
+        screen.leave_editing()
+        made = teach(app.store, message.id, text)
+        await screen.load(to=None if made is None else made.id)
+        return
     said = await screen.with_files(text) if message.role == "user" else Said(text)
     if said is None:
         return
@@ -67,20 +73,11 @@ async def save_edit(app: ChatApp, number: int, text: str) -> None:
         message.parent,
         message.role,
         said.content,
-        model=message.model,
-        adapter=message.adapter,
-        params=message.params,
         extra={**kept, **said.extra, "edited_from": message.id},
     )
-    if message.role == "assistant":
-        chat = app.store.chat(message.chat)
-        prompt = asked(chat, app.store.branch(message.parent))
-        app.store.add_pair(prompt, text, message.content, "edit", message.chat)
     if message.role == "user":
         app.answers.ask(message.chat, made.id)
     await screen.load()
-    if message.role == "assistant":
-        screen.transcript.choose(made.id)
 
 
 def raise_empty(app: ChatApp) -> None:
@@ -190,6 +187,9 @@ async def first_message(app: ChatApp, argument: str) -> None:
 
 
 async def last_message(app: ChatApp, argument: str) -> None:
+    chat = app.chat
+    if chat is not None and chat.head is not None:
+        await app.chat_screen.load(to=chat.head)
     app.chat_screen.transcript.choose_last()
     app.chat_screen.transcript.anchor()
 

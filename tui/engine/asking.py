@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from localllm.answer import Detokenizer
 from localllm.errors import InvalidRequest, LocalLLMError
 from localllm.llm import LLM
-from localllm.results import GenerationDelta
+from localllm.results import GenerationDelta, GenerationResult
 from localllm.sampling import SamplingParams
 from localllm.tokenizer import Tokenizer
 from localllm.tokenizer.answers import AnswerParser, AnswerReader, Said
@@ -79,11 +79,20 @@ def asking(llm: LLM, message: Fields) -> Asking:
     return Asking(prompt, params, reader, names)
 
 
-def counted(llm: LLM, messages: list[Any]) -> dict[str, Any]:
-    """A message's own tokens are those that the prompt grows by."""
+def recommended(params: SamplingParams) -> dict[str, Any]:
+    """What of a model's own parameters is not as the library has it anyway."""
+    plain = SamplingParams()
+    every = ((one.name, getattr(params, one.name)) for one in fields(params))
+    return {name: value for name, value in every if value != getattr(plain, name)}
+
+
+def counted(llm: LLM, messages: list[Any], tools: Sequence[Fields] = ()) -> dict[str, Any]:
+    """A message's own tokens are those that the prompt grows by. tools: what describes them counts
+    in the total alone."""
     if not messages:
         return {"total": 0, "per_message": [], "cached": 0, "context": llm.info.context}
     ids = _prompt(llm, messages, [], {})
+    whole = _prompt(llm, messages, tools, {}) if tools else ids
     own = [0] * len(messages)
     before = len(messages) - 1
     longer = len(ids)
@@ -99,11 +108,16 @@ def counted(llm: LLM, messages: list[Any]) -> dict[str, Any]:
     for at, weight in enumerate(weights):
         own[at] = longer * weight // sum(weights)
     return {
-        "total": len(ids),
+        "total": len(whole),
         "per_message": own,
-        "cached": llm.cached_tokens(ids),
+        "cached": llm.cached_tokens(whole),
         "context": llm.info.context,
     }
+
+
+def as_delta(result: GenerationResult, sample: int) -> GenerationDelta:
+    """A whole answer as if it had come in one piece."""
+    return GenerationDelta(0, result.text, result.token_ids, result.logprobs, result, sample)
 
 
 class Voice:

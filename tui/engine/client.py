@@ -18,7 +18,8 @@ class EngineGone(LocalLLMError):
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What runs. note: what a user should know of how it was loaded, "" if nothing."""
+    """What runs. note: what a user should know of how it was loaded, "" if nothing. sampling: the
+    parameters that its makers recommend."""
 
     name: str
     backend: str = "cpu"
@@ -27,6 +28,7 @@ class ModelInfo:
     format: str = ""
     path: str = ""
     note: str = ""
+    sampling: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,9 @@ class Engine(Protocol):
         """
         ...
 
-    async def count(self, messages: Sequence[Json]) -> Count: ...
+    async def count(self, messages: Sequence[Json], tools: Sequence[Json] = ()) -> Count:
+        """tools: that are offered too; their description is part of the total alone."""
+        ...
 
     async def tokens(self, text: str) -> int: ...
 

@@ -197,8 +197,8 @@ class RemoteEngine:
         finally:
             self._asked.pop(number, None)
 
-    async def count(self, messages: Sequence[Json]) -> Count:
-        found = await self._call("count", messages=list(messages))
+    async def count(self, messages: Sequence[Json], tools: Sequence[Json] = ()) -> Count:
+        found = await self._call("count", messages=list(messages), tools=list(tools))
         return Count(found["total"], tuple(found["per_message"]), found["cached"], found["context"])
 
     async def tokens(self, text: str) -> int:

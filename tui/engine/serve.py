@@ -21,7 +21,7 @@ from localllm.errors import InvalidRequest
 from localllm.hub import resolve
 from localllm.llm import LLM
 from localllm.tui.engine.adapters import Adapters
-from localllm.tui.engine.asking import Voice, asking, counted
+from localllm.tui.engine.asking import Voice, as_delta, asking, counted, recommended
 from localllm.tui.engine.client import EngineGone
 from localllm.tui.engine.wire import MAX_LINE, error_fields, line, message_of
 
@@ -147,6 +147,7 @@ class Server:
             "format": info.format,
             "path": info.path,
             "note": "; ".join(note for note in notes if note),
+            "sampling": recommended(llm.default_params),
         }
         self.tell({"phase": "ready", "model": model})
 
@@ -178,6 +179,10 @@ class Server:
         if number in self._stopped:  # while its prompt was made
             stream.cancel()
         voices = wanted.voices()
+        if wanted.params.samples > wanted.params.n:  # which ones are given is known at the end
+            best = await stream.whole()
+            for sample, result in enumerate((best, *best.alternatives)):
+                voices[sample].take(as_delta(result, sample))
         async for delta in stream:
             voices[delta.sample].take(delta)
             if not stream.news:
@@ -198,7 +203,8 @@ class Server:
             self.send({"id": number, "pieces": pieces})
 
     async def _count(self, message: Fields) -> dict[str, Any]:
-        return await asyncio.to_thread(counted, self._llm, list(message["messages"]))
+        messages, tools = list(message["messages"]), list(message.get("tools") or ())
+        return await asyncio.to_thread(counted, self._llm, messages, tools)
 
     async def _tokens(self, message: Fields) -> int:
         tokenizer = self._llm.tokenizer

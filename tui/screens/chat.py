@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from textual import events, on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
+from textual.css.query import NoMatches
 from textual.screen import Screen
 from textual.timer import Timer
 from textual.widgets import Button, Input, Static
@@ -114,6 +116,7 @@ class ChatScreen(Screen[None]):
                 model=app.answers.opened or app.model_name,
                 system=app.settings.system if opening.system is None else opening.system,
                 adapter=opening.adapter,
+                params=app.answers.of_new_chat(),
             )
             self.chat_id = self.chats.open_chat = chat.id
             app.store.set_setting(_DRAFT, "")
@@ -150,10 +153,12 @@ class ChatScreen(Screen[None]):
 
     async def load(self, *, to: int | None = None) -> None:
         """Shows the open branch as it is in the store."""
-        async with self._loading:
-            branch = self._branch()
-            await self.transcript.show(branch, to=to)
-            self._show_facts(branch)
+        # Of an app that is being left, parts go one by one, while an answer may just have ended.
+        with suppress(NoMatches):
+            async with self._loading:
+                branch = self._branch()
+                await self.transcript.show(branch, to=to)
+                self._show_facts(branch)
 
     def _show_facts(self, branch: list[Message]) -> None:
         app, chat = self.chat_app, self.chat_app.chat
@@ -244,9 +249,10 @@ class ChatScreen(Screen[None]):
         self.run_worker(self._say(self.chat_app.store.chat(chat), said), group=f"say {chat}")
 
     def answer_ended(self, live: Live, *, failed: bool) -> None:
-        if not self.is_mounted:
+        if not self.is_mounted or not self.is_running:
             return
-        self.chats.reload()
+        with suppress(NoMatches):
+            self.chats.reload()
         if live.chat == self.chat_id:
             self.run_worker(self.load(), group="load")
         elif not failed:

@@ -14,6 +14,7 @@ from textual.containers import Horizontal, HorizontalScroll, Vertical, VerticalS
 from textual.widgets import Select, Static
 
 from localllm.errors import InvalidRequest, LocalLLMError
+from localllm.tui.answers import how_many
 from localllm.tui.conversation import Question, question_of
 from localllm.tui.sampling_fields import sampling_params
 from localllm.tui.screens.view import View
@@ -53,6 +54,8 @@ class Variant:
         return ", ".join(parts) or "as in the chat"
 
     def params(self, base: dict[str, Any]) -> dict[str, Any]:
+        """Of one answer, whatever `n` the chat has."""
+        base = {name: value for name, value in base.items() if name != "n"}
         own = {"temperature": self.temperature, "seed": self.seed}
         return {**base, **{name: value for name, value in own.items() if value is not None}}
 
@@ -160,7 +163,7 @@ class CompareScreen(View):
                 compact=True,
                 id="by",
             )
-            yield Field("values", "3", label="how many")
+            yield Field("values", self._count(), label="how many")
         with HorizontalScroll(id="columns", can_focus=False):
             yield Static(
                 "Enter or r answers. Then arrow keys or a number choose, Enter takes the chosen "
@@ -188,15 +191,21 @@ class CompareScreen(View):
     def on_select_changed(self, event: Select.Changed) -> None:
         by = str(event.value)
         labels = {
-            "seed": ("how many", "3"),
+            "seed": ("how many", self._count()),
             "temperature": ("temperatures", "0, 0.7, 1.2"),
             "adapter": ("adapters, - is none", self._adapters()),
             "model": ("models", self._models()),
         }
         label, value = labels[by]
         form = self.query_one("#form Field", Field)
-        form.query_one(".label", Static).update(label)
+        form.label = label
         form.value = value
+
+    def _count(self) -> str:
+        """As many as the chat's `n` asks for at once, where that is a comparison."""
+        chat = self.chat
+        wanted = 1 if chat is None else how_many(self.host.answers.params(chat))
+        return str(wanted) if 2 <= wanted <= MOST else "3"
 
     def _adapters(self) -> str:
         chat = self.chat
@@ -245,7 +254,7 @@ class CompareScreen(View):
             base = self.host.answers.params(self._question.chat)
             for variant in variants:
                 sampling_params(
-                    {k: v for k, v in variant.params(base).items() if k not in ("n", "reasoning")}
+                    {k: v for k, v in variant.params(base).items() if k != "reasoning"}
                 )
             form.say(None)
         except InvalidRequest as error:
@@ -301,7 +310,7 @@ class CompareScreen(View):
             answer.adapter = None if adapter == "-" or variant.model else adapter
             asked = self.engine.ask(
                 self._question.messages,
-                variant.params({k: v for k, v in base.items() if k not in ("n", "reasoning")}),
+                variant.params({k: v for k, v in base.items() if k != "reasoning"}),
                 adapter=answer.adapter,
                 adapter_weight=weight,
             )

@@ -155,7 +155,7 @@ class EngineScreen(View):
             self.query_one(ContextBar).show(ContextUse(0, info.context) if info else None)
             return
         try:
-            count = await self.engine.count(messages)
+            count = await self.engine.count(messages, self.host.answers.offered())
         except LocalLLMError as error:
             self.query_one("#cache", Static).update(plain(str(error)))
             return

@@ -15,6 +15,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from localllm.errors import LocalLLMError
+from localllm.tui.answers import of_one
 from localllm.tui.conversation import asked as messages_of
 from localllm.tui.screens.view import View
 from localllm.tui.store import Message
@@ -213,15 +214,13 @@ class InspectorScreen(View):
     async def _again(self, message: Message) -> list[TokenView]:
         chat = self.store.chat(message.chat)
         branch = self.store.branch(message.parent)
-        params = dict(message.params)
+        params = of_one(message.params)
         seed = message.receipt.get("seed")
         if seed is not None:
             params["seed"] = seed
         generated = message.receipt.get("generated_tokens")
         if generated:
             params["max_tokens"] = generated
-        for name in ("n", "best_of"):
-            params.pop(name, None)
         messages = messages_of(chat, branch)
         # What a fork began with was given, not drawn.
         prefix = str(message.extra.get("prefix", ""))
@@ -236,8 +235,10 @@ class InspectorScreen(View):
             logprobs=TOP,
         )
         tokens = [TokenView(-1, prefix)] if prefix else []
+        sample = int(message.extra.get("sample", 0))  # of a beam search every beam is made again
         async for piece in asked:
-            tokens += token_views(piece.tokens)
+            if piece.index == sample:
+                tokens += token_views(piece.tokens)
         return tokens
 
     def _show(self, tokens: Sequence[TokenView]) -> None:

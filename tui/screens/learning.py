@@ -41,12 +41,14 @@ def rate(store: Store, message: int, rating: int) -> int:
 def teach(store: Store, message: int, better: str) -> Message | None:
     """Keeps a better answer as a sibling and opens its branch; None if nothing was changed.
 
-    It is an example to learn from, and preferred to what the model had said.
+    It is an example to learn from, and preferred to what the model had said. What was true of the
+    answer's own tokens is not of these; its tool calls stay.
     """
     found = store.message(message)
     if better.strip() == found.content.strip() or not better.strip():
         return None
     prompt = asked(store.chat(found.chat), store.branch(found.parent))
+    extra = {name: value for name, value in found.extra.items() if name == "tool_calls"}
     sibling = store.add_message(
         found.chat,
         found.parent,
@@ -55,7 +57,7 @@ def teach(store: Store, message: int, better: str) -> Message | None:
         model=found.model,
         adapter=found.adapter,
         params=found.params,
-        extra={"edited_from": found.id},
+        extra={**extra, "edited_from": found.id},
     )
     store.add_pair(prompt, better, None, "edit", found.chat)
     if found.content.strip():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from textual import events, work
@@ -10,10 +10,12 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
+from textual.widget import Widget
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from localllm.errors import InvalidRequest
+from localllm.tui.answers import NEW_CHATS
 from localllm.tui.sampling_fields import (
     SamplingField,
     parse,
@@ -28,7 +30,7 @@ from localllm.tui.text import plain
 from localllm.tui.widgets.confirm import AskText, Confirm
 from localllm.tui.widgets.fields import Field
 
-DEFAULTS = "params"  # the setting that chats to come begin with
+_AT_ONCE = 24  # lines; more are below the screen, and follow once it is there
 
 
 class ParametersScreen(View):
@@ -55,6 +57,8 @@ class ParametersScreen(View):
     def __init__(self) -> None:
         super().__init__()
         self._presets: list[Preset] = []
+        self._fields: dict[str, Field] = {}
+        self._below: list[Widget] = []  # what is not on the screen at first
         self._filling = False
 
     def body(self) -> ComposeResult:
@@ -64,13 +68,18 @@ class ParametersScreen(View):
                 yield Static("Presets", classes="section", markup=False)
                 yield OptionList(markup=False)
             with VerticalScroll(id="fields", can_focus=False):
-                group = ""
-                for field in sampling_fields():
-                    if field.group != group:
-                        group = field.group
-                        yield Static(group, classes="section", markup=False)
-                    yield self._field(field, values)
+                lines = list(self._lines(values))
+                yield from lines[:_AT_ONCE]
+                self._below = lines[_AT_ONCE:]
         yield Static("", id="help", markup=False)
+
+    def _lines(self, values: Mapping[str, Any]) -> Iterator[Widget]:
+        group = ""
+        for field in sampling_fields():
+            if field.group != group:
+                group = field.group
+                yield Static(group, classes="section", markup=False)
+            yield self._field(field, values)
 
     def _field(self, field: SamplingField, values: Mapping[str, Any]) -> Field:
         widget = Field(
@@ -84,24 +93,29 @@ class ParametersScreen(View):
             id=f"param-{field.name}",
         )
         widget.set_class(field.name in values, "-changed")
+        self._fields[field.name] = widget
         return widget
 
     def _typed(self, field: SamplingField, values: Mapping[str, Any]) -> str:
-        return shown(field, values.get(field.name, field.default))
+        return shown(field, {**self.host.answers.usual(), **values}.get(field.name, field.default))
 
     def on_mount(self) -> None:
         self._show_presets()
-        self.query_one("#param-temperature", Field).focus_input()
+        self._fields["temperature"].focus_input()
         self._check()
+        self.call_after_refresh(self._mount_rest)
+
+    async def _mount_rest(self) -> None:
+        await self.query_one("#fields").mount_all(self._below)
 
     def _kept(self) -> dict[str, Any]:
         chat = self.chat
-        return dict(self.store.setting(DEFAULTS, {}) if chat is None else chat.params)
+        return dict(self.store.setting(NEW_CHATS, {}) if chat is None else chat.params)
 
     def _keep(self, values: Mapping[str, Any]) -> None:
         chat = self.chat
         if chat is None:
-            self.store.set_setting(DEFAULTS, dict(values))
+            self.store.set_setting(NEW_CHATS, dict(values))
         else:
             self.store.edit_chat(chat.id, params=dict(values))
 
@@ -115,21 +129,24 @@ class ParametersScreen(View):
         """Keeps what was typed if all of it is sound, else says at which field it is not."""
         values: dict[str, Any] = {}
         wrong: dict[str, str] = {}
+        usual = self.host.answers.usual()
         for field in sampling_fields():
-            typed = self.query_one(f"#param-{field.name}", Field).value
+            typed = self._fields[field.name].value
             try:
                 values[field.name] = parse(field, typed)
+                if not typed.strip() and values[field.name] is not None:
+                    values[field.name] = usual.get(field.name, field.default)
             except InvalidRequest as error:
                 wrong[field.name] = str(error)
         kept: dict[str, Any] = {}
         if not wrong:
             try:
-                kept = to_keep(values)
+                kept = to_keep(values, usual)
             except InvalidRequest as error:
                 text = str(error) + (f"; {error.hint}" if error.hint else "")
                 wrong[self._blamed(str(error), values)] = text
         for field in sampling_fields():
-            widget = self.query_one(f"#param-{field.name}", Field)
+            widget = self._fields[field.name]
             widget.say(wrong.get(field.name))
             if not wrong:
                 widget.set_class(field.name in kept, "-changed")
@@ -160,7 +177,7 @@ class ParametersScreen(View):
         self._filling = True
         try:
             for field in sampling_fields():
-                self.query_one(f"#param-{field.name}", Field).value = self._typed(field, values)
+                self._fields[field.name].value = self._typed(field, values)
         finally:
             self._filling = False
         # The inputs tell of their change later; one check is enough.
@@ -172,7 +189,7 @@ class ParametersScreen(View):
     def action_for_new_chats(self) -> None:
         chat = self.chat
         if chat is not None:
-            self.store.set_setting(DEFAULTS, dict(chat.params))
+            self.store.set_setting(NEW_CHATS, dict(chat.params))
             self.notify("New chats begin with these parameters")
 
     # ---- presets

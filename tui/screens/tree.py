@@ -135,7 +135,7 @@ class TreeScreen(Screen[int | None]):
             branch = self._branch(leaf)
             messages = asked(chat, branch)
             try:
-                count = await app.engine.count(messages)
+                count = await app.engine.count(messages, app.answers.offered())
             except LocalLLMError as error:
                 self._show_facts(str(error))
                 return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 from textual.app import ComposeResult
@@ -38,6 +38,14 @@ class Answering(Protocol):
 
     def params(self, chat: Chat) -> dict[str, Any]:
         """The sampling that holds in a chat."""
+        ...
+
+    def usual(self) -> dict[str, Any]:
+        """The sampling that holds where a chat sets nothing."""
+        ...
+
+    def offered(self) -> Sequence[Mapping[str, Any]]:
+        """The tools that the model is told of, as JSON schemas."""
         ...
 
     def go_on(self, message: Message) -> None:
@@ -89,6 +97,10 @@ class View(Screen[None]):
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (90, "-wide")]  # noqa: RUF012  as Screen declares it
 
     def compose(self) -> ComposeResult:
+        # Before there is anything within: to style it all twice takes a tenth of the opening.
+        wide = self.app.size.width >= 90
+        self.set_class(wide, "-wide")
+        self.set_class(not wide, "-narrow")
         yield Static(self.TITLE_TEXT, classes="view-title", markup=False)
         with Vertical(classes="view-body"):
             yield from self.body()

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from textual.app import ComposeResult
+from textual.content import Content
 from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Input, Select, Static, Switch
 
-from localllm.tui.text import plain
+from localllm.tui.text import one_line, plain
+
+_LABEL = 24  # cells
 
 
 class Field(Widget):
@@ -17,12 +20,8 @@ class Field(Widget):
     off. `Changed` carries the text as typed ("True" and "False" of a flag)."""
 
     DEFAULT_CSS = """
-    Field {
-        layout: grid; grid-size: 2; grid-columns: 24 1fr; grid-rows: auto;
-        height: auto; width: 1fr;
-    }
-    Field .label { padding: 0 1 0 0; color: $text; text-overflow: ellipsis; height: 1; }
-    Field.-changed .label { color: $text-accent; text-style: bold; }
+    Field { height: auto; width: 1fr; }
+    Field Input, Field Select, Field Switch { margin: 0 0 0 24; }
     Field Input, Field Input:focus {
         height: 1; border: none; padding: 0 1; background: $boost;
     }
@@ -30,7 +29,7 @@ class Field(Widget):
     Field.-wrong Input { background: $error-muted; }
     Field Switch, Field Switch:focus { height: 1; border: none; padding: 0; background: $boost; }
     Field Switch:focus { background: $primary-muted; }
-    Field .error { column-span: 2; color: $text-error; height: auto; }
+    Field .error { color: $text-error; height: auto; }
     """
 
     class Changed(Message):
@@ -57,6 +56,7 @@ class Field(Widget):
         super().__init__(id=id, name=name)
         self.field_name = name
         self._label = label or name
+        self._wrong: Static | None = None
         self._value = value
         self._placeholder = placeholder
         self._options = tuple(options)
@@ -65,7 +65,6 @@ class Field(Widget):
         self.tooltip = plain(help) or None
 
     def compose(self) -> ComposeResult:
-        yield Static(plain(self._label), classes="label", markup=False)
         if self._flag:
             yield Switch(self._value.lower() == "true", animate=False)
         elif self._options:
@@ -77,6 +76,23 @@ class Field(Widget):
             )
         else:
             yield Input(self._value, placeholder=self._placeholder)
+        if self._wrong is not None:
+            yield self._wrong
+
+    def render(self) -> Content:
+        """The label, drawn beneath its input: a widget of its own for each would take a third of
+        the time that a long form takes to open."""
+        style = "$text-accent bold" if self.has_class("-changed") else "$text"
+        return Content.styled(one_line(self._label, _LABEL - 1), style)
+
+    @property
+    def label(self) -> str:
+        return self._label
+
+    @label.setter
+    def label(self, label: str) -> None:
+        self._label = label
+        self.refresh()
 
     @property
     def value(self) -> str:
@@ -97,14 +113,16 @@ class Field(Widget):
     def say(self, error: str | None) -> None:
         """Shows what is wrong, or that nothing is."""
         self.set_class(error is not None, "-wrong")
-        told = self.query(".error").results(Static)
         if error is None:
-            for one in told:
-                one.remove()
-        elif (shown := next(told, None)) is not None:
-            shown.update(plain(error))
+            if self._wrong is not None and self.is_mounted:
+                self._wrong.remove()
+            self._wrong = None
+        elif self._wrong is not None:
+            self._wrong.update(plain(error))
         else:
-            self.mount(Static(plain(error), classes="error", markup=False))
+            self._wrong = Static(plain(error), classes="error", markup=False)
+            if self.is_mounted:
+                self.mount(self._wrong)
 
     def focus_input(self) -> None:
         self.query_one("Input, Switch, Select").focus()

@@ -7,19 +7,23 @@ from functools import cache
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline
+from markdown_it.token import Token
 from textual.app import ComposeResult
 from textual.containers import HorizontalGroup
 from textual.content import Content
 from textual.css.query import NoMatches
 from textual.widgets import Label, Markdown, Static
-from textual.widgets.markdown import MarkdownFence
+from textual.widgets._markdown import MarkdownTable, MarkdownTD, MarkdownTH, MarkdownTR
+from textual.widgets.markdown import MarkdownBlock, MarkdownFence
 
 from localllm.tui.text import plain
+from localllm.tui.widgets.long_table import LongTable
 
 # $…$ as TeX has it: no space within the ends, no digit behind, so that prices are no maths.
 _DOLLARS = re.compile(r"\$\$.+?\$\$|\$(?=[^\s$])[^$\n]*?(?<=[^\s\\])\$(?!\d)", re.DOTALL)
 _BRACKETS = {"(": ")", "[": "]"}
 MOST_CHARACTERS = 200_000  # longer answers are shown as plain text
+MOST_CELLS = 120  # of a table whose cells are widgets
 
 
 @cache
@@ -100,6 +104,63 @@ class CodeBlock(MarkdownFence):
             return
 
 
+class _Part:
+    """Of a table, which reads its text and shows that: it is never mounted. To make it a widget
+    all the same takes most of the time of every piece that a long table comes in."""
+
+    def __init__(self, markdown: Markdown, token: Token) -> None:
+        self._content = Content()
+        self._blocks: list[MarkdownBlock] = []
+        self._token = token
+        self._inline_token: Token | None = None
+        self.source_range = (0, 0)
+
+    def set_content(self, content: Content) -> None:
+        self._content = content
+
+
+class _Cell(_Part, MarkdownTD):
+    pass
+
+
+class _Head(_Part, MarkdownTH):
+    pass
+
+
+class _Row(_Part, MarkdownTR):
+    pass
+
+
+class AnswerTable(MarkdownTable):
+    """A table with a widget for each cell, as Textual has it, takes seconds to show from some
+    hundred rows on; a longer one is one widget."""
+
+    def compose(self) -> ComposeResult:
+        headers, rows = self._headers, self._rows = self._get_headers_and_rows()
+        if _cells(rows) > MOST_CELLS:
+            yield LongTable(headers, rows)
+        else:
+            yield from super().compose()
+
+    async def _update_from_block(self, block: MarkdownBlock) -> None:
+        headers, rows = (
+            block._get_headers_and_rows() if isinstance(block, MarkdownTable) else ([], [])
+        )
+        if _cells(rows) <= MOST_CELLS:
+            await super()._update_from_block(block)
+            return
+        self._headers, self._rows = headers, rows
+        if shown := self.query(LongTable):
+            shown.first().show(headers, rows)
+        else:
+            await self.remove_children()
+            await self.mount(LongTable(headers, rows))
+
+
+def _cells(rows: list[list[Content]]) -> int:
+    return sum(map(len, rows))
+
+
 class AnswerMarkdown(Markdown):
     """Markdown of a model: it may say anything and lead nowhere."""
 
@@ -114,6 +175,10 @@ class AnswerMarkdown(Markdown):
         **Markdown.BLOCKS,
         "fence": CodeBlock,
         "code_block": CodeBlock,
+        "table_open": AnswerTable,
+        "td_open": _Cell,
+        "th_open": _Head,
+        "tr_open": _Row,
     }
 
     def __init__(self, text: str = "") -> None:

@@ -72,7 +72,7 @@ class MessageView(VerticalGroup, can_focus=True):
 
     def compose(self) -> ComposeResult:
         yield Static(self._who(), classes="who", markup=False)
-        if self.message.reasoning or self._is_live():
+        if self.message.reasoning or self._writing() is not None:
             yield self._thinking()
         if self.message.role == "tool":
             yield self._result()
@@ -83,8 +83,10 @@ class MessageView(VerticalGroup, can_focus=True):
         yield Static("", classes="end", markup=False)
 
     def on_mount(self) -> None:
-        live = self.chat_app.answers.live.get(self.message.chat)
-        if live is not None and live.message == self.message.id:
+        if not self.query(".end"):
+            return  # it is being removed already
+        live = self._writing()
+        if live is not None:
             self._follow(live)
         self._show_thinking()
         self._show_end()
@@ -105,8 +107,8 @@ class MessageView(VerticalGroup, can_focus=True):
         if not self.is_mounted:
             return
         self.query_one(".who", Static).update(self._who())
-        live = self.chat_app.answers.live.get(message.chat)
-        if live is not None and live.message == message.id:
+        live = self._writing()
+        if live is not None:
             if self._live is None:
                 self._follow(live)
         elif message.role == "tool":
@@ -193,9 +195,8 @@ class MessageView(VerticalGroup, can_focus=True):
 
     # ---- while it is written
 
-    def _is_live(self) -> bool:
-        live = self.chat_app.answers.live.get(self.message.chat)
-        return live is not None and live.message == self.message.id
+    def _writing(self) -> Live | None:
+        return self.chat_app.answers.writing(self.message.chat, self.message.id)
 
     def _follow(self, live: Live) -> None:
         self._live = live

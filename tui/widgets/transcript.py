@@ -1,4 +1,4 @@
-"""The open branch, the last messages mounted; older ones come when they are scrolled to."""
+"""The open branch, some messages of it mounted; others come when they are scrolled to."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from localllm.tui.widgets.message import MessageView
 
 MOUNTED = 12  # messages, at first
-MORE = 4  # when the top is reached
-_NEAR_TOP = 4  # lines
-_KEPT = 40  # mounted messages that scrolling back to the end trims to MOUNTED
+MORE = 4  # when an end of these is reached
+_NEAR = 4  # lines
 
 
 class Transcript(VerticalScroll, can_focus=False):
@@ -31,6 +30,7 @@ class Transcript(VerticalScroll, can_focus=False):
         super().__init__(id=id)
         self._branch: list[Message] = []
         self._first = 0  # of the branch, the first that is mounted
+        self._last = 0  # and the first after them that is not
         self._busy = False
 
     @property
@@ -65,36 +65,45 @@ class Transcript(VerticalScroll, can_focus=False):
 
     async def _show(self, branch: list[Message], to: int | None) -> None:
         ids = [message.id for message in branch]
-        kept = 0
-        views = self.views
-        if views and views[0].message.id in ids:
-            first = ids.index(views[0].message.id)
-            while (
-                kept < len(views)
-                and first + kept < len(ids)
-                and views[kept].message.id == ids[first + kept]
-            ):
-                kept += 1
-        else:
-            first = max(0, len(ids) - MOUNTED)
-        if to in ids and (not kept or ids.index(to) < first):
-            kept, first = 0, max(0, ids.index(to) - 2)
-        self._branch, self._first = branch, first
+        first, last, kept = self._window(ids, to)
         at_end = self.is_vertical_scroll_end or not kept
+        views = self.views
+        self._branch, self._first, self._last = branch, first, last
         with self.app.batch_update():
             gone = views[kept:]
             if gone:
                 await self.remove_children(gone)
             for view, message in zip(views[:kept], branch[first:], strict=False):
                 view.change(message, self._place(message))
-            new = [self._view(m) for m in branch[first + kept :]]
+            new = [self._view(m) for m in branch[first + kept : last]]
             if new:
                 await self.mount_all(new)
         if to in ids:
             self.choose(to)
-        elif at_end or new:
+        elif last == len(ids) and (at_end or new):
             self.anchor()
             self.scroll_end(animate=False)
+
+    def _window(self, ids: list[int], to: int | None) -> tuple[int, int, int]:
+        """Which messages are to be mounted, and how many of those that are can stay."""
+        mounted, count = [view.message.id for view in self.views], len(ids)
+        before = [message.id for message in self._branch]
+        start, kept = max(0, count - MOUNTED), 0
+        if mounted and mounted[0] in ids:
+            start = ids.index(mounted[0])
+            for one, other in zip(mounted, ids[start:], strict=False):
+                if one != other:
+                    break
+                kept += 1
+        end = count
+        if self._last < len(before) and ids == before:
+            end = start + kept  # in the middle of it, and nothing is new: it stays there
+        elif count - start - kept > MOUNTED:
+            start, kept = max(0, count - MOUNTED), 0
+        if to in ids and not start <= ids.index(to) < end:
+            start, kept = max(0, min(ids.index(to) - 2, count - MOUNTED)), 0
+            end = min(count, start + MOUNTED)
+        return start, end, kept
 
     def refresh_messages(self, branch: Sequence[Message]) -> None:
         """The same messages, their fields as they are now."""
@@ -136,6 +145,9 @@ class Transcript(VerticalScroll, can_focus=False):
             await self.more()
             views = self.views
             place = views.index(chosen) + by
+        if place == len(views) and self._last < len(self._branch):
+            await self.more_after()
+            views = self.views
         if 0 <= place < len(views):
             self.release_anchor()
             views[place].focus()
@@ -162,10 +174,26 @@ class Transcript(VerticalScroll, can_focus=False):
         finally:
             self._busy = False
 
+    async def more_after(self) -> None:
+        """Mounts some messages that come after."""
+        if self._last >= len(self._branch) or self._busy:
+            return
+        self._busy = True
+        try:
+            newer = self._branch[self._last : self._last + MORE]
+            self._last += len(newer)
+            await self.mount_all([self._view(message) for message in newer])
+        finally:
+            self._busy = False
+
     def watch_scroll_y(self, old: float, new: float) -> None:
         super().watch_scroll_y(old, new)
-        if self._first and new < old and new <= _NEAR_TOP and not self._busy:
+        if self._busy:
+            return
+        if self._first and new < old and new <= _NEAR:
             self.run_worker(self.more(), exclusive=True, group="more")
+        elif self._last < len(self._branch) and new > old and new >= self.max_scroll_y - _NEAR:
+            self.run_worker(self.more_after(), exclusive=True, group="more")
 
     def _view(self, message: Message) -> MessageView:
         from localllm.tui.widgets.message import MessageView

@@ -5,12 +5,12 @@ from textual.widgets import Select, Static
 
 from localllm.tui.screens.compare import Column, CompareScreen, Variant, before_and_after
 from localllm.tui.widgets.fields import Field
-from tests.tui.view_engine import ViewEngine
+from tests.tui.fake_engine import FakeEngine, echo
 from tests.tui.view_host import HostApp, run, until
 
 
 def app_with(*variants: Variant, **engine) -> HostApp:
-    host = HostApp(ViewEngine(**engine), CompareScreen(variants or None, run=bool(variants)))
+    host = HostApp(FakeEngine(echo, **engine), CompareScreen(variants or None, run=bool(variants)))
     host.with_chat("Why [b]blue[/b]?", "Because.", system="Be brief.")
     return host
 
@@ -30,16 +30,16 @@ def app():
 
 @run()
 async def test_every_answer_is_asked_with_its_own_parameters(app, pilot):
-    await until(pilot, lambda: all("eos" in state for state in states(app)))
-    asked = [(r.params.get("temperature"), r.params.get("seed")) for r in app.engine.requests]
+    await until(pilot, lambda: all("stop" in state for state in states(app)))
+    asked = [(r.params.get("temperature"), r.params.get("seed")) for r in app.engine.asks]
     assert asked == [(0.0, None), (1.2, None), (None, 5)]
-    assert [m["role"] for m in app.engine.requests[0].messages] == ["system", "user"]
+    assert [m["role"] for m in app.engine.asks[0].messages] == ["system", "user"]
     assert len(set(texts(app))) == 3
 
 
 @run()
 async def test_the_chosen_one_goes_on_and_each_other_is_a_pair(app, pilot):
-    await until(pilot, lambda: all("eos" in state for state in states(app)))
+    await until(pilot, lambda: all("stop" in state for state in states(app)))
     said = texts(app)
     await pilot.press("2", "enter")
     await pilot.pause()
@@ -61,14 +61,14 @@ async def test_the_chosen_one_goes_on_and_each_other_is_a_pair(app, pilot):
 
 @run()
 async def test_leaving_keeps_nothing(app, pilot):
-    await until(pilot, lambda: all("eos" in state for state in states(app)))
+    await until(pilot, lambda: all("stop" in state for state in states(app)))
     await pilot.press("escape")
     await pilot.pause()
     assert len(app.store.tree(app.chat_id)) == 2
     assert app.store.pairs() == []
 
 
-@run(lambda: app_with(Variant(), Variant(), delay=0.05))
+@run(lambda: app_with(Variant(), Variant(), delay=0.3))
 async def test_stopped_answers_keep_their_part(app, pilot):
     await until(pilot, lambda: any(texts(app)))
     await pilot.press("s")
@@ -93,21 +93,38 @@ async def test_the_form_says_what_it_cannot_read(app, pilot):
 
 @run(lambda: app_with(Variant(), Variant(model="gemma3:270m")))
 async def test_another_model_answers_after_the_loaded_one_which_comes_back(app, pilot):
-    await until(pilot, lambda: [s[:3] for s in states(app)] == ["eos", "eos"])
+    await until(pilot, lambda: [s[:4] for s in states(app)] == ["stop", "stop"])
     await until(pilot, lambda: app.engine.state.model.name == "smollm2:135m")
     assert app.engine.opened == ["gemma3:270m", "smollm2:135m"]
 
 
 @run(lambda: app_with(*before_and_after("/tmp/adapter", 0.5)))
 async def test_before_and_after_differ_in_the_adapter_alone(app, pilot):
-    await until(pilot, lambda: [s[:3] for s in states(app)] == ["eos", "eos"])
-    requests = app.engine.requests
-    assert [(r.adapter, r.weight) for r in requests] == [(None, 1.0), ("/tmp/adapter", 0.5)]
+    await until(pilot, lambda: [s[:4] for s in states(app)] == ["stop", "stop"])
+    requests = app.engine.asks
+    assert [(r.adapter, r.adapter_weight) for r in requests] == [(None, 1.0), ("/tmp/adapter", 0.5)]
     assert [r.params["seed"] for r in requests] == [0, 0]
 
 
-@run(lambda: HostApp(ViewEngine(), CompareScreen()))
+@run(lambda: HostApp(FakeEngine(), CompareScreen()))
 async def test_without_a_question_nothing_is_asked(app, pilot):
     await pilot.press("enter")
     await pilot.pause()
-    assert app.engine.requests == []
+    assert app.engine.asks == []
+
+
+@run(lambda: app_with())
+async def test_the_chats_n_says_how_many_and_each_column_is_one_of_them(app, pilot):
+    assert app.screen.query_one("#form Field", Field).value == "3"
+    await pilot.press("escape")
+    app.store.edit_chat(app.chat_id, params={"n": 4})
+    app.push_screen(CompareScreen())
+    await until(pilot, lambda: bool(app.screen.query("#form Field")))
+    app.screen.query_one("#form Field", Field).focus_input()
+    await pilot.press("enter")
+    await until(pilot, lambda: len(texts(app)) == 4)
+    await until(pilot, lambda: all("stop" in state for state in states(app)))
+    assert [request.n for request in app.engine.asks] == [1, 1, 1, 1]
+    await pilot.press("2", "enter")
+    await until(pilot, lambda: len(app.store.tree(app.chat_id)) > 2)
+    assert all("n" not in message.params for message in app.store.tree(app.chat_id))

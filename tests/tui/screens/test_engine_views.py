@@ -7,13 +7,14 @@ from types import SimpleNamespace
 import pytest
 from textual.widgets import Static, TabbedContent
 
+from localllm.tui.engine.client import EngineEvents
 from localllm.tui.screens.engine_views import EngineScreen
 from localllm.tui.tokens import TokenView, keep_tokens
 from localllm.tui.trace import trace_of
 from localllm.tui.widgets.context_bar import ContextBar
 from localllm.tui.widgets.kv_map import Block, KvMap
 from localllm.tui.widgets.lanes import lanes
-from tests.tui.view_engine import RECEIPT, ViewEngine
+from tests.tui.fake_engine import RECEIPT, FakeEngine
 from tests.tui.view_host import HostApp, run, until
 
 # What the real engine told while it answered two requests: scripts/record_engine.py wrote it.
@@ -35,7 +36,7 @@ BLOCKS = [
 
 
 def make(tab: str = "speed", events: list | None = None) -> HostApp:
-    engine = ViewEngine(blocks=BLOCKS)
+    engine = FakeEngine(blocks=BLOCKS)
     host = HostApp(engine, EngineScreen(tab))
     chat = host.with_chat("Why?" * 40, "The sea is wide")
     host.store.edit_message(host.store.chat(chat).head, receipt=dict(RECEIPT))
@@ -65,14 +66,15 @@ async def test_the_receipt_says_where_the_cached_prefix_ended(app, pilot):
 async def test_the_context_bar_counts_the_open_branch(app, pilot):
     bar = app.screen.query_one(ContextBar)
     await until(pilot, lambda: bar.use is not None)
-    assert (bar.use.used, bar.use.context, bar.use.cached, bar.use.reserve) == (43, 8192, 32, 64)
+    assert (bar.use.used, bar.use.context, bar.use.cached, bar.use.reserve) == (51, 8192, 25, 64)
 
 
 @run(make)
 async def test_it_follows_what_the_engine_tells(app, pilot):
     trace = trace_of(app.engine)
     before = len(trace.steps)
-    app.engine.tell(next(event for event in EVENTS if event[0] == "StepDone"))
+    step = next(event for event in EVENTS if event[0] == "StepDone")
+    app.engine.tell(EngineEvents((step,)))
     assert len(trace.steps) == before + 1
 
 
@@ -170,7 +172,7 @@ async def test_keys_change_tabs_and_space_holds_still(app, pilot):
     assert app.screen._paused
 
 
-@run(lambda: HostApp(ViewEngine(model=None), EngineScreen("blocks")))
+@run(lambda: HostApp(FakeEngine(model=None), EngineScreen("blocks")))
 async def test_without_a_model_it_says_so(app, pilot):
     await until(pilot, lambda: "no model" in text(app, "#kv-head"))
     await pilot.press("1")
@@ -180,7 +182,7 @@ async def test_without_a_model_it_says_so(app, pilot):
 
 @pytest.mark.parametrize("width", [20, 60, 120])
 def test_the_map_wraps_at_any_width(width):
-    app = HostApp(ViewEngine())
+    app = HostApp(FakeEngine())
 
     @run(size=(width, 20))
     async def drive(app, pilot):

@@ -6,14 +6,14 @@ from localllm.errors import LocalLLMError
 from localllm.tui.screens.inspector import InspectorScreen, TokenText
 from localllm.tui.tokens import Alternative, TokenView, keep_tokens, kept_tokens
 from localllm.tui.widgets.table import Table
-from tests.tui.view_engine import ViewEngine
+from tests.tui.fake_engine import FakeEngine
 from tests.tui.view_host import HostApp, run, until
 
 ANSWER = "Air scatters [b]blue[/b] light more\nthan red light does"
 
 
 def make(said: str = ANSWER, reasoning: str = "", **engine) -> HostApp:
-    host = HostApp(ViewEngine(answer=lambda request: ANSWER, **engine))
+    host = HostApp(FakeEngine(script=lambda request: ANSWER, **engine))
     chat = host.with_chat("Why?", said, adapter="/an/adapter", adapter_weight=0.5)
     head = host.store.chat(chat).head
     host.store.edit_message(
@@ -38,7 +38,7 @@ async def ready(app: HostApp, pilot) -> None:
 @run(make)
 async def test_the_answer_is_drawn_again_with_its_seed(app, pilot):
     await ready(app, pilot)
-    (request,) = app.engine.requests
+    (request,) = app.engine.asks
     assert request.params == {"temperature": 0.7, "seed": 42, "max_tokens": 8}
     assert [m["content"] for m in request.messages] == ["Why?"]
     assert request.logprobs > 0
@@ -97,9 +97,9 @@ async def test_a_fork_is_drawn_again_from_where_it_began(app, pilot):
     app.store.edit_message(app.head, extra={"prefix": "Air is"}, content="Air is" + ANSWER)
     app.pop_screen()
     await app.push_screen(InspectorScreen(app.head))
-    await until(pilot, lambda: len(app.engine.requests) == 2)
+    await until(pilot, lambda: len(app.engine.asks) == 2)
     await ready(app, pilot)
-    assert app.engine.requests[1].messages[-1] == {"role": "assistant", "content": "Air is"}
+    assert app.engine.asks[1].messages[-1] == {"role": "assistant", "content": "Air is"}
     assert about(app).startswith("token 1 of 9, id -1: not told")
     assert str(app.screen.query_one("#said", Static).content) == ""
 

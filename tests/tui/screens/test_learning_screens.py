@@ -19,15 +19,15 @@ from localllm.tui.widgets.confirm import AskText
 from localllm.tui.widgets.fields import Field
 from localllm.tui.widgets.sparkline import Plot
 from localllm.tui.widgets.table import Table
+from tests.tui.fake_engine import FakeEngine
 from tests.tui.test_finetune_job import STAND_IN
-from tests.tui.view_engine import ViewEngine
 from tests.tui.view_host import HostApp, run, until
 
 PROMPT = [{"role": "user", "content": "Why [red]blue[/red]?"}]
 
 
 def with_pairs(*screen) -> HostApp:
-    host = HostApp(ViewEngine(), *screen)
+    host = HostApp(FakeEngine(), *screen)
     chat = host.with_chat("Why?", "Because.")
     host.store.add_pair(PROMPT, "Good [b]one[/b].", "Bad one.", "rating", chat)
     host.store.add_pair(PROMPT, "good  [b]one[/b].", "Bad one.", "compare", chat)
@@ -102,7 +102,7 @@ class TestDataset:
 class TestAdapters:
     @pytest.fixture
     def app(self, tmp_path):
-        host = HostApp(ViewEngine(), AdaptersScreen(Jobs(tmp_path)))
+        host = HostApp(FakeEngine(), AdaptersScreen(Jobs(tmp_path)))
         host.with_chat("Why?", "Because.")
         host.store.set_setting(KNOWN, ["/adapters/poet", "/adapters/missing"])
         return host
@@ -134,15 +134,15 @@ class TestAdapters:
 
         drive(app)
 
-    @pytest.mark.parametrize("typed", ["9", "nan", "much"])
-    def test_a_weight_that_is_none_is_refused(self, app, typed):
+    def test_a_weight_that_is_none_is_refused(self, app):
         @run()
         async def drive(app, pilot):
-            await pilot.press("w")
-            await pilot.pause()
-            await pilot.press("home", "ctrl+k", *typed, "enter")
-            await until(pilot, lambda: bool(app._notifications))
-            assert app.store.chat(app.chat_id).adapter_weight == 1.0
+            for told, typed in enumerate(("9", "nan", "much"), 1):
+                await pilot.press("w")
+                await pilot.pause()
+                await pilot.press("home", "ctrl+k", *typed, "enter")
+                await until(pilot, lambda told=told: len(app._notifications) == told)
+                assert app.store.chat(app.chat_id).adapter_weight == 1.0
 
         drive(app)
 
@@ -151,8 +151,8 @@ class TestAdapters:
         async def drive(app, pilot):
             await pilot.press("b")
             await until(pilot, lambda: isinstance(app.screen, CompareScreen))
-            await until(pilot, lambda: len(app.engine.requests) == 2)
-            adapters = [request.adapter for request in app.engine.requests]
+            await until(pilot, lambda: len(app.engine.asks) == 2)
+            adapters = [request.adapter for request in app.engine.asks]
             assert adapters == [None, "/adapters/poet"]
 
         drive(app)
@@ -221,17 +221,20 @@ class TestFinetune:
 
         drive(app)
 
-    @pytest.mark.parametrize(
-        ("name", "typed"), [("steps", "many"), ("lr", "slow"), ("more", "rm -rf"), ("more", "'")]
-    )
-    def test_what_cannot_be_an_option_starts_nothing(self, app, jobs, name, typed):
+    def test_what_cannot_be_an_option_starts_nothing(self, app, jobs):
+        wrong = [("steps", "many"), ("lr", "slow"), ("more", "rm -rf"), ("more", "'")]
+
         @run()
         async def drive(app, pilot):
-            app.screen.query_one(f"#f-{name}", Field).value = typed
-            await pilot.pause()
-            await pilot.press("ctrl+s")
-            await until(pilot, lambda: bool(app._notifications))
-            assert jobs.all() == []
+            for told, (name, typed) in enumerate(wrong, 1):
+                field = app.screen.query_one(f"#f-{name}", Field)
+                before, field.value = field.value, typed
+                await pilot.pause()
+                await pilot.press("ctrl+s")
+                await until(pilot, lambda told=told: len(app._notifications) == told)
+                assert jobs.all() == []
+                field.value = before
+                await pilot.pause()
 
         drive(app)
 

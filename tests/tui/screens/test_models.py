@@ -11,7 +11,7 @@ from localllm.errors import DownloadError, LocalLLMError
 from localllm.tui.library import HubLibrary, ModelRow, Pull
 from localllm.tui.screens.models import ModelsScreen
 from localllm.tui.widgets.table import Table
-from tests.tui.view_engine import ViewEngine
+from tests.tui.fake_engine import FakeEngine
 from tests.tui.view_host import HostApp, run, until
 
 
@@ -78,7 +78,7 @@ class FakeLibrary:
 
 def make() -> HostApp:
     library = FakeLibrary()
-    host = HostApp(ViewEngine(), ModelsScreen(library))
+    host = HostApp(FakeEngine(), ModelsScreen(library))
     host.library = library  # type: ignore[attr-defined]
     host.with_chat("Hello", "Hi", adapter="/some/adapter")
     return host

@@ -5,13 +5,13 @@ from textual.widgets import OptionList, TextArea
 
 from localllm.tui.screens.prompts import FillIn, PromptsScreen
 from localllm.tui.store import Prompt
-from tests.tui.view_engine import ViewEngine
+from tests.tui.fake_engine import FakeEngine
 from tests.tui.view_host import HostApp, run
 
 
 @pytest.fixture
 def app():
-    host = HostApp(ViewEngine(), PromptsScreen())
+    host = HostApp(FakeEngine(), PromptsScreen())
     host.with_chat("Hello", "Hi", system="Be [b]brief[/b].")
     host.store.save_prompt(Prompt("pirate", "system", "You are a pirate."))
     host.store.save_prompt(Prompt("translate", "user", "To {{language=French}}: {{text}}"))

@@ -18,7 +18,7 @@ from localllm.tui.tool_settings import (
 )
 from localllm.tui.widgets.approval import ApprovalScreen
 from localllm.tui.widgets.confirm import AskText, Confirm
-from tests.tui.view_engine import ViewEngine
+from tests.tui.fake_engine import FakeEngine
 from tests.tui.view_host import HostApp, run, until
 
 
@@ -46,7 +46,7 @@ class FakeBox:
 @pytest.fixture
 def app():
     box = FakeBox()
-    host = HostApp(ViewEngine(), ToolsScreen(box))
+    host = HostApp(FakeEngine(), ToolsScreen(box))
     host.box = box  # type: ignore[attr-defined]
     host.with_chat("Hello", "Hi")
     return host

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from localllm.tui.engine.remote import RemoteEngine
 from localllm.tui.tools import Call, Called, Tool, ToolLoop, Turn
 from localllm.tui.tools.calculator import CALCULATOR
 from localllm.tui.tools.tool import MOST_RESULT
+from tests.tui.conftest import SharedEngine
 from tests.tui.fake_engine import FakeEngine
 
 QUESTION = [{"role": "user", "content": "What is 6 * 7?"}]
@@ -184,18 +184,13 @@ def test_without_tools_it_is_a_plain_answer():
     )
 
 
-def test_the_real_model_is_made_to_call_and_answers(smollm2: Path):
-    async def scenario() -> list[Any]:
-        engine = RemoteEngine()
-        try:
-            await engine.open(str(smollm2), context=2048)
-            loop = ToolLoop(engine, [CALCULATOR], Asker(), rounds=2)
-            params = {"tool_choice": "required", "temperature": 0, "max_tokens": 60}
-            return [step async for step in loop.run(QUESTION, params)]
-        finally:
-            await engine.close()
+def test_the_real_model_is_made_to_call_and_answers(real_engine: SharedEngine):
+    async def scenario(engine: RemoteEngine) -> list[Any]:
+        loop = ToolLoop(engine, [CALCULATOR], Asker(), rounds=2)
+        params = {"tool_choice": "required", "temperature": 0, "max_tokens": 60}
+        return [step async for step in loop.run(QUESTION, params)]
 
-    steps = asyncio.run(asyncio.wait_for(scenario(), 100))
+    steps = real_engine.run(scenario)
     turns = [step for step in steps if isinstance(step, Turn)]
     assert turns[0].content == ""
     assert turns[0].calls[0].name == "calculator"

@@ -5,7 +5,7 @@ from textual.widgets import Static
 
 from localllm.tui.widgets.approval import ApprovalScreen, shown_json
 from localllm.tui.widgets.tool_result import ToolResult, tool_line
-from tests.tui.view_engine import ViewEngine
+from tests.tui.fake_engine import FakeEngine
 from tests.tui.view_host import HostApp, run
 
 HOSTILE = {"path": "[b]/etc[/b]", "note": "\x1b[31mred\x1b[0m"}
@@ -37,7 +37,7 @@ def test_a_call_is_allowed_by_choice_only(keys, answer):
         await pilot.press(*keys)
         await pilot.pause()
 
-    drive(HostApp(ViewEngine()))
+    drive(HostApp(FakeEngine()))
     assert answers == [answer]
 
 
@@ -70,7 +70,7 @@ def test_a_result_is_folded_to_a_line_and_shown_as_text():
         assert not result.has_class("-failed")
         assert str(result.title).endswith("refused")
 
-    drive(HostApp(ViewEngine()))
+    drive(HostApp(FakeEngine()))
 
 
 def test_the_line_is_short():
