@@ -19,11 +19,12 @@ sys.path.insert(0, str(ROOT))
 
 from localllm.backend.cpu import CpuBackend  # noqa: E402
 from localllm.backend.metal import MetalBackend  # noqa: E402
-from localllm.backend.protocol import Backend, Batch, Chunk  # noqa: E402
+from localllm.backend.protocol import Backend, Batch, Chunk, StateSlots  # noqa: E402
 from localllm.backend.reference import ReferenceBackend  # noqa: E402
 from localllm.checkpoint.opening import open_checkpoint  # noqa: E402
 from localllm.errors import UnsupportedModel  # noqa: E402
 from localllm.models import known_architectures, load_spec, load_weights  # noqa: E402
+from localllm.spec import DecoderSpec  # noqa: E402
 from scripts.parity_table import markdown  # noqa: E402
 from tests.models.running import Golden, difference, golden, golden_names  # noqa: E402
 
@@ -37,6 +38,8 @@ FAMILIES = {
     "qwen3": "Qwen 3, dense",
     "qwen3_moe": "Qwen 3 30B-A3B, 235B-A22B",
     "qwen3_5": "Qwen 3.5, dense, text",
+    "qwen3_5_moe": "Qwen 3.5 35B-A3B and larger, text",
+    "qwen3_next": "Qwen3-Next 80B-A3B",
     "gemma2": "Gemma 2",
     "gemma3": "Gemma 3, text",
     "gemma4": "Gemma 4, text: dense, 26B-A4B, E2B and E4B",
@@ -53,16 +56,24 @@ FAMILIES = {
     "gpt_oss": "gpt-oss 20B, 120B",
     "gpt2": "GPT-2",
     "lfm2": "LFM2",
+    "lfm2_moe": "LFM2 8B-A1B",
 }
 _BLOCK = 32
 _BLOCKS = 4
+
+
+def _slots(spec: DecoderSpec) -> int:
+    """A step of a model with recurrent layers reads one state and writes another."""
+    return 2 if any(spec.recurrences) else 0
 
 
 def _reference(folder: Path) -> Backend:
     checkpoint = open_checkpoint(folder)
     spec = load_spec(checkpoint)
     weights = load_weights(checkpoint, spec)
-    return ReferenceBackend(spec, weights, num_blocks=_BLOCKS, block_size=_BLOCK)
+    return ReferenceBackend(
+        spec, weights, num_blocks=_BLOCKS, block_size=_BLOCK, state_slots=_slots(spec)
+    )
 
 
 def _cpu(folder: Path) -> Backend:
@@ -75,6 +86,7 @@ def _cpu(folder: Path) -> Backend:
         block_size=_BLOCK,
         kv_bits=32,
         float_activations=True,
+        state_slots=_slots(spec),
     )
 
 
@@ -113,6 +125,7 @@ def _worst(cases: list[Golden], opened: Callable[[Path], Backend]) -> str:
                 block_table=np.arange(_BLOCKS, dtype=np.int32),
                 logit_rows=tuple(range(count)),
                 prompt_length=count,
+                state=StateSlots(None, 0) if any(running.spec.recurrences) else None,
             )
             found.append(difference(running.forward(Batch((chunk,))), case.whole))
             running.close()

@@ -53,7 +53,7 @@ def test_experts_that_no_token_chose_change_nothing_whatever_they_hold():
             value[list(CHOSEN)] = 10
     wanted = logits(spec, dense(weights))
     assert np.isfinite(wanted).all()
-    for name, value in weights.items():
+    for value in weights.values():
         if value.ndim == 3:
             value[[e for e in range(16) if e not in CHOSEN]] = np.nan
     assert np.array_equal(logits(spec, dense(weights)), wanted)

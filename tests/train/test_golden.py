@@ -74,6 +74,30 @@ def test_every_architecture_has_the_gradients_of_transformers(name, tmp_path):
         assert found == pytest.approx(wanted, rel=1e-3, abs=1e-3 * size), kind
 
 
+@pytest.mark.parametrize(
+    "name", ["gemma4-per-layer-shared", "gemma4-experts", "glm4_moe-one-dense"]
+)
+@pytest.mark.parametrize("targets", ["all-linear", ("k_proj",), ("o_proj",)])
+def test_adapters_have_the_slope_of_their_loss(name, targets, tmp_path):
+    """Also through keys that later layers share, and past experts."""
+    case = golden(name)
+    base = base_weights(case.write(tmp_path))
+    layout = layout_for(base.spec, LoRAConfig(rank=3, targets=targets))
+    rows, weights = laid_out(case)
+    program, rng = ReferenceProgram(base, layout), np.random.default_rng(0)
+    start = (initial(layout, 0, base) + 0.1 * rng.normal(size=layout.size)).astype(np.float32)
+    gradient = np.zeros(layout.size, np.float32)
+    program.gradients(rows, weights, start, gradient)
+    along = gradient / np.linalg.norm(gradient)
+
+    def loss(step: float) -> float:
+        moved = (start + step * along).astype(np.float32)
+        return float(-(weights * program.log_probs(rows, moved)).astype(np.float64).sum())
+
+    slope = (loss(1e-3) - loss(-1e-3)) / 2e-3
+    assert slope == pytest.approx(float(np.linalg.norm(gradient)), rel=0.02)
+
+
 def direction_of(path: Path, base: BaseWeights, layout: Layout) -> np.ndarray:
     checkpoint = open_checkpoint(path)
     flat = np.zeros(layout.size, np.float32)

@@ -284,6 +284,15 @@ def test_what_is_not_covered_is_named():
     assert "mixture of experts" in why_not(moe, weights, layout)
     sinks = replace(spec, layers=(replace(layer, mixer=replace(layer.mixer, sinks=True)),))
     assert "sinks" in why_not(sinks, weights, layout)
+    for change, named in (
+        ({"v_norm": 1e-6}, "normalizes values"),
+        ({"v_from_k": True}, "makes its values"),
+        ({"query_growth": 0.1}, "by their position"),
+    ):
+        other = replace(layer, mixer=replace(layer.mixer, **change))
+        assert named in why_not(replace(spec, layers=(other,)), weights, layout)
+    scaled = replace(spec, layers=(replace(layer, scalar=True),))
+    assert "scalar" in why_not(scaled, weights, layout)
     gated = replace(spec, layers=(replace(layer, mixer=replace(layer.mixer, gate=True)),))
     assert "gated attention" in why_not(gated, weights, layout)
     conv = replace(spec, layers=(replace(layer, mixer=ShortConvSpec(32, 3)),))
