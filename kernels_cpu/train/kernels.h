@@ -15,9 +15,9 @@ namespace localllm::train {
 constexpr int kPanel = 48;  // columns of a panel: three times sixteen lanes
 constexpr int kBlock = 16;  // weights lie in blocks of 16 x 16
 
-constexpr int round_up(int n, int to) { return (n + to - 1) / to * to; }
-constexpr int panels(int columns) { return (columns + kPanel - 1) / kPanel; }
-constexpr int blocks(int n) { return (n + kBlock - 1) / kBlock; }
+LOCALLLM_INLINE constexpr int round_up(int n, int to) { return (n + to - 1) / to * to; }
+LOCALLLM_INLINE constexpr int panels(int columns) { return (columns + kPanel - 1) / kPanel; }
+LOCALLLM_INLINE constexpr int blocks(int n) { return (n + kBlock - 1) / kBlock; }
 
 enum class Codes { kBits4, kBits8, kBfloat16, kFloat16, kFloat32 };
 
@@ -30,11 +30,11 @@ struct Matrix {
   const uint8_t* data = nullptr;
   const float* groups = nullptr;  // [row / 16][group]: 16 scales, 16 biases
 
-  int col_blocks() const { return blocks(cols); }
-  int row_groups() const { return (col_blocks() * kBlock + group - 1) / group; }
+  LOCALLLM_INLINE int col_blocks() const { return blocks(cols); }
+  LOCALLLM_INLINE int row_groups() const { return (col_blocks() * kBlock + group - 1) / group; }
 };
 
-constexpr size_t block_bytes(Codes codes) {
+LOCALLLM_INLINE constexpr size_t block_bytes(Codes codes) {
   return codes == Codes::kBits4     ? 128
          : codes == Codes::kBits8   ? 256
          : codes == Codes::kFloat32 ? 1024
@@ -198,13 +198,15 @@ struct Kernels {
                          void* scratch);
   void (*head_tile)(const HeadTile& t, int row0, int row1);
 
-  int pair() const { return 4 / element; }
-  int row_blocks(int m) const { return (m + tile_rows - 1) / tile_rows; }
+  LOCALLLM_INLINE int pair() const { return 4 / element; }
+  LOCALLLM_INLINE int row_blocks(int m) const { return (m + tile_rows - 1) / tile_rows; }
   // Steps of a product over n entries, as the weights' blocks have them.
-  int steps(int n) const { return round_up(n, kBlock) / pair(); }
-  int column_steps(int m) const { return round_up((m + pair() - 1) / pair(), step_unit); }
-  int low_steps(int rank) const { return column_steps(rank); }
-  size_t packed_bytes(int m, int steps) const {
+  LOCALLLM_INLINE int steps(int n) const { return round_up(n, kBlock) / pair(); }
+  LOCALLLM_INLINE int column_steps(int m) const {
+    return round_up((m + pair() - 1) / pair(), step_unit);
+  }
+  LOCALLLM_INLINE int low_steps(int rank) const { return column_steps(rank); }
+  LOCALLLM_INLINE size_t packed_bytes(int m, int steps) const {
     return static_cast<size_t>(row_blocks(m)) * static_cast<size_t>(steps) *
                static_cast<size_t>(tile_rows) * 4 +
            64;
