@@ -1,13 +1,12 @@
-"""A mixture of experts larger than memory: tokens/s against everything resident, and the plan's word.
+"""A mixture of experts larger than memory: its speed beside all of it in memory, and as announced.
 
     python -m benchmarks.experts [--gigabytes 1.5] [--limit 1.0] [--tokens 64] [--rounds 3]
         [--folder DIR] [--json FILE]
 
-Makes a random mixture of that size (its router has few favourites: a bad case for keeping hot
-experts), then decodes the same random tokens in processes of their own, in turn: one with all of
+Makes a random mixture of that size, then decodes the same random tokens in processes of their own, in turn: one with all of
 it in memory, one under a control group's memory limit, where the plan leaves experts on disk. Says
-how fast each was, whether the limited one was killed, whether both gave the same tokens, and how far
-the speed that loading announced is from what came.
+how fast each was, whether the limited one was killed, whether both gave the same tokens, and how
+far the speed that loading announced is from what came.
 Linux, as root: others may not make control groups. Without them it says so and ends.
 """
 

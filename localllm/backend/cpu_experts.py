@@ -62,7 +62,7 @@ def expected_speed(
 
 def memory_speed(threads: int) -> float:
     """Bytes a second that products with one row take from memory."""
-    return _OF_BANDWIDTH * _native.read_bandwidth(_PROBE_BYTES, threads)
+    return _OF_BANDWIDTH * float(_native.read_bandwidth(_PROBE_BYTES, threads))
 
 
 def read_speed(file: Path, piece: int) -> float:

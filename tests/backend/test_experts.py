@@ -111,9 +111,10 @@ def test_experts_that_are_used_often_stay_in_memory(folder):
     for _ in range(20):
         run(backend, again.next(1))
     after = backend.experts
-    assert before is not None and after is not None
+    assert before is not None
+    assert after is not None
     assert after.chosen - before.chosen == 20 * LAYERS * TOP_K
-    # One token's experts are nearly always the same ones; attention over more of it may change some.
+    # One token's experts are nearly always the same; attention over more of it may change some.
     assert after.read - before.read < (after.chosen - before.chosen) / 2
 
 
@@ -187,9 +188,8 @@ def test_what_is_remembered_of_use_is_bounded_and_fades():
 
 class TestPlan:
     SPEC = mixture(experts=64, hidden=512)
-    FORMS = {name: DenseForm(4) for name in weight_shapes(SPEC)}
-    SIZES = CpuMemory().experts(SPEC, FORMS)
-    model = Model(SPEC, FORMS)
+    model = Model(SPEC, {name: DenseForm(4) for name in weight_shapes(SPEC)})
+    SIZES = CpuMemory().experts(SPEC, model.forms)
 
     def plan(self, available: int, **wishes: object):
         wish = Wish(context=32, kv_tokens=32, max_batch=1, **wishes)  # type: ignore[arg-type]
@@ -210,7 +210,7 @@ class TestPlan:
         left = self.SIZES.total - plan.wish.expert_bytes
         assert left > 0
         assert sum(i.nbytes for i in plan.items if i.name in ("weights", "experts")) == (
-            CpuMemory().weights(self.SPEC, self.FORMS) - left
+            CpuMemory().weights(self.SPEC, self.model.forms) - left
         )
 
     def test_what_one_token_needs_must_fit(self):
@@ -245,13 +245,9 @@ class TestPlan:
 
 
 def test_sizes_are_those_of_the_packed_experts(folder):
-    assert SIZES == ExpertSizes(
-        LAYERS * EXPERTS,
-        SIZES.slot,
-        LAYERS * EXPERTS * SIZES.slot,
-        LAYERS * TOP_K * SIZES.slot,
-        TOP_K,
-    )
+    count, chosen = LAYERS * EXPERTS, LAYERS * TOP_K
+    wanted = ExpertSizes(count, SIZES.slot, count * SIZES.slot, chosen * SIZES.slot, TOP_K)
+    assert wanted == SIZES
     backend = opened(folder, TOP_K)
     assert backend.experts is not None
     # A byte less does not hold what a token needs; the engine's slot is the plan's.

@@ -253,9 +253,7 @@ class CompareScreen(View):
             variants = self._variants()
             base = self.host.answers.params(self._question.chat)
             for variant in variants:
-                sampling_params(
-                    {k: v for k, v in variant.params(base).items() if k != "reasoning"}
-                )
+                sampling_params({k: v for k, v in variant.params(base).items() if k != "reasoning"})
             form.say(None)
         except InvalidRequest as error:
             form.say(str(error))
