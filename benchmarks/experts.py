@@ -5,8 +5,8 @@
 
 Makes a random mixture of that size, then decodes the same random tokens in processes of their own,
 in turn: one with all of it in memory, one under a control group's memory limit, where the plan
-leaves experts on disk. Says how fast each was, whether the limited one was killed, whether both gave
-the same tokens, and how far the speed that loading announced is from what came.
+leaves experts on disk. Says how fast each was, whether the limited one was killed, whether both
+gave the same tokens, and how far the speed that loading announced is from what came.
 Linux, as root: others may not make control groups. Without them it says so and ends.
 """
 
