@@ -148,6 +148,8 @@ def peer(folder: Path, threads: int) -> list[float]:
             group["lr"] = step["lr"]
         optimizer.step()
         losses.append(float(loss.detach()))
+        if len(losses) % 20 == 0:
+            print(f"torch: {losses[-1]:.4f} at step {len(losses)}", file=sys.stderr, flush=True)
     return losses
 
 
