@@ -502,7 +502,8 @@ def test_a_full_queue_refuses_and_takes_again_later(folder, monkeypatch):
                 await stream.accepted()
             with pytest.raises(TooManyRequests, match="2 requests wait"):
                 engine.generate("one too many", GREEDY)
-            await anext(streams[0])
+            for stream in streams[:2]:
+                await anext(stream)
             assert (engine.stats().running, engine.stats().waiting) == (2, 2)
             with pytest.raises(TooManyRequests):
                 await engine.complete("one too many", GREEDY)

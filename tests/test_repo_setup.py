@@ -295,8 +295,9 @@ def test_chat_takes_another_model_and_prompt(clone: Path) -> None:
 
 
 def test_make_test_leaves_out_the_slow_tests(clone: Path) -> None:
-    assert make(clone, "test") == "pytest: -m not slow\n"
-    assert make(clone, "test", "ARGS=-k hub") == "pytest: -m not slow -k hub\n"
+    workers = "-n auto --maxprocesses 4 --dist worksteal"
+    assert make(clone, "test") == f"pytest: {workers} -m not slow\n"
+    assert make(clone, "test", "ARGS=-k hub") == f"pytest: {workers} -m not slow -k hub\n"
 
 
 def test_nothing_is_set_up_twice(clone: Path) -> None:

@@ -16,7 +16,7 @@ KvLayout kv_layout(KvKind kind, int block, int head_dim);
 
 struct KvLayer {
   int group, kv_heads, head_dim;
-  int source;  // the earlier layer whose cache this one attends to, -1: it has its own
+  int source = -1;  // the earlier layer whose cache this one attends to, -1: it has its own
 };
 
 class KvPool {

@@ -274,8 +274,8 @@ def test_the_decoder_trains_with_attention_over_the_batch_itself():
     decoder = Decoder(spec, parts)
     tokens, positions = np.arange(6), np.arange(6)
 
-    def attend(layer, q, k, v):
-        return attention(spec.layers[layer].mixer, q, k, v, positions, positions)
+    def attend(layer, q, kv):
+        return attention(spec.layers[layer].mixer, q, *kv, positions, positions)
 
     def loss(parameters):
         decoder.update(parameters)

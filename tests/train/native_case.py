@@ -221,9 +221,9 @@ class Autodiff:
             positions = np.arange(end - start)
             first = rows.first_row + int(start)
 
-            def attend(layer, q, k, v, positions=positions):
+            def attend(layer, q, kv, positions=positions):
                 mixer = self.spec.layers[layer].mixer
-                return attention(mixer, q, k, v, positions, positions)
+                return attention(mixer, q, *kv, positions, positions)
 
             def adapt(target, x, y, first=first):
                 if f"{target}.a" not in parts:
