@@ -115,6 +115,7 @@ def test_a_processor_without_avx2_runs_the_scalar_kernels_and_gives_the_same_bit
     assert run(*old, *some) == run(here, *some)
 
 
+@pytest.mark.slow
 @ON_X86
 @needs("g++")
 def test_no_feature_is_claimed_that_the_system_does_not_save(tmp_path):
