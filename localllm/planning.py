@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from localllm.backend.cpu_memory import packed_bytes
 from localllm.backend.select import BackendStatus
 from localllm.checkpoint.base import Checkpoint
 from localllm.engine.planner import Machine, Model, Plan, Wish, make_plan
@@ -11,6 +12,8 @@ from localllm.engine.ways_out import require_fit
 from localllm.machine import memory, resident_memory, return_freed_memory
 from localllm.models import load_forms
 from localllm.spec import DecoderSpec
+from localllm.spec.memory import active_bytes
+from localllm.spec.weights import weight_shapes
 
 
 def this_machine(backend: BackendStatus) -> Machine:
@@ -40,13 +43,9 @@ def expected_speed(model: Model, plan: Plan, backend: BackendStatus, file: Path)
         return None
     from localllm.backend import cpu_experts
 
-    spec = model.spec
-    rows = 0  # of the embedding, one is read
-    if not spec.tied_head:
-        rows = (spec.vocab_size - 1) * model.forms["embed.weight"].row_bytes(spec.hidden)
-    others = backend.memory.weights(spec, model.forms) - sizes.total - rows
+    shapes = weight_shapes(model.spec)
     return cpu_experts.expected_speed(
-        others + sizes.chosen,
+        active_bytes(model.spec, lambda name: packed_bytes(shapes[name], model.forms[name])),
         sizes.chosen,
         plan.wish.expert_bytes // sizes.slot / sizes.count,
         cpu_experts.memory_speed(plan.wish.threads),

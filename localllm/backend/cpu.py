@@ -117,7 +117,7 @@ class CpuBackend:
                 expert_bytes or 0,
                 uses,
             )
-            self._experts = self._measured_experts(expert_bytes_per_token(spec, store), uses)
+            self._experts = self._measured_experts(store, uses)
         except MemoryError as error:
             raise OutOfMemoryPlan(
                 f"no memory for the weights and {num_blocks} KV blocks of {block_size} positions",
@@ -145,11 +145,14 @@ class CpuBackend:
             return None
         return replace(self._experts, chosen=cache.chosen, read=cache.read)
 
-    def _measured_experts(self, expert_token_bytes: int, uses: Sequence[float]) -> ExpertUse | None:
+    def _measured_experts(
+        self, store: _native.WeightStore, uses: Sequence[float]
+    ) -> ExpertUse | None:
         cache = self._engine.expert_cache
         if cache is None:
             return None
-        return measured_use(cache, uses, self.token_bytes, expert_token_bytes)
+        from_experts = expert_bytes_per_token(self.spec, store)
+        return measured_use(cache, uses, self.token_bytes, from_experts)
 
     @property
     def kernels(self) -> str:

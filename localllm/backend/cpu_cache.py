@@ -41,18 +41,11 @@ class PackedCache:
             self.note = f"no cache of packed weights: {error}"
             return pack()
         self._folder.tidy()
-        path = self._folder.packed(key)
-        damage = None
-        try:
-            store = _native.WeightStore.open(str(path))
-        except RuntimeError as error:
-            damage = f"packed weights were made anew: {error}" if path.exists() else None
-        else:
-            self.hit = True
-            self._folder.used(key)
-            return store
+        kept = self._kept(key, leave_experts=False)
+        if kept is not None:
+            return kept
         store = pack()
-        self.note = self._keep(store, key) or damage
+        self.note = self._keep(store, key) or self.note
         return store
 
     def in_file(self, spec: DecoderSpec, write: Callable[[Path], None]) -> _native.WeightStore:
@@ -60,28 +53,33 @@ class PackedCache:
         unless it is here. Raises StoreError where it cannot be kept."""
         self.note, self.hit = None, False
         try:
-            key = self._folder.key(spec, self._files, native_build())
-            path = self._folder.packed(key)
-            self.key = key
-            try:
-                store = _native.WeightStore.open(str(path), leave_experts=True)
-            except RuntimeError as error:
-                if path.exists():
-                    self.note = f"packed weights were made anew: {error}"
-            else:
-                self.hit = True
-                self._folder.used(key)
-                return store
+            self.key = key = self._folder.key(spec, self._files, native_build())
+            kept = self._kept(key, leave_experts=True)
+            if kept is not None:
+                return kept
             self._folder.tidy()
             with self._folder.writing(key) as part:
                 write(part)
-            return _native.WeightStore.open(str(path), leave_experts=True)
+            return _native.WeightStore.open(str(self._folder.packed(key)), leave_experts=True)
         except (OSError, RuntimeError) as error:
             raise StoreError(
                 f"experts that memory does not hold are read from {self._folder.path}, and the "
                 f"packed weights cannot be kept there: {error}",
                 hint="free space on its disk, or set LOCALLLM_HOME to a folder on another",
             ) from error
+
+    def _kept(self, key: str, *, leave_experts: bool) -> _native.WeightStore | None:
+        """What is kept under this name; None, with a note if it is damaged, if it cannot be had."""
+        path = self._folder.packed(key)
+        try:
+            store = _native.WeightStore.open(str(path), leave_experts=leave_experts)
+        except RuntimeError as error:
+            if path.exists():
+                self.note = f"packed weights were made anew: {error}"
+            return None
+        self.hit = True
+        self._folder.used(key)
+        return store
 
     def uses(self, count: int) -> list[float]:
         """How often each of a model's experts was chosen; empty where that is unknown."""

@@ -10,7 +10,7 @@ import numpy as np
 from localllm.checkpoint.tensor import Affine, Dense, GroupValues, Tensor
 from localllm.errors import CheckpointError
 from localllm.kernels_cpu import _native
-from localllm.spec import AttentionSpec, DecoderSpec, MoESpec, NormSpec
+from localllm.spec import AttentionSpec, DecoderSpec, NormSpec
 from localllm.spec.memory import active_bytes
 from localllm.spec.weights import weight_shapes
 
@@ -82,24 +82,23 @@ def pack_into(
 
 def bytes_per_token(spec: DecoderSpec, store: _native.WeightStore) -> int:
     """Packed bytes that one token's step reads: of tables a row, of experts the chosen ones."""
-    shapes = weight_shapes(spec)
-
-    def bytes_of(name: str) -> int:
-        if len(shapes[name]) < 3:
-            return int(store.bytes_of(name))
-        return sum(store.bytes_of(f"{name}.{expert}") for expert in range(shapes[name][0]))
-
-    return active_bytes(spec, bytes_of)
+    return _active_bytes(spec, store, experts_alone=False)
 
 
 def expert_bytes_per_token(spec: DecoderSpec, store: _native.WeightStore) -> int:
     """Of `bytes_per_token`, what belongs to experts that are chosen anew for every token."""
-    total = 0
-    for index, layer in enumerate(spec.layers):
-        if isinstance(layer.ffn, MoESpec):
-            names = (f"layers.{index}.moe.{part}.weight" for part in ("gate", "up", "down"))
-            total += layer.ffn.top_k * sum(store.bytes_of(f"{name}.0") for name in names)
-    return total
+    return _active_bytes(spec, store, experts_alone=True)
+
+
+def _active_bytes(spec: DecoderSpec, store: _native.WeightStore, *, experts_alone: bool) -> int:
+    shapes = weight_shapes(spec)
+
+    def bytes_of(name: str) -> int:
+        if len(shapes[name]) == 3:
+            return sum(store.bytes_of(f"{name}.{expert}") for expert in range(shapes[name][0]))
+        return 0 if experts_alone else int(store.bytes_of(name))
+
+    return active_bytes(spec, bytes_of)
 
 
 def add_matrix(
