@@ -27,11 +27,14 @@ class Fit:
     """On a machine of so many GB: the widest weights that fit, and with them the longest context.
 
     bits: None if no width fits. context: positions of one sequence; as the model supports at most.
+    experts: of a mixture that does not fit whole, the share of its experts in memory beside a short
+    context, while the others are read from disk; None where all weights are in memory.
     """
 
     gigabytes: int
     bits: int | None
     context: int
+    experts: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,19 @@ def _fit(gigabytes: int, models: Mapping[int, Model], backend: BackendStatus) ->
         least = min(_LEAST_CONTEXT // BLOCK_SIZE, most)
 
         def fits(blocks: int, model: Model = model) -> bool:
-            return _planned(model, blocks * BLOCK_SIZE, available, backend).fits
+            plan = _planned(model, blocks * BLOCK_SIZE, available, backend)
+            return plan.fits and plan.wish.expert_bytes is None
 
         blocks = largest(least, most, fits)
         if blocks:
             return Fit(gigabytes, bits, blocks * BLOCK_SIZE)
-    return Fit(gigabytes, None, 0)
+    bits, model = min(models.items())
+    context = min(_LEAST_CONTEXT, model.spec.context)
+    plan = _planned(model, context, available, backend)
+    sizes = backend.memory.experts(model.spec, model.forms)
+    if not plan.fits or sizes is None or plan.wish.expert_bytes is None:
+        return Fit(gigabytes, None, 0)
+    return Fit(gigabytes, bits, context, plan.wish.expert_bytes / (sizes.count * sizes.slot))
 
 
 def _planned(model: Model, context: int, available: int, backend: BackendStatus) -> Plan:

@@ -58,6 +58,9 @@ class PackedCache:
             if kept is not None:
                 return kept
             self._folder.tidy()
+            # Packed weights take about as much as the files that they are made of.
+            if obstacle := self._folder.obstacle(sum(file.stat().st_size for file in self._files)):
+                raise OSError(obstacle)
             with self._folder.writing(key) as part:
                 write(part)
             return _native.WeightStore.open(str(self._folder.packed(key)), leave_experts=True)

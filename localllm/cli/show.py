@@ -86,6 +86,8 @@ def _entry_lines(entry: CatalogEntry, look: Outlook) -> list[tuple[str, str]]:
             fate = "does not fit, not even at 4 bits"
         else:
             fate = f"at {fit.bits} bits, with a context of {fit.context:,}"
+            if fit.experts is not None:
+                fate += f" and {fit.experts:.0%} of its experts in memory, the others on disk"
         lines.append((f"on {fit.gigabytes} GB", fate))
     return lines
 

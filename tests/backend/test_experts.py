@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,6 +154,15 @@ def test_a_file_that_cannot_be_kept_is_refused_with_the_way_out(tmp_path):
     with pytest.raises(StoreError, match="cannot be kept") as raised:
         opened(tmp_path, TOP_K)
     assert "LOCALLLM_HOME" in (raised.value.hint or "")
+
+
+def test_the_last_gib_of_the_disk_stays_free(tmp_path, monkeypatch):
+    (tmp_path / "model.gguf").write_bytes(b"the weights")
+    usage = type(shutil.disk_usage(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 1 << 40, 1 << 30))
+    with pytest.raises(StoreError, match="1024 are to stay so"):
+        opened(tmp_path, TOP_K)
+    assert not list((tmp_path / "cache").glob("*.packed"))
 
 
 def test_without_a_place_for_packed_weights_it_is_refused():

@@ -28,4 +28,6 @@ def test_a_known_model_that_is_not_here_is_told_for_machines_of_common_sizes(loc
     assert facts["weights"]["4"] < 0.3 * facts["weights"]["16"]
     contexts = [fit["context"] for fit in facts["fits"] if fit["bits"] == 4]
     assert contexts == sorted(contexts)
+    fits = {fit["gigabytes"]: fit for fit in facts["fits"]}
+    assert (fits[16]["bits"], fits[64]["bits"]) == (4, 16)  # 11.8 GB and 41.8 GB
     assert localllm("show", "mistral:7b").returncode == 1
