@@ -30,20 +30,27 @@ from localllm.backend.metal_kernels import KernelOps
 from localllm.backend.metal_kv import KvPool, kv_group_size
 from localllm.backend.metal_limits import bound_memory
 from localllm.backend.metal_ops import Ops
+from localllm.backend.metal_recurrent import Advance, Inputs
+from localllm.backend.metal_state import StatePool, StateStep
 from localllm.backend.metal_weights import checkpoint_dtype, load
 from localllm.backend.protocol import (
     Activations,
     Batch,
     Chunk,
     Projection,
+    StateSlots,
     StepCancelled,
     blocks_of_groups,
+    check_slots,
+    checked_slots,
 )
 from localllm.checkpoint.tensor import Dense, Tensor
-from localllm.errors import InvalidRequest, UnsupportedModel
+from localllm.errors import InvalidRequest
+from localllm.kernels_metal.causal_conv import Run
 from localllm.kernels_metal.dispatch import Chooser
 from localllm.kernels_metal.kernel import Executor, executed_by
 from localllm.spec import DecoderSpec
+from localllm.spec.memory import state_bytes
 
 # Steps of more rows are evaluated layer by layer, so that a long prefill can be cancelled.
 _LAZY_ROWS = 32
@@ -56,7 +63,8 @@ class MetalBackend:
     num_blocks, block_size: the KV pool; one number of blocks, or one for each of `kv_groups(spec)`.
     kv_bits: 16 (in `dtype`), 8 or 4. dtype: of activations, scales and an unquantized KV cache;
         None: float16 or bfloat16 by `checkpoint_dtype`.
-    max_adapters: how many adapters may be loaded at a time.
+    max_adapters: how many adapters may be loaded at a time. state_slots: states of recurrent
+        layers, for a model that has them.
     choose: which kernels are used; None: MLX's own ops alone. executor: runs them where there is
         no GPU.
 
@@ -68,7 +76,6 @@ class MetalBackend:
     """
 
     name = "metal"
-    state_slots = 0
     step_rows = 512
     activations: Activations = "float32"
     from_cache = False
@@ -84,15 +91,16 @@ class MetalBackend:
         kv_bits: int = 16,
         dtype: mx.Dtype | None = None,
         max_adapters: int = MAX_ADAPTERS,
+        state_slots: int = 0,
         choose: Chooser | None = None,
         executor: Executor | None = None,
     ) -> None:
         self.group_blocks = blocks_of_groups(spec, num_blocks)
         self.num_blocks = min(self.group_blocks)
         assert min(self.num_blocks, block_size) > 0, f"a pool of {num_blocks} x {block_size}"
-        _check_spec(spec)
         _check_kv_bits(spec, kv_bits)
         self.spec = spec
+        self.state_slots = checked_slots(spec, state_slots)
         self.block_size = block_size
         self._kv_bits = kv_bits
         self._executor = executor
@@ -112,7 +120,8 @@ class MetalBackend:
             parts = load(spec, weights, dtype)
             self._decoder: Decoder | None = Decoder(spec, parts, self._ops)
             self._pool: KvPool | None = KvPool(spec, self.group_blocks, block_size, dtype, kv_bits)
-        bound_memory(mx.get_active_memory())
+            self._states = StatePool(self._decoder.recurrences, self.state_slots)
+        bound_memory(mx.get_active_memory() + self.state_slots * state_bytes(spec))
 
     @property
     def kv_form(self) -> str:
@@ -135,19 +144,35 @@ class MetalBackend:
                 self._stacks,
                 self._ops.lora,
             )
+            for chunk in chunks:
+                check_slots(self.spec, chunk, self.state_slots)
             self._cancelled.clear()
+            states = self._states.begin(_runs(chunks))
             step = _Step(
-                self.spec, self._ops, self._pool, chunks, self._cancelled, self._decoder.sinks
+                self.spec,
+                self._ops,
+                self._pool,
+                states,
+                chunks,
+                self._cancelled,
+                self._decoder.sinks,
             )
             rows = self._decoder(
-                step.tokens, step.positions, step.lengths, step.attend, adapters or None
+                step.tokens,
+                step.positions,
+                step.lengths,
+                step.attend,
+                step.recur,
+                adapters or None,
             )
             if not len(step.logit_rows):
-                mx.eval(rows, self._pool.arrays)
+                mx.eval(rows, self._pool.arrays, states.arrays)
+                self._states.settle(states)
                 return np.zeros((0, self.spec.vocab_size), np.float32)
             last = self._decoder.final_norm(rows[mx.array(step.logit_rows)])
             logits = self._decoder.project(last)
-            mx.eval(logits, last, self._pool.arrays)
+            mx.eval(logits, last, self._pool.arrays, states.arrays)
+            self._states.settle(states)
             if hidden is not None:
                 hidden[:] = np.array(last.astype(mx.float32))
             return np.array(logits)
@@ -224,16 +249,19 @@ class MetalBackend:
                 at += part.size
 
     def replay(self, chunk: int, first: int, rows: int, source: int, target: int) -> None:
-        """Never called: there are no states."""
-        raise AssertionError("a model without recurrent layers")
+        """See `Backend.replay`."""
+        with self._working():
+            self._states.replay(chunk, first, rows, source, target)
 
     def read_state(self, slot: int) -> np.ndarray:
-        """Never called: there are no states."""
-        raise AssertionError("a model without recurrent layers")
+        """See `Backend.read_state`."""
+        with self._working():
+            return self._states.read(slot)
 
     def write_state(self, slot: int, content: np.ndarray) -> None:
-        """Never called: there are no states."""
-        raise AssertionError("a model without recurrent layers")
+        """See `Backend.write_state`."""
+        with self._working():
+            self._states.write(slot, content)
 
     def cancel(self) -> None:
         """See `Backend.cancel`. A step of few rows that the GPU has begun ends first."""
@@ -243,6 +271,7 @@ class MetalBackend:
         """Frees weights and pool; the backend answers no more."""
         self._pool = None
         self._decoder = None
+        self._states = StatePool({}, 0)
         self._adapters.clear()
         self._stacks.clear()
         mx.clear_cache()
@@ -270,6 +299,7 @@ class _Step:
         spec: DecoderSpec,
         ops: Ops,
         pool: KvPool,
+        states: StateStep,
         chunks: tuple[Chunk, ...],
         cancelled: Event,
         sinks: Sequence[mx.array | None],
@@ -278,6 +308,7 @@ class _Step:
         self._sinks = sinks
         self._ops = ops
         self._pool = pool
+        self._states = states
         self._chunks = chunks
         self._cancelled = cancelled
         positions = [c.start + np.arange(len(c.token_ids)) for c in chunks]
@@ -303,8 +334,7 @@ class _Step:
 
     def attend(self, layer: int, q: mx.array, kv: KeysValues) -> mx.array:
         """Writes K and V of all rows first, so chunks of one sequence may share a batch."""
-        if self._cancelled.is_set():
-            raise StepCancelled("the step was cancelled")
+        self._go_on()
         pool, mixer = self._pool, self._spec.layers[layer].attention
         group = pool.group_of[layer]
         if kv is not None:
@@ -322,28 +352,39 @@ class _Step:
             mx.eval(out)
         return out.reshape(out.shape[0], -1)
 
+    def recur(self, layer: int, advance: Advance, inputs: Inputs) -> mx.array:
+        self._go_on()
+        out = self._states.recur(layer, advance, inputs)
+        if len(self.tokens) > _LAZY_ROWS:
+            mx.eval(out, self._states.arrays)
+        return out
+
+    def _go_on(self) -> None:
+        if self._cancelled.is_set():
+            raise StepCancelled("the step was cancelled")
+
 
 def _table(chunk: Chunk, group: int) -> np.ndarray:
     table = chunk.block_table
     return table if table.ndim == 1 else table[group % len(table)]
 
 
-def _check_spec(spec: DecoderSpec) -> None:
-    """Raises UnsupportedModel for the layers that this backend lacks."""
-    lacks = [f"layer {n} is a {type(mixer).__name__}" for n, mixer in spec.recurrences]
-    lacks += [f"layer {n} has gated attention" for n, attn in spec.attentions if attn.gate]
-    if lacks:
-        raise UnsupportedModel(
-            f"{spec.architecture}: the metal backend has no such layers ({lacks[0]})",
-            hint="take --backend cpu, or --backend reference",
-        )
+def _runs(chunks: Sequence[Chunk]) -> list[tuple[StateSlots, Run]]:
+    """The states and rows of chunks, where the model has recurrent layers."""
+    runs, first = [], 0
+    for chunk in chunks:
+        count = len(chunk.token_ids)
+        if chunk.state is not None:
+            runs.append((chunk.state, Run(first, count, count - chunk.state.guesses)))
+        first += count
+    return runs
 
 
 def _check_kv_bits(spec: DecoderSpec, bits: int) -> None:
     if bits not in (32, 16, 8, 4):
         raise InvalidRequest(f"kv_bits must be 16, 8 or 4, not {bits}")
-    for layer in spec.layers:
-        size = layer.attention.head_dim
+    for _, attn in spec.attentions:
+        size = attn.head_dim
         if bits < 16 and (size % kv_group_size(size) or size * bits % 32):
             raise InvalidRequest(
                 f"the metal backend cannot keep heads of {size} entries in {bits} bits",

@@ -6,15 +6,24 @@ Rows are flat, [n, hidden], whatever sequences they belong to; `attend` and `ada
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from localllm.backend.metal_kv import Rows
 from localllm.backend.metal_ops import Angles, Linear, Norm, Ops, activate, gated
-from localllm.backend.metal_weights import Matrix
+from localllm.backend.metal_parts import (
+    Adapt,
+    Weights,
+    adapted,
+    linear_of,
+    matrix_of,
+    norm_of,
+    vector_of,
+)
+from localllm.backend.metal_recurrent import Recur, Recurrent, recurrent
 from localllm.spec import (
     AttentionSpec,
     DecoderSpec,
@@ -30,20 +39,6 @@ from localllm.spec.rope import query_scales, tables
 KeysValues = tuple[Rows, Rows] | None
 # (layer, q [n, heads, head_dim], K and V) -> T [n, heads * head_dim]
 Attend = Callable[[int, mx.array, KeysValues], mx.array]
-Weights = Mapping[str, mx.array | Matrix]
-
-
-class Adapt(Protocol):
-    """What the adapters of a step add. targets: "attn.q", "ffn.up" …"""
-
-    def __call__(self, layer: int, target: str, x: mx.array, y: mx.array) -> mx.array:
-        """y with what is added. x: [n, in]; y: [n, out] = W x."""
-        ...
-
-    def touches(self, layer: int, *targets: str) -> bool:
-        """Whether anything is added to one of them."""
-        ...
-
 
 # Rows x chosen experts from which sorting by expert pays: each expert's weights are read once.
 _SORT_EXPERTS = 64
@@ -55,18 +50,18 @@ class Decoder:
     def __init__(self, spec: DecoderSpec, weights: Weights, ops: Ops) -> None:
         self.spec = spec
         self._ops = ops
-        self._embed = _matrix(weights, "embed.weight")
+        self._embed = matrix_of(weights, "embed.weight")
         self._positions = (
-            None if spec.learned_positions is None else _matrix(weights, "pos_embed.weight")
+            None if spec.learned_positions is None else matrix_of(weights, "pos_embed.weight")
         )
         self._layers = [
             _Layer(layer, weights, f"layers.{index}.", ops, spec.per_layer)
             for index, layer in enumerate(spec.layers)
         ]
         self._per_layer = None if spec.per_layer is None else _PerLayerInputs(spec, weights, ops)
-        self._final_norm = _norm(weights, "final_norm", spec.final_norm)
-        head = self._embed if spec.tied_head else _matrix(weights, "head.weight")
-        self._head = Linear(head, _vector(weights, "head.bias") if spec.head_bias else None)
+        self._final_norm = norm_of(weights, "final_norm", spec.final_norm)
+        head = self._embed if spec.tied_head else matrix_of(weights, "head.weight")
+        self._head = Linear(head, vector_of(weights, "head.bias") if spec.head_bias else None)
 
     def __call__(
         self,
@@ -74,6 +69,7 @@ class Decoder:
         positions: np.ndarray,
         lengths: np.ndarray,
         attend: Attend,
+        recur: Recur,
         adapt: Adapt | None,
     ) -> mx.array:
         """T [n, hidden] after the last layer, before the final norm.
@@ -85,8 +81,8 @@ class Decoder:
             x = x + self._positions.rows(mx.array(positions))
         own = None if self._per_layer is None else self._per_layer(mx.array(tokens), x)
         angles: dict[object, Angles] = {}
-        for spec in self.spec.layers:
-            rope = spec.attention.rope
+        for _, attn in self.spec.attentions:
+            rope = attn.rope
             if rope is not None and rope not in angles:
                 cos, sin = tables(rope, positions, lengths)
                 angles[rope] = mx.array(cos), mx.array(sin)
@@ -94,19 +90,29 @@ class Decoder:
         normed = x if first is None else self._ops.norm(x, first)
         for index, layer in enumerate(self._layers):
             following = self._layers[index + 1].attn_norm if index + 1 < len(self._layers) else None
-            mixer = layer.spec.attention
-            scales = None
-            if mixer.query_growth:
-                scales = mx.array(query_scales(mixer, positions))[:, None, None]
-            turn = _Turn(None if mixer.rope is None else angles[mixer.rope], scales)
+            turn, mixer = _Turn(None, None), layer.spec.mixer
+            if isinstance(mixer, AttentionSpec):
+                scales = None
+                if mixer.query_growth:
+                    scales = mx.array(query_scales(mixer, positions))[:, None, None]
+                turn = _Turn(None if mixer.rope is None else angles[mixer.rope], scales)
             part = None if own is None else own[:, index]
-            x, normed = layer(index, x, normed, turn, attend, adapt, following, part)
+            x, normed = layer(index, x, normed, turn, attend, recur, adapt, following, part)
         return x
 
     @property
     def sinks(self) -> list[mx.array | None]:
         """Of each layer: float32 [heads], or None."""
-        return [layer.attn.sinks for layer in self._layers]
+        return [None if layer.attn is None else layer.attn.sinks for layer in self._layers]
+
+    @property
+    def recurrences(self) -> dict[int, Recurrent]:
+        """The recurrent mixers, by the numbers of their layers."""
+        return {
+            index: layer.recurrent
+            for index, layer in enumerate(self._layers)
+            if layer.recurrent is not None
+        }
 
     def embed(self, tokens: mx.array) -> mx.array:
         """T [n, hidden], scaled."""
@@ -140,9 +146,9 @@ class _PerLayerInputs:
     def __init__(self, spec: DecoderSpec, weights: Weights, ops: Ops) -> None:
         assert spec.per_layer is not None
         self._ops, self._size, self._hidden = ops, spec.per_layer.size, spec.hidden
-        self._embed = _matrix(weights, "per_layer_inputs.embed.weight")
-        self._up = _linear(weights, "per_layer_inputs.up", False)
-        self._norm = _norm(weights, "per_layer_inputs.norm", spec.final_norm)
+        self._embed = matrix_of(weights, "per_layer_inputs.embed.weight")
+        self._up = linear_of(weights, "per_layer_inputs.up", False)
+        self._norm = norm_of(weights, "per_layer_inputs.norm", spec.final_norm)
 
     def __call__(self, tokens: mx.array, x: mx.array) -> mx.array:
         """T [n, layers, size] for tokens int [n], x T [n, hidden] as the first layer has it."""
@@ -160,9 +166,9 @@ class _PerLayer:
         self, spec: PerLayerSpec, norm: NormSpec, weights: Weights, at: str, ops: Ops
     ) -> None:
         self._ops, self._activation = ops, spec.activation
-        self._gate = _linear(weights, f"{at}per_layer.gate", False)
-        self._up = _linear(weights, f"{at}per_layer.up", False)
-        self._norm = _norm(weights, f"{at}per_layer_norm", norm)
+        self._gate = linear_of(weights, f"{at}per_layer.gate", False)
+        self._up = linear_of(weights, f"{at}per_layer.up", False)
+        self._norm = norm_of(weights, f"{at}per_layer_norm", norm)
 
     def __call__(self, x: mx.array, own: mx.array) -> mx.array:
         """x: T [n, hidden]; own: T [n, size]."""
@@ -181,7 +187,12 @@ class _Layer:
     ) -> None:
         self.spec = spec
         self._ops = ops
-        self.attn = _Attention(spec.attention, weights, f"{at}attn.", ops)
+        self.attn: _Attention | None = None
+        self.recurrent: Recurrent | None = None
+        if isinstance(spec.mixer, AttentionSpec):
+            self.attn = _Attention(spec.mixer, weights, f"{at}attn.", ops)
+        else:
+            self.recurrent = recurrent(spec.mixer, weights, at, ops)
         self._ffn: _Experts | _FeedForward = (
             _Experts(spec.ffn, spec.norm, weights, f"{at}moe.", ops)
             if isinstance(spec.ffn, MoESpec)
@@ -189,7 +200,7 @@ class _Layer:
         )
 
         def norm(name: str, wanted: bool) -> Norm | None:
-            return _norm(weights, at + name, spec.norm) if wanted else None
+            return norm_of(weights, at + name, spec.norm) if wanted else None
 
         self.attn_norm = norm("attn_norm", spec.pre_norm)
         self._ffn_norm = norm("ffn_norm", spec.pre_norm)
@@ -198,7 +209,7 @@ class _Layer:
         self._per_layer = (
             None if per_layer is None else _PerLayer(per_layer, spec.norm, weights, at, ops)
         )
-        self._scalar = _vector(weights, f"{at}scalar.weight") if spec.scalar else None
+        self._scalar = vector_of(weights, f"{at}scalar.weight") if spec.scalar else None
 
     def __call__(
         self,
@@ -207,6 +218,7 @@ class _Layer:
         normed: mx.array,
         turn: _Turn,
         attend: Attend,
+        recur: Recur,
         adapt: Adapt | None,
         following: Norm | None,
         own: mx.array | None,
@@ -217,7 +229,11 @@ class _Layer:
         own: T [n, size], the layer's part of the per-layer embeddings, if there are.
         """
         scale = self.spec.residual_scale
-        y = self.attn(index, normed, turn, attend, adapt)
+        if self.attn is not None:
+            y = self.attn(index, normed, turn, attend, adapt)
+        else:
+            assert self.recurrent is not None
+            y = self.recurrent(index, normed, recur, adapt)
         if self._attn_post_norm is not None:
             y = self._ops.norm(y, self._attn_post_norm)
         x, normed = self._ops.add_norm(x, y, scale, self._ffn_norm)
@@ -243,16 +259,17 @@ class _Attention:
         self._spec = spec
         self._ops = ops
         own = spec.shared_kv is None
-        self._q = _linear(weights, f"{at}q", spec.qkv_bias)
-        self._k = _linear(weights, f"{at}k", spec.qkv_bias) if own else None
+        self._q = linear_of(weights, f"{at}q", spec.qkv_bias)
+        self._k = linear_of(weights, f"{at}k", spec.qkv_bias) if own else None
         self._v = None
         if own and not spec.v_from_k:
-            self._v = _linear(weights, f"{at}v", spec.qkv_bias)
-        self._o = _linear(weights, f"{at}o", spec.out_bias)
-        self.sinks = _vector(weights, f"{at}sinks.weight") if spec.sinks else None
+            self._v = linear_of(weights, f"{at}v", spec.qkv_bias)
+        self._gate = linear_of(weights, f"{at}gate", spec.qkv_bias) if spec.gate else None
+        self._o = linear_of(weights, f"{at}o", spec.out_bias)
+        self.sinks = vector_of(weights, f"{at}sinks.weight") if spec.sinks else None
         norm = spec.qk_norm
-        self._q_norm = None if norm is None else _norm(weights, f"{at}q_norm", norm)
-        self._k_norm = None if norm is None or not own else _norm(weights, f"{at}k_norm", norm)
+        self._q_norm = None if norm is None else norm_of(weights, f"{at}q_norm", norm)
+        self._k_norm = None if norm is None or not own else norm_of(weights, f"{at}k_norm", norm)
 
     def __call__(
         self,
@@ -263,15 +280,15 @@ class _Attention:
         adapt: Adapt | None,
     ) -> mx.array:
         ops, spec = self._ops, self._spec
-        q = _adapted(adapt, layer, "attn.q", x, ops.linear(x, self._q))
+        q = adapted(adapt, layer, "attn.q", x, ops.linear(x, self._q))
         kv: KeysValues = None
         if self._k is None:
             queries = ops.queries(spec, q, self._q_norm, turn.angles)
         else:
-            k = _adapted(adapt, layer, "attn.k", x, ops.linear(x, self._k))
+            k = adapted(adapt, layer, "attn.k", x, ops.linear(x, self._k))
             v = k
             if self._v is not None:
-                v = _adapted(adapt, layer, "attn.v", x, ops.linear(x, self._v))
+                v = adapted(adapt, layer, "attn.v", x, ops.linear(x, self._v))
             if spec.v_norm is not None:
                 heads = v.reshape(x.shape[0], spec.kv_heads, spec.head_dim)
                 v = mx.fast.rms_norm(heads, None, spec.v_norm).reshape(v.shape)
@@ -280,16 +297,20 @@ class _Attention:
         if turn.query_scale is not None:
             queries = queries * turn.query_scale.astype(queries.dtype)
         mixed = attend(layer, queries, kv)
-        return _adapted(adapt, layer, "attn.o", mixed, self._ops.linear(mixed, self._o))
+        if self._gate is not None:
+            gate = adapted(adapt, layer, "attn.gate", x, ops.linear(x, self._gate))
+            opened = mixed.astype(mx.float32) * mx.sigmoid(gate.astype(mx.float32))
+            mixed = opened.astype(x.dtype)
+        return adapted(adapt, layer, "attn.o", mixed, self._ops.linear(mixed, self._o))
 
 
 class _FeedForward:
     def __init__(self, spec: FeedForwardSpec, weights: Weights, at: str, ops: Ops) -> None:
         self._spec = spec
         self._ops = ops
-        self._gate = _linear(weights, f"{at}gate", spec.bias) if spec.gated else None
-        self._up = _linear(weights, f"{at}up", spec.bias)
-        self._down = _linear(weights, f"{at}down", spec.bias)
+        self._gate = linear_of(weights, f"{at}gate", spec.bias) if spec.gated else None
+        self._up = linear_of(weights, f"{at}up", spec.bias)
+        self._down = linear_of(weights, f"{at}down", spec.bias)
 
     def __call__(self, layer: int, x: mx.array, adapt: Adapt | None) -> mx.array:
         ops, kind = self._ops, self._spec.activation
@@ -297,23 +318,23 @@ class _FeedForward:
         if self._gate is not None and fused:
             inner = ops.gated(x, self._gate, self._up, kind)
         else:
-            inner = _adapted(adapt, layer, "ffn.up", x, ops.linear(x, self._up))
+            inner = adapted(adapt, layer, "ffn.up", x, ops.linear(x, self._up))
             if self._gate is None:
                 inner = activate(inner, kind)
             else:
-                gate = _adapted(adapt, layer, "ffn.gate", x, ops.linear(x, self._gate))
+                gate = adapted(adapt, layer, "ffn.gate", x, ops.linear(x, self._gate))
                 inner = gated(gate, inner, kind)
-        return _adapted(adapt, layer, "ffn.down", inner, ops.linear(inner, self._down))
+        return adapted(adapt, layer, "ffn.down", inner, ops.linear(inner, self._down))
 
 
 class _Expert:
     """One of the three matrices of all experts, with biases or without."""
 
     def __init__(self, weights: Weights, name: str, spec: MoESpec) -> None:
-        self._matrix = _matrix(weights, f"{name}.weight")
+        self._matrix = matrix_of(weights, f"{name}.weight")
         self._bias: mx.array | None = None
         if spec.bias:
-            self._bias = _vector(weights, f"{name}.bias").reshape(spec.experts, 1, -1)
+            self._bias = vector_of(weights, f"{name}.bias").reshape(spec.experts, 1, -1)
 
     def __call__(self, x: mx.array, experts: mx.array, in_order: bool) -> mx.array:
         """[n, 1, in] -> [n, 1, out]; see `DenseMatrix.gathered`."""
@@ -330,12 +351,12 @@ class _Experts:
     def __init__(self, spec: MoESpec, norm: NormSpec, weights: Weights, at: str, ops: Ops) -> None:
         self._spec = spec
         self._ops = ops
-        self._router = _linear(weights, f"{at}router", spec.bias)
+        self._router = linear_of(weights, f"{at}router", spec.bias)
         self._gate, self._up, self._down = (
             _Expert(weights, f"{at}{name}", spec) for name in ("gate", "up", "down")
         )
         self._selection_bias = (
-            _vector(weights, f"{at}selection_bias.weight") if spec.selection_bias else None
+            vector_of(weights, f"{at}selection_bias.weight") if spec.selection_bias else None
         )
         self._shared: _FeedForward | None = None
         self._shared_gate: Linear | None = None
@@ -343,13 +364,13 @@ class _Experts:
             shared = FeedForwardSpec(spec.shared, spec.activation)
             self._shared = _FeedForward(shared, weights, f"{at}shared.", ops)
         if spec.shared_gate:
-            self._shared_gate = _linear(weights, f"{at}shared_gate", False)
+            self._shared_gate = linear_of(weights, f"{at}shared_gate", False)
         self._expert_scale = (
-            _vector(weights, f"{at}expert_scale.weight") if spec.expert_scale else None
+            vector_of(weights, f"{at}expert_scale.weight") if spec.expert_scale else None
         )
 
         def own(part: str) -> Norm | None:
-            return _norm(weights, f"{at}{part}_norm", norm) if spec.own_norms else None
+            return norm_of(weights, f"{at}{part}_norm", norm) if spec.own_norms else None
 
         self._router_norm, self._expert_norm = own("router"), own("expert")
         self._expert_post_norm = own("expert_post")
@@ -415,29 +436,3 @@ def _within_groups(choice: mx.array, spec: MoESpec) -> mx.array:
     kept = mx.argsort(-best, axis=-1)[:, : spec.top_groups]  # [n, top_groups]
     is_kept = (mx.arange(spec.groups)[None, :, None] == kept[:, None, :]).any(axis=-1)
     return mx.where(is_kept[..., None], runs, -mx.inf).reshape(choice.shape)
-
-
-def _adapted(adapt: Adapt | None, layer: int, target: str, x: mx.array, y: mx.array) -> mx.array:
-    return y if adapt is None else adapt(layer, target, x, y)
-
-
-def _vector(weights: Weights, name: str) -> mx.array:
-    part = weights[name]
-    assert isinstance(part, mx.array), f"{name} is no vector"
-    return part
-
-
-def _matrix(weights: Weights, name: str) -> Matrix:
-    part = weights[name]
-    assert not isinstance(part, mx.array), f"{name} is no matrix"
-    return part
-
-
-def _linear(weights: Weights, name: str, bias: bool) -> Linear:
-    matrix = _matrix(weights, f"{name}.weight")
-    return Linear(matrix, _vector(weights, f"{name}.bias") if bias else None)
-
-
-def _norm(weights: Weights, name: str, spec: NormSpec) -> Norm:
-    bias = _vector(weights, f"{name}.bias") if spec.bias else None
-    return Norm(spec, _vector(weights, f"{name}.weight"), bias)

@@ -54,16 +54,17 @@ class KvPool:
         for number, group in enumerate(self._groups):
             for layer in group.layers:
                 self.group_of[layer] = number
-        owners = [kv_layer(spec, index) for index in range(len(spec.layers))]
-        self.group_of = [self.group_of[owner] for owner in owners]
+        owners = {index: kv_layer(spec, index) for index, _ in spec.attentions}
+        for index, owner in owners.items():
+            self.group_of[index] = self.group_of[owner]
         try:
-            self.layers: list[tuple[Side, Side]] = []
-            for index, owner in enumerate(owners):
-                if owner < index:
-                    self.layers.append(self.layers[owner])
+            self.layers: dict[int, tuple[Side, Side]] = {}  # those that attend
+            for index, attn in spec.attentions:
+                if owners[index] < index:
+                    self.layers[index] = self.layers[owners[index]]
                     continue
-                attn, blocks = spec.layers[index].attention, num_blocks[self.group_of[index]]
-                self.layers.append((self._side(attn, blocks), self._side(attn, blocks)))
+                blocks = num_blocks[self.group_of[index]]
+                self.layers[index] = self._side(attn, blocks), self._side(attn, blocks)
             mx.eval(self.arrays)
         except (MemoryError, RuntimeError, ValueError) as error:
             raise OutOfMemoryPlan(
@@ -73,7 +74,7 @@ class KvPool:
 
     @property
     def arrays(self) -> list[mx.array]:
-        return [array for sides in self.layers for side in sides for array in side.arrays]
+        return [array for sides in self.layers.values() for side in sides for array in side.arrays]
 
     def write(self, layer: int, slots: mx.array, k: Rows, v: Rows) -> None:
         """k, v: [n, kv_heads, …] each; slots: int32 [n * kv_heads], see `slots_of`."""

@@ -45,8 +45,7 @@ class MetalMemory:
     def step(self, spec: DecoderSpec, forms: Mapping[str, Form], size: StepSize) -> int:
         """Activations, and K and V of one layer gathered where no kernel reads them in place."""
         gathered = max(
-            2 * _VALUE * layer.attention.kv_heads * layer.attention.head_dim * size.context
-            for layer in spec.layers
+            2 * _VALUE * attn.kv_heads * attn.head_dim * size.context for _, attn in spec.attentions
         )
         return step_bytes(spec, size.rows, size.logits) + gathered
 

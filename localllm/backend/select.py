@@ -287,6 +287,7 @@ def _open_metal(
         spec,
         weights,
         num_blocks=num_blocks,
+        state_slots=wishes.state_slots,
         kv_bits=wishes.kv_bits,
         choose=chooser(),
         executor=emulator() if _emulated() else None,
