@@ -38,7 +38,12 @@ class Source:
     inputs_first: the matrices of all experts are kept [E, in, out].
     interleaved: the rows of each head are in the order (0, d/2, 1, d/2 + 1, …) that rotates
         neighbours, as llama.cpp wants some architectures; ours rotate (0, d/2).
-    taps: the filters of a convolution by channel, kept [channels, 1, kernel].
+    taps: the filters of a convolution by channel, in so many dimensions: [channels, 1, kernel] in
+        3, without the 1 in 2.
+    row: a matrix of one row, which may be kept as a vector.
+    tiled: the value heads of a delta net take turns, the first of every key head, then the second
+        of each …, as llama.cpp wants Qwen 3.5; ours are sorted by key head.
+    negative_exp: kept as -exp(w).
     """
 
     name: str
@@ -48,7 +53,10 @@ class Source:
     interleaved: bool = False
     alternate: bool = False
     inputs_first: bool = False
-    taps: bool = False
+    taps: int = 0
+    row: bool = False
+    tiled: bool = False
+    negative_exp: bool = False
 
 
 # Our name without "layers.N." and ".weight" -> the places to look, in order of preference. A bias

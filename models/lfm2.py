@@ -26,7 +26,7 @@ NAMES: Names = {
     "attn.k_norm": "layers.{n}.self_attn.k_layernorm",
     "conv.in": "layers.{n}.conv.in_proj",
     "conv.out": "layers.{n}.conv.out_proj",
-    "conv.taps.weight": Source("layers.{n}.conv.conv", taps=True),
+    "conv.taps.weight": Source("layers.{n}.conv.conv", taps=3),
     "conv.taps.bias": "layers.{n}.conv.conv",
     "ffn_norm": "layers.{n}.ffn_norm",
     "ffn.gate": "layers.{n}.feed_forward.w1",

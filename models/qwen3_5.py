@@ -32,7 +32,7 @@ NAMES: Names = {
     "delta.z": _DELTA + "in_proj_z",
     "delta.beta": _DELTA + "in_proj_b",
     "delta.decay": _DELTA + "in_proj_a",
-    "delta.conv": Source(_DELTA + "conv1d", taps=True),
+    "delta.conv": Source(_DELTA + "conv1d", taps=3),
     "delta.rate": Source(_DELTA + "A_log", bare=True),
     "delta.step": Source(_DELTA + "dt_bias", bare=True),
     "delta.norm": _DELTA + "norm",

@@ -28,14 +28,17 @@ from localllm.spec.weights import weight_shapes
 
 Shape = tuple[int, ...]
 
-_OF_EXPERTS = ("moe.gate", "moe.up", "moe.down")
+OF_EXPERTS = ("moe.gate", "moe.up", "moe.down")
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Pick:
-    """One weight, found: the tensors it is made of and what is done to them."""
+    """One weight, found: the tensors it is made of and what is done to them.
+
+    order, columns: which row, which column of the file each of ours is.
+    """
 
     shape: Shape
     files: tuple[str, ...]
@@ -43,8 +46,9 @@ class _Pick:
     rows: slice | np.ndarray | None = None
     transposed: bool = False
     flat: bool = False
-    taps: bool = False
     order: np.ndarray | None = None
+    columns: np.ndarray | None = None
+    negative_exp: bool = False
 
 
 def read_weights(
@@ -70,7 +74,7 @@ def read_weights(
 def read_forms(checkpoint: Checkpoint, spec: DecoderSpec, layout: Layout) -> dict[str, Form]:
     """How `read_weights` will give each weight, told from headers alone; raises what it raises."""
     picks = _Finder(checkpoint, spec, layout).picks()
-    return {name: checkpoint.form(pick.files[0]) for name, pick in picks.items()}
+    return {name: _form(checkpoint, pick) for name, pick in picks.items()}
 
 
 def read_kinds(checkpoint: Checkpoint, spec: DecoderSpec, layout: Layout) -> dict[str, str]:
@@ -129,12 +133,11 @@ class _Finder:
     ) -> _Pick:
         """Compares shapes as the file must have them."""
         rows: slice | np.ndarray | None = None
-        whole = shape
+        wanted = whole = shape
         if source.taps:
-            channels, kernel = taps_of(self._spec, layer)
-            whole = (channels, 1, kernel)
+            whole = taps_shape(self._spec, layer, source.taps)
         ffn = self._spec.layers[layer].ffn
-        flat = isinstance(ffn, MoESpec) and len(shape) == 1 and stem in _OF_EXPERTS
+        flat = isinstance(ffn, MoESpec) and len(shape) == 1 and stem in OF_EXPERTS
         if flat:  # a vector an expert, here [E, out, 1]
             assert isinstance(ffn, MoESpec)
             whole = shape = (ffn.experts, shape[0] // ffn.experts, 1)
@@ -153,13 +156,22 @@ class _Finder:
         if stacked:
             in_file = in_file[1:]
         for file in files:
-            if (found := self._checkpoint.shape(file)) != in_file:
+            found = self._checkpoint.shape(file)
+            if found != in_file and not (source.row and found == in_file[1:]):
                 raise CheckpointError(
                     f"{self._checkpoint.path}: {file} has the shape {list(found)}; "
                     f"the config calls for {list(in_file)}"
                 )
         order = self._order(stem, layer) if source.interleaved else None
-        return _Pick(shape, files, stacked, rows, transposed, flat, source.taps, order)
+        columns = None
+        if source.tiled:
+            mixer = self._spec.layers[layer].mixer
+            assert isinstance(mixer, GatedDeltaNetSpec)
+            tiled = tiled_order(mixer, stem)
+            order, columns = (None, tiled) if stem == "delta.o" else (tiled, None)
+        return _Pick(
+            wanted, files, stacked, rows, transposed, flat, order, columns, source.negative_exp
+        )
 
     def _keeps_conv1d(self, layer: int) -> bool:
         """MLX converters turn Conv1D weights around; that of q, k and v, never square, tells."""
@@ -219,13 +231,25 @@ def _group_rows(delta: GatedDeltaNetSpec, part: Part) -> tuple[np.ndarray, int]:
     return (z if part == "groups_z" else np.concatenate([q, k, v])), rows.size
 
 
-def taps_of(spec: DecoderSpec, layer: int) -> tuple[int, int]:
-    """Channels and kernel of a layer's convolution."""
+def tiled_order(delta: GatedDeltaNetSpec, stem: str) -> np.ndarray:
+    """Which entry of a tiled tensor each of ours is; of its rows, for `delta.o` of its columns."""
+    repeat = delta.value_heads // delta.key_heads
+    heads = np.arange(delta.value_heads).reshape(repeat, delta.key_heads).T.reshape(-1)
+    if stem in ("delta.beta", "delta.decay", "delta.rate", "delta.step"):
+        return heads
+    values = (heads[:, None] * delta.value_dim + np.arange(delta.value_dim)).reshape(-1)
+    if stem in ("delta.z", "delta.o"):
+        return values
+    keys = 2 * delta.key_heads * delta.key_dim
+    return np.concatenate([np.arange(keys), keys + values])
+
+
+def taps_shape(spec: DecoderSpec, layer: int, dimensions: int) -> Shape:
+    """How a layer's convolution is kept."""
     mixer = spec.layers[layer].mixer
-    if isinstance(mixer, GatedDeltaNetSpec):
-        return mixer.channels, mixer.kernel
-    assert isinstance(mixer, ShortConvSpec)
-    return mixer.channels, mixer.kernel
+    assert isinstance(mixer, GatedDeltaNetSpec | ShortConvSpec)
+    one = (1,) * (dimensions - 2)
+    return (mixer.channels, *one, mixer.kernel)
 
 
 def _refuse_leftovers(
@@ -293,10 +317,32 @@ def _read(checkpoint: Checkpoint, picks: Mapping[str, _Pick]) -> Iterator[tuple[
             tensor = tensor.rows(pick.rows)
         if pick.order is not None:
             tensor = tensor.rows(pick.order)
-        if pick.flat or pick.taps:
+        if pick.columns is not None:
+            tensor = _columns(checkpoint, file, tensor, pick.columns)
+        if pick.negative_exp:
+            tensor = _log_negated(checkpoint, file, tensor.to_float32())
+        if tensor.shape != pick.shape and not pick.stacked:
             assert isinstance(tensor, Dense)
-            tensor = Dense(np.ascontiguousarray(tensor.data).reshape(-1), tensor.dtype)
+            tensor = Dense(np.ascontiguousarray(tensor.data).reshape(pick.shape), tensor.dtype)
         yield name, tensor
+
+
+def _columns(checkpoint: Checkpoint, file: str, tensor: Tensor, order: np.ndarray) -> Tensor:
+    try:
+        return tensor.columns(order)
+    except ValueError as error:
+        raise UnsupportedModel(f"{checkpoint.path}: {file}: {error}") from None
+
+
+def _log_negated(checkpoint: Checkpoint, file: str, values: np.ndarray) -> Dense:
+    if not (values < 0).all():
+        raise CheckpointError(f"{checkpoint.path}: {file} must be negative throughout")
+    return Dense(np.log(-values), "float32")
+
+
+def _form(checkpoint: Checkpoint, pick: _Pick) -> Form:
+    form = checkpoint.form(pick.files[0])
+    return form if pick.columns is None else form.with_columns_moved()
 
 
 def _whole(checkpoint: Checkpoint, file: str, pick: _Pick) -> Tensor:

@@ -10,8 +10,8 @@ import numpy as np
 from localllm.checkpoint.tensor import Affine, Dense, GroupValues, Tensor
 from localllm.errors import UnsupportedModel
 from localllm.models.layout import HEAD_PREFIXES, Names, Part, Source, sources_of
-from localllm.models.weights import mixed_order, taps_of
-from localllm.spec import DecoderSpec, MoESpec
+from localllm.models.weights import OF_EXPERTS, mixed_order, taps_shape, tiled_order
+from localllm.spec import DecoderSpec, GatedDeltaNetSpec, MoESpec
 from localllm.spec.weights import weight_shapes
 
 Shape = tuple[int, ...]
@@ -35,7 +35,8 @@ class Stored:
     of our rows each row of the file is; None for our own order. rows: of each part, how many.
     vector: a bias, a norm or a convolution. shift: what is added, where the file counts a
     norm's gain from another number. mixed: where the parts' rows do not follow each other after
-    all, which of them each row of the file is.
+    all, which of them each row of the file is. columns: which of our columns each of the file's is.
+    negative_exp: kept as -exp of ours.
     """
 
     name: str
@@ -48,6 +49,8 @@ class Stored:
     vector: bool = False
     shift: float = 0.0
     mixed: np.ndarray | None = None
+    columns: np.ndarray | None = None
+    negative_exp: bool = False
 
     def assemble(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         """float32, as the file has it, of our weights in float32."""
@@ -61,8 +64,12 @@ class Stored:
         whole = ordered[0] if len(ordered) == 1 else np.concatenate(ordered, axis=axis)
         if self.mixed is not None:
             whole = np.take(whole, self.mixed, axis=axis)
+        if self.columns is not None:
+            whole = whole[..., self.columns]
+        if self.negative_exp:
+            whole = -np.exp(whole)
         result = np.ascontiguousarray(whole.T if self.transposed else whole)
-        if self.vector and len(self.shape) == 3:
+        if self.vector:
             result = result.reshape(self.shape)
         if self.shift:
             result = result + np.float32(self.shift)
@@ -71,6 +78,7 @@ class Stored:
 
     def assemble_codes(self, parts: Sequence[Affine]) -> Affine | None:
         """The same of quantized weights without touching a code; None where forms differ."""
+        assert self.columns is None, "no folder moves columns"
         if self.transposed or len({(p.bits, p.group, p.zero_point) for p in parts}) > 1:
             return None
         ordered = [
@@ -143,7 +151,7 @@ def _of(
         _, number, stem = stem.split(".", 2)
         layer = int(number)
     source = _source(spec, names, prefix, has, stem, suffix, layer)
-    if source.alternate or source.inputs_first or (stem.startswith("moe.") and suffix == "bias"):
+    if source.alternate or source.inputs_first:
         raise UnsupportedModel(
             f"{spec.architecture} models cannot be written: their experts are kept in a form that "
             "only reading knows"
@@ -160,7 +168,7 @@ def _of(
         parts = tuple(f"{before}.{kind}.{own}" for kind in kinds.values())
         mixed = mixed_order(spec, list(kinds), layer)
     vector = len(shapes[name]) == 1
-    orders = tuple(_order(spec, part) if source.interleaved else None for part in parts)
+    orders = tuple(_order(spec, source, part, layer) for part in parts)
     shape = shapes[name]
     rows = tuple(shapes[part][-1 if vector else -2] for part in parts)
     if len(parts) > 1:
@@ -175,10 +183,27 @@ def _of(
         return
     turned = source.conv1d and not vector
     in_file = shape[::-1] if turned else shape
+    ffn = spec.layers[layer].ffn
     if source.taps and suffix == "weight":
-        channels, kernel = taps_of(spec, layer)
-        in_file = (channels, 1, kernel)
-    yield Stored(at, in_file, parts, None, turned, orders, rows, vector, mixed=mixed)
+        in_file = taps_shape(spec, layer, source.taps)
+    elif isinstance(ffn, MoESpec) and vector and stem in OF_EXPERTS:
+        in_file = (ffn.experts, shape[0] // ffn.experts)
+    elif source.row:
+        vector, in_file = True, shape[1:]
+    columns = _tiling(spec, stem, layer) if source.tiled and stem == "delta.o" else None
+    yield Stored(
+        at,
+        in_file,
+        parts,
+        None,
+        turned,
+        orders,
+        rows,
+        vector,
+        mixed=mixed,
+        columns=columns,
+        negative_exp=source.negative_exp,
+    )
 
 
 def _own_offset(spec: DecoderSpec, name: str) -> float | None:
@@ -222,15 +247,28 @@ def _file_name(prefix: str, source: Source, stem: str, suffix: str, layer: int) 
     return before + source.name.replace("{n}", str(layer)) + ending
 
 
-def _order(spec: DecoderSpec, name: str) -> np.ndarray:
-    """Which of our rows each row of an interleaved tensor is."""
-    _, number, _, kind, _ = name.split(".")
-    mixer = spec.layers[int(number)].attention
-    if kind == "v":
+def _order(spec: DecoderSpec, source: Source, name: str, layer: int) -> np.ndarray | None:
+    """Which of our rows each row of the file is; None where they lie alike."""
+    stem = name.split(".", 2)[-1].rpartition(".")[0]
+    if source.tiled and stem != "delta.o":
+        return _tiling(spec, stem, layer)
+    if not source.interleaved:
+        return None
+    mixer = spec.layers[layer].attention
+    if stem == "attn.v":
         return np.arange(mixer.kv_heads * mixer.head_dim)
-    heads = mixer.heads if kind == "q" else mixer.kv_heads
+    heads = mixer.heads if stem == "attn.q" else mixer.kv_heads
     rows = np.arange(heads * mixer.head_dim).reshape(heads, 2, mixer.head_dim // 2)
     return rows.swapaxes(1, 2).reshape(-1)
+
+
+def _tiling(spec: DecoderSpec, stem: str, layer: int) -> np.ndarray:
+    delta = spec.layers[layer].mixer
+    assert isinstance(delta, GatedDeltaNetSpec)
+    order = np.argsort(tiled_order(delta, stem))
+    if stem != "delta.conv":
+        return order
+    return (order[:, None] * delta.kernel + np.arange(delta.kernel)).reshape(-1)
 
 
 def _expert(weight: Affine, index: int) -> Affine:

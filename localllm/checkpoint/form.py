@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from localllm.checkpoint.tensor import Affine, GroupValues, Tensor
 
@@ -19,6 +19,10 @@ class GroupForm:
         """Bytes of the values of so many groups."""
         return groups // self.per * self.value_bytes + groups * self.multiplier
 
+    def with_groups_moved(self) -> GroupForm:
+        """As after `GroupValues.groups`."""
+        return replace(self, per=1)
+
 
 @dataclass(frozen=True)
 class AffineForm:
@@ -32,6 +36,11 @@ class AffineForm:
         sides = (side.row_bytes(groups) for side in (self.scales, self.biases) if side is not None)
         return width * self.bits // 8 + sum(sides)
 
+    def with_columns_moved(self) -> AffineForm:
+        """As after `Affine.columns`."""
+        biases = None if self.biases is None else self.biases.with_groups_moved()
+        return replace(self, scales=self.scales.with_groups_moved(), biases=biases)
+
 
 @dataclass(frozen=True)
 class DenseForm:
@@ -39,6 +48,9 @@ class DenseForm:
 
     def row_bytes(self, width: int) -> int:
         return width * self.value_bytes
+
+    def with_columns_moved(self) -> DenseForm:
+        return self
 
 
 Form = DenseForm | AffineForm

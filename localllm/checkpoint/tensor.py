@@ -47,6 +47,10 @@ class Dense:
         """The chosen output rows (axis -2 of a matrix, axis -1 of a vector)."""
         return replace(self, data=self.data[_row_index(self.data.ndim, index)])
 
+    def columns(self, index: np.ndarray) -> Dense:
+        """The chosen inputs (the last axis)."""
+        return replace(self, data=self.data[..., index])
+
 
 @dataclass(frozen=True)
 class GroupValues:
@@ -86,6 +90,13 @@ class GroupValues:
         return GroupValues(
             self.values[at], None if self.multiplier is None else self.multiplier[at]
         )
+
+    def groups(self, index: np.ndarray) -> GroupValues:
+        """The chosen groups; each has a value of its own then."""
+        if self.multiplier is None:
+            return GroupValues(self.values[..., index])
+        per = self.multiplier.shape[-1] // self.values.shape[-1]
+        return GroupValues(self.values[..., index // per], self.multiplier[..., index])
 
 
 @dataclass(frozen=True)
@@ -153,6 +164,22 @@ class Affine:
             codes=self.codes[_row_index(self.codes.ndim, index)],
             scales=self.scales.rows(index),
             biases=None if self.biases is None else self.biases.rows(index),
+        )
+
+    def columns(self, index: np.ndarray) -> Affine:
+        """The chosen inputs. Raises ValueError unless whole groups move."""
+        groups = index.reshape(-1, self.group) if index.size % self.group == 0 else index[:, None]
+        first = groups[:, 0]
+        if not np.array_equal(groups, first[:, None] + np.arange(self.group)) or np.any(
+            first % self.group
+        ):
+            raise ValueError(f"its groups of {self.group} weights would be torn apart")
+        chosen = first // self.group
+        return replace(
+            self,
+            codes=pack_codes(self.unpack()[..., index], self.bits),
+            scales=self.scales.groups(chosen),
+            biases=None if self.biases is None else self.biases.groups(chosen),
         )
 
 

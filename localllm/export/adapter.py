@@ -99,4 +99,6 @@ def _joined(stored: Stored, adapter: LoraAdapter) -> LowRank:
             b[row : row + count, column : column + pair.rank] = own if order is None else own[order]
             column += pair.rank
         row += count
+    if stored.mixed is not None:
+        b = b[stored.mixed]
     return LowRank(Dense(a, "float32"), Dense(b, "float32"), scale)

@@ -21,7 +21,7 @@ from localllm.export.source import Source
 from localllm.models import load_kinds
 from localllm.models.gguf import names_of
 from localllm.models.gguf_check import require_told
-from localllm.models.gguf_config import architecture
+from localllm.models.gguf_config import GGUFConfig
 from localllm.models.gguf_metadata import (
     gguf_architecture,
     gguf_metadata,
@@ -127,7 +127,7 @@ def gguf_layout(source: Source) -> tuple[str, Names, Callable[[str], bool] | Non
     """`general.architecture`, names of tensors, and which of several places the source uses."""
     checkpoint = source.checkpoint
     if isinstance(checkpoint, GGUFCheckpoint):
-        name = architecture(checkpoint)
+        name = GGUFConfig(checkpoint).architecture
         return name, names_of(name), checkpoint.__contains__
     return gguf_architecture(source.spec), gguf_names(source.spec), None
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from localllm.checkpoint import Affine, Dense, GroupValues
+from localllm.checkpoint.form import form_of
 from localllm.checkpoint.tensor import pack_codes
 
 RNG = np.random.default_rng(1)
@@ -66,6 +67,23 @@ def test_rows_of_a_vector_are_its_entries() -> None:
         2,
         3,
     ]
+
+
+@pytest.mark.parametrize("two_levels", [False, True])
+def test_columns_are_the_chosen_inputs_where_whole_groups_move(two_levels: bool) -> None:
+    w = random_affine(2, 6, 512, two_levels=two_levels)
+    index = np.arange(512).reshape(2, 4, 64).swapaxes(0, 1).reshape(-1)
+    moved = w.columns(index)
+    assert np.array_equal(moved.to_float32(), w.to_float32()[..., index])
+    assert form_of(moved) == form_of(w).with_columns_moved()
+    dense = Dense(w.to_float32(), "float32")
+    assert np.array_equal(dense.columns(index).data, dense.data[..., index])
+
+
+@pytest.mark.parametrize("index", [np.arange(128) ^ 1, np.roll(np.arange(128), 8)])
+def test_columns_that_tear_a_group_apart_are_refused(index: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="torn apart"):
+        random_affine(6, 128).columns(index)
 
 
 def test_bfloat16_widens_exactly() -> None:

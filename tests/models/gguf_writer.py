@@ -14,6 +14,12 @@ from typing import Any
 import gguf
 import numpy as np
 
+from tests.models.gguf_families import converted, text_tensors, write_metadata
+
+_WIDE_EPS = (
+    "mixtral", "phi3", "olmo2", "olmo3", "exaone4", "gpt_oss", "ministral3", "glm4_moe", "lfm2",
+    "lfm2_moe",
+)  # fmt: skip
 # model type -> architecture in GGUF
 ARCHITECTURES = {
     "llama": "llama",
@@ -32,8 +38,19 @@ ARCHITECTURES = {
     "gpt2": "gpt2",
     "gpt_oss": "gpt-oss",
     "seed_oss": "seed_oss",
+    "olmo3": "olmo2",
+    "exaone4": "exaone4",
+    "ministral3": "mistral3",
+    "glm4": "glm4",
+    "glm4_moe": "glm4moe",
+    "lfm2": "lfm2",
+    "lfm2_moe": "lfm2moe",
+    "qwen3_next": "qwen3next",
+    "qwen3_5_text": "qwen35",
+    "qwen3_5_moe_text": "qwen35moe",
+    "gemma4_text": "gemma4",
 }
-_REORDERED = ("llama", "mistral", "mixtral", "smollm3", "granite")
+_REORDERED = ("llama", "mistral", "mixtral", "smollm3", "granite", "ministral3")
 _EXPERTS = {"w1": "ffn_gate", "gate_proj": "ffn_gate", "w3": "ffn_up", "up_proj": "ffn_up"}
 
 
@@ -44,21 +61,25 @@ def write_gguf(
     *,
     metadata: Mapping[str, Any] | None = None,
     without: tuple[str, ...] = (),
+    more: Mapping[str, np.ndarray] | None = None,
     fuse_qkv: bool = False,
     architecture: str | None = None,
 ) -> Path:
     """metadata: keys, without the architecture in front, that replace or follow the usual ones.
 
-    without: tensors to leave out, by their GGUF names.
+    without, more: tensors to leave out, by their GGUF names, and to add or replace.
     """
+    if "text_config" in config:
+        config, tensors = config["text_config"], text_tensors(tensors)
     writer = gguf.GGUFWriter(path, architecture or ARCHITECTURES[config["model_type"]])
     _write_sizes(writer, config)
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     rope = rope.get("full_attention", rope)
     extra = _write_rope(writer, config, rope) if config["model_type"] != "gpt2" else {}
+    extra |= write_metadata(writer, config)
     for key, value in (metadata or {}).items():
         _replace(writer, f"{writer.arch}.{key}", value)
-    converted = {**dict(_converted(config, tensors)), **extra}
+    converted = {**dict(_converted(config, tensors)), **extra, **(more or {})}
     for name, data in (_fused(converted) if fuse_qkv else converted).items():
         if name not in without:
             writer.add_tensor(name, np.ascontiguousarray(data, np.float32))
@@ -104,8 +125,8 @@ def _write_sizes(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
     if kind == "starcoder2":
         writer.add_layer_norm_eps(get("norm_epsilon", 1e-5))
     else:
-        default = 1e-5 if kind in ("mixtral", "phi3", "olmo2", "gpt_oss") else 1e-6
-        writer.add_layer_norm_rms_eps(get("rms_norm_eps", default))
+        default = 1e-5 if kind in _WIDE_EPS else 1e-6
+        writer.add_layer_norm_rms_eps(get("rms_norm_eps", get("norm_eps", default)))
     if "head_dim" in config:
         writer.add_key_length(config["head_dim"])
         writer.add_value_length(config["head_dim"])
@@ -114,7 +135,7 @@ def _write_sizes(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
     experts = get("num_local_experts") or get("num_experts")
     if experts:
         writer.add_expert_count(experts)
-        writer.add_expert_used_count(config["num_experts_per_tok"])
+        writer.add_expert_used_count(get("num_experts_per_tok") or config["top_k_experts"])
     if "moe_intermediate_size" in config:
         writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
         writer.add_expert_weights_norm(get("norm_topk_prob", False))
@@ -135,9 +156,8 @@ def _write_rope(
     writer: gguf.GGUFWriter, config: Mapping[str, Any], rope: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
     """The metadata, and the tensors of factors that some kinds have."""
-    base = {"mixtral": 1e6, "gpt_oss": 150000.0, "smollm3": 2e6, "gemma3_text": 1e6}.get(
-        config["model_type"], 1e4
-    )
+    base = {"mixtral": 1e6, "gpt_oss": 150000.0, "smollm3": 2e6, "gemma3_text": 1e6,
+            "olmo3": 5e5, "lfm2": 1e6, "lfm2_moe": 1e6}.get(config["model_type"], 1e4)  # fmt: skip
     base = rope.get("rope_theta", config.get("rope_theta", base))
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     rotated = int(head_dim * config.get("partial_rotary_factor", 1.0))
@@ -190,6 +210,10 @@ def _converted(
         if kind == "gpt_oss" and (".experts." in name or name.endswith(".sinks")):
             yield from _of_gpt_oss(name, data)
             continue
+        own = converted(config, name, data)
+        if own is not None:
+            yield from own
+            continue
         if ".experts." in name:
             merged.setdefault(_merged_name(name), []).append(data)
             continue
@@ -229,7 +253,7 @@ def _as_converters_store(config: Mapping[str, Any], name: str, data: np.ndarray)
     if kind in _REORDERED and ".k_proj." in name:
         kv_heads = config.get("num_key_value_heads") or config["num_attention_heads"]
         return _reordered(data, kv_heads)
-    if kind.startswith("gemma") and name.endswith("norm.weight"):
+    if kind in ("gemma2", "gemma3_text") and name.endswith("norm.weight"):
         return data + 1
     if kind == "gpt2" and data.ndim == 2 and ("c_" in name):
         return data.T

@@ -57,6 +57,34 @@ CASES = [
     "smollm3-nope",
     "starcoder2-tied",
     "starcoder2-window-untied",
+    "exaone4-full-tied",
+    "exaone4-layer-types-llama3",
+    "exaone4-pattern",
+    "gemma4-dense-keys-as-values",
+    "gemma4-experts",
+    "gemma4-multimodal",
+    "gemma4-per-layer-shared",
+    "glm4-gqa",
+    "glm4-mqa-no-bias-tied",
+    "glm4-rope-parameters",
+    "glm4_moe-groups-two-shared",
+    "glm4_moe-not-renormalized-yarn",
+    "glm4_moe-one-dense",
+    "lfm2-attention-first",
+    "lfm2-layer-types",
+    "lfm2_moe-one-dense",
+    "ministral3-yarn-growth",
+    "mistral3-ministral",
+    "olmo3-layer-types-gqa",
+    "olmo3-pattern-yarn",
+    "olmo3-rope-parameters-tied",
+    "qwen3_5-multimodal",
+    "qwen3_5-one-key-head-tied-bias",
+    "qwen3_5-pattern",
+    "qwen3_5_moe-multimodal",
+    "qwen3_5_moe-pattern",
+    "qwen3_5_moe-top1-tied",
+    "qwen3_next-grouped-heads",
 ]
 
 
@@ -76,6 +104,47 @@ def test_q_k_and_v_may_be_one_tensor_where_rows_are_reordered(tmp_path: Path) ->
     assert "blk.0.attn_qkv.weight" in open_checkpoint(path)
     running = backend(path, len(case.tokens))
     assert difference(whole_prompt(running, case.tokens), case.whole) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["glm4_moe-one-dense", "qwen3_5-pattern"])
+def test_layers_that_guess_ahead_are_left_out(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = golden(name)
+    layers = case.config["num_hidden_layers"]
+    more = {f"blk.{layers}.nextn.eh_proj.weight": np.ones((32, 64), np.float32)}
+    path = write_gguf(
+        tmp_path / "model.gguf", case.config, case.tensors(), more=more,
+        metadata={"block_count": layers + 1, "nextn_predict_layers": 1},
+    )  # fmt: skip
+    running = backend(path, len(case.tokens))
+    assert difference(whole_prompt(running, case.tokens), case.whole) < TOLERANCE
+    assert "nextn" in caplog.text
+
+
+def test_qwen3_next_may_keep_all_of_a_key_head_together(tmp_path: Path) -> None:
+    """As files from before the converter took them apart do."""
+    case = golden("qwen3_next-grouped-heads")
+    more, without = {}, []
+    for name, data in case.tensors().items():
+        if name.endswith("in_proj_qkvz.weight"):
+            at = f"blk.{name.split('.')[2]}."
+            more[f"{at}ssm_in.weight"] = data
+            without += [f"{at}attn_qkv.weight", f"{at}attn_gate.weight"]
+    path = write_gguf(
+        tmp_path / "model.gguf", case.config, case.tensors(), more=more, without=tuple(without)
+    )
+    running = backend(path, len(case.tokens))
+    assert difference(whole_prompt(running, case.tokens), case.whole) < TOLERANCE
+
+
+def test_a_rate_that_no_exponential_gives_is_refused(tmp_path: Path) -> None:
+    case = golden("qwen3_5-pattern")
+    more = {"blk.0.ssm_a": np.array([-1.0, 0.5, -1.0, -1.0], np.float32)}
+    path = write_gguf(tmp_path / "model.gguf", case.config, case.tensors(), more=more)
+    checkpoint = open_checkpoint(path)
+    with pytest.raises(CheckpointError, match=r"blk\.0\.ssm_a must be negative"):
+        dict(load_weights(checkpoint, load_spec(checkpoint)))
 
 
 def test_norms_hold_gemmas_one_in_gguf(tmp_path: Path) -> None:
