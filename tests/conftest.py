@@ -12,11 +12,17 @@ import pytest
 from hypothesis import settings
 
 from localllm.hub import resolve
+from tests import examples
 
 # No deadline: the machines that run these tests are shared. In CI the same examples every time.
 settings.register_profile("default", deadline=None, max_examples=50)
 settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr == "not slow":
+        examples.share = examples.QUICK
 
 
 @pytest.fixture(scope="session", autouse=True)

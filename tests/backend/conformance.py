@@ -35,6 +35,7 @@ from tests.backend.random_models import (
     specs,
     unpacked,
 )
+from tests.examples import examples
 
 BLOCK = 4
 BLOCKS = 48
@@ -106,7 +107,7 @@ class BackendConformance:
         assert got.dtype == np.float32
         assert_close(got, wanted, self.oracle_tolerance)
 
-    @settings(property_test, max_examples=120)
+    @settings(property_test, max_examples=examples(120))
     @given(spec=specs(), seed=st.integers(0, 2**32 - 1), data=st.data())
     def test_any_spec_computes_what_its_fields_say(self, spec, seed, data):
         rng = np.random.default_rng(seed)
@@ -118,7 +119,7 @@ class BackendConformance:
             got = run(backend, sequence.next(len(tokens)))
         self.assert_right(got, oracle.logits(spec, weights, tokens, prompt_length))
 
-    @settings(property_test, max_examples=60)
+    @settings(property_test, max_examples=examples(60))
     @given(spec=specs(), seed=st.integers(0, 2**32 - 1), data=st.data())
     def test_a_row_depends_on_neither_its_chunk_nor_its_batch(self, spec, seed, data):
         rng = np.random.default_rng(seed)
@@ -204,7 +205,7 @@ class BackendConformance:
             assert run(backend, sequence.next(11, rows=())).shape == (0, backend.spec.vocab_size)
             self.assert_same(run(backend, sequence.next(1)), wanted)
 
-    @settings(property_test, max_examples=40)
+    @settings(property_test, max_examples=examples(40))
     @given(spec=specs(), seed=st.integers(0, 2**32 - 1))
     def test_each_kv_group_has_blocks_of_its_own(self, spec, seed):
         rng = np.random.default_rng(seed)
@@ -300,7 +301,7 @@ class BackendConformance:
             run(backend, draft.next(4))
             self.assert_same(run(backend, sequence.next(6)), wanted)
 
-    @settings(property_test, max_examples=60)
+    @settings(property_test, max_examples=examples(60))
     @given(spec=specs(), seed=st.integers(0, 2**32 - 1), data=st.data())
     def test_an_adapter_computes_what_weights_with_it_merged_in_do(self, spec, seed, data):
         weights = random_weights(spec, seed)
@@ -318,7 +319,7 @@ class BackendConformance:
             got = run(backend, Sequence(tokens, np.arange(3)).next(12, adapter=index))
         self.assert_right(got, oracle.logits(spec, merged(weights, adapter), tokens, 12))
 
-    @settings(property_test, max_examples=40)
+    @settings(property_test, max_examples=examples(40))
     @given(spec=specs(), seed=st.integers(0, 2**32 - 1), data=st.data())
     def test_rows_of_any_adapters_and_of_none_share_a_step_as_if_alone(self, spec, seed, data):
         rng = np.random.default_rng(seed)

@@ -10,6 +10,7 @@ from localllm.backend.protocol import Batch, Chunk, StateSlots
 from tests.backend import oracle
 from tests.backend.conformance import BLOCK, BLOCKS, property_test
 from tests.backend.random_models import dense, hybrids, merged, random_adapter, random_weights
+from tests.examples import examples
 
 SLOTS = 6
 
@@ -63,7 +64,7 @@ class HybridConformance:
         finally:
             backend.close()
 
-    @settings(property_test, max_examples=20)
+    @settings(property_test, max_examples=examples(20))
     @given(spec=hybrids(), seed=st.integers(0, 2**32 - 1), count=st.integers(1, 20))
     def test_any_hybrid_computes_what_its_fields_say(self, spec, seed, count):
         rng = np.random.default_rng(seed)
@@ -74,7 +75,7 @@ class HybridConformance:
             got = backend.forward(Batch((sequence.chunk(count),)))
         self.assert_right(got, oracle.logits(spec, weights, tokens, count))
 
-    @settings(property_test, max_examples=20)
+    @settings(property_test, max_examples=examples(20))
     @given(spec=hybrids(), seed=st.integers(0, 2**32 - 1), data=st.data())
     def test_a_state_does_not_show_how_it_came_about(self, spec, seed, data):
         """By chunks, two of them in a batch, guesses right and wrong, and copies of states."""
@@ -104,7 +105,7 @@ class HybridConformance:
                     got.append(backend.forward(Batch(tuple(chunks))))
         self.assert_same(np.concatenate(got), wanted)
 
-    @settings(property_test, max_examples=8)
+    @settings(property_test, max_examples=examples(8))
     @given(spec=hybrids(), seed=st.integers(0, 2**32 - 1), dora=st.booleans())
     def test_an_adapter_of_a_hybrid_computes_what_merged_weights_do(self, spec, seed, dora):
         weights = random_weights(spec, seed)

@@ -27,6 +27,7 @@ from localllm.spec import DecoderSpec, LayerSpec, MoESpec, NormSpec
 from localllm.spec.weights import weight_shapes
 from tests.backend.conformance import Sequence, run
 from tests.backend.random_models import PACKINGS, dense, llama, random_weights
+from tests.examples import examples
 
 EXPERTS, TOP_K, LAYERS = 7, 2, 3
 CPU = BackendStatus("cpu", True, "", kv_bits=(16, 8, 4), step_rows=512, memory=CpuMemory())
@@ -80,7 +81,7 @@ def opened(folder: Path, slots: int | None, **options: object) -> CpuBackend:
     )
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(12), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(slots=st.integers(TOP_K, LAYERS * EXPERTS), seed=st.integers(0, 1000), data=st.data())
 def test_the_same_bits_however_few_experts_are_in_memory(folder, slots, seed, data):
     rng = np.random.default_rng(seed)

@@ -21,6 +21,7 @@ from localllm.sampling import SamplingParams
 from localllm.spec import DecoderSpec
 from tests.backend.random_models import dense, hybrid, llama, random_weights
 from tests.engine.test_promises import Plan, Run
+from tests.examples import examples
 
 SPECS = {"full": llama(), "windows": llama(), "hybrid": hybrid()}
 layers = SPECS["windows"].layers
@@ -28,7 +29,7 @@ SPECS["windows"] = replace(
     SPECS["windows"],
     layers=(replace(layers[0], mixer=replace(layers[0].mixer, window=6)), *layers[1:]),
 )
-few = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=25)
+few = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=examples(25))
 
 params = st.builds(
     SamplingParams,

@@ -23,6 +23,7 @@ from tests.backend.random_models import dense, llama, random_adapter, random_wei
 from tests.engine.test_engine import expected
 from tests.engine.test_promises import Plan, Run
 from tests.engine.toy import ToyBackend
+from tests.examples import examples
 from tests.tiny_model import write_tiny_model
 
 CONTEXT = 64
@@ -170,7 +171,7 @@ def alone(request):
     return SPECS[name], int(bits), Alone(SPECS[name], int(bits))
 
 
-@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=25)
+@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=examples(25))
 @given(
     plans=st.lists(plans, min_size=1, max_size=6),
     blocks=st.integers(17, 30),
@@ -234,7 +235,7 @@ def models(tmp_path_factory):
 class TestText:
     """The same through `LLM`, with stop strings that drafts run past."""
 
-    @settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=30)
+    @settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=examples(30))
     @given(data=st.data())
     def test_stop_strings_end_answers_where_they_would_end_them_alone(self, models, data):
         plain, small = models
@@ -406,7 +407,7 @@ def test_a_second_turn_past_the_original_context_equals_a_fresh_one(kind):
         assert again.draws[max(again.draws)] == fresh.draws[0]
 
 
-@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=100)
+@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=examples(100))
 @given(
     asked=st.lists(
         st.tuples(

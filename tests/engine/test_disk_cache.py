@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localllm.engine.disk_cache import HEADER_BYTES, DiskCache
+from tests.examples import examples
 
 BLOCK = 5000
 FILE = 8192  # what such a block takes on disk, header and all, in pages
@@ -138,7 +139,7 @@ def test_a_file_that_grew_or_whose_end_was_never_written_is_removed(tmp_path):
         st.integers(0, 8 * HEADER_BYTES - 1), st.integers(0, 8 * (HEADER_BYTES + BLOCK) - 1)
     )
 )
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_a_flipped_bit_anywhere_is_found(tmp_path_factory, bit):
     folder = tmp_path_factory.getbasetemp() / "flipped"
     cache = open_cache(folder)
@@ -443,7 +444,7 @@ def test_killed_writers_leave_only_whole_blocks_or_what_the_next_start_removes(t
         "    cache.save(digest(number % 50), payload(number % 50))\n"
     )
     rng = np.random.default_rng(0)
-    for _ in range(8):
+    for _ in range(examples(8)):
         child = run(program, tmp_path)
         child.stdout.readline()
         time.sleep(float(rng.uniform(0, 0.03)))

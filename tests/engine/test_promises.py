@@ -15,8 +15,11 @@ from localllm.engine.speculative import Drafter
 from localllm.sampling import SamplingParams
 from tests.engine.test_engine import EOS, expected
 from tests.engine.toy import VOCAB, ToyBackend
+from tests.examples import examples
 
-thorough = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=150)
+thorough = settings(
+    deadline=None, suppress_health_check=list(HealthCheck), max_examples=examples(150)
+)
 
 
 class MemoryTier:

@@ -38,9 +38,9 @@ def eager(monkeypatch) -> None:
     monkeypatch.setattr(Pace, "cost", lambda self: (1.0, 1e-6))
 
 
-def test_seed_by_seed_the_same_tokens_and_the_distribution_of_the_model(monkeypatch):
+@pytest.mark.parametrize("count", [1000, pytest.param(4000, marks=pytest.mark.slow)])
+def test_seed_by_seed_the_same_tokens_and_the_distribution_of_the_model(monkeypatch, count):
     eager(monkeypatch)
-    count = 4000
     engine = Engine(
         ToyBackend(400),
         context=1600,
