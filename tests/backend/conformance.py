@@ -11,7 +11,7 @@ from threading import Event, Thread
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from localllm.adapters.lora import make_adapter
@@ -43,7 +43,11 @@ BLOCKS = 48
 property_test = settings(
     deadline=None,
     derandomize=True,
-    suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
+    suppress_health_check=[
+        HealthCheck.differing_executors,
+        HealthCheck.filter_too_much,
+        HealthCheck.too_slow,
+    ],
 )
 
 
@@ -75,6 +79,8 @@ class BackendConformance:
     oracle_tolerance = 1e-4
     # Between two ways of computing the same rows, relative to the largest logit; 0: bit for bit.
     invariance_tolerance = 1e-5
+    # Whether an expert is chosen must not hang on rounding where the oracle's is not shared.
+    routing_margin = 0.0
 
     def open(
         self,
@@ -107,6 +113,12 @@ class BackendConformance:
         assert got.dtype == np.float32
         assert_close(got, wanted, self.oracle_tolerance)
 
+    def assert_defined(self, got, spec, weights, tokens, prompt_length: int) -> None:
+        margins: list[float] = []
+        wanted = oracle.logits(spec, weights, tokens, prompt_length, margins)
+        assume(min(margins, default=np.inf) >= self.routing_margin)
+        self.assert_right(got, wanted)
+
     @settings(property_test, max_examples=examples(120))
     @given(spec=specs(), seed=st.integers(0, 2**32 - 1), data=st.data())
     def test_any_spec_computes_what_its_fields_say(self, spec, seed, data):
@@ -117,7 +129,7 @@ class BackendConformance:
         sequence = Sequence(tokens, rng.permutation(BLOCKS), prompt_length)
         with self.backend(spec, dense(weights)) as backend:
             got = run(backend, sequence.next(len(tokens)))
-        self.assert_right(got, oracle.logits(spec, weights, tokens, prompt_length))
+        self.assert_defined(got, spec, weights, tokens, prompt_length)
 
     @settings(property_test, max_examples=examples(60))
     @given(spec=specs(), seed=st.integers(0, 2**32 - 1), data=st.data())
@@ -317,7 +329,7 @@ class BackendConformance:
         with self.backend(spec, dense(weights)) as backend:
             index = backend.add_adapter(adapter)
             got = run(backend, Sequence(tokens, np.arange(3)).next(12, adapter=index))
-        self.assert_right(got, oracle.logits(spec, merged(weights, adapter), tokens, 12))
+        self.assert_defined(got, spec, merged(weights, adapter), tokens, 12)
 
     @settings(property_test, max_examples=examples(40))
     @given(spec=specs(), seed=st.integers(0, 2**32 - 1), data=st.data())

@@ -5,6 +5,7 @@ RoPE tables, which tests/spec holds to their own account.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -23,8 +24,18 @@ from localllm.spec.rope import tables
 Weights = dict[str, np.ndarray]
 
 
-def logits(spec: DecoderSpec, weights: Weights, tokens: np.ndarray, prompt_length: int):
-    """float64 [T, V] for a sequence whose first `prompt_length` tokens are its prompt."""
+def logits(
+    spec: DecoderSpec,
+    weights: Weights,
+    tokens: np.ndarray,
+    prompt_length: int,
+    margins: list[float] | None = None,
+):
+    """float64 [T, V] for a sequence whose first `prompt_length` tokens are its prompt.
+
+    margins: takes by how much each choice among experts was won.
+    """
+    margins = [] if margins is None else margins
     w = {name: value.astype(np.float64) for name, value in weights.items()}
     count = len(tokens)
     x = w["embed.weight"][tokens] * spec.embed_scale
@@ -47,7 +58,7 @@ def logits(spec: DecoderSpec, weights: Weights, tokens: np.ndarray, prompt_lengt
                 else:
                     y = recurrent(layer.mixer, w, at, y)
             elif isinstance(layer.ffn, MoESpec):
-                y = experts(layer.ffn, layer.norm, w, f"{at}moe.", x, y)
+                y = experts(layer.ffn, layer.norm, w, f"{at}moe.", x, y, margins)
             else:
                 y = feed_forward(layer.ffn, w, f"{at}ffn.", y)
             if layer.post_norm:
@@ -211,7 +222,13 @@ def feed_forward(spec: FeedForwardSpec, w: Weights, at: str, x: np.ndarray) -> n
 
 
 def experts(
-    spec: MoESpec, kind: NormSpec, w: Weights, at: str, x: np.ndarray, normed: np.ndarray
+    spec: MoESpec,
+    kind: NormSpec,
+    w: Weights,
+    at: str,
+    x: np.ndarray,
+    normed: np.ndarray,
+    margins: list[float],
 ) -> np.ndarray:
     """x: before the layer's norm; normed: after."""
 
@@ -229,8 +246,11 @@ def experts(
         each = spec.experts // spec.groups
         runs = [list(range(g * each, (g + 1) * each)) for g in range(spec.groups)]
         if spec.groups > 1:
+            sums = [sum(sorted(preference[run])[-2:]) for run in runs]
+            margins.append(margin(sums, spec.top_groups))
             runs.sort(key=lambda run: -sum(sorted(preference[run])[-2:]))
         allowed = sorted(e for run in runs[: spec.top_groups] for e in run)
+        margins.append(margin(preference[allowed], spec.top_k))
         best = sorted(allowed, key=lambda e: -preference[e])[: spec.top_k]
         share = scores[best]
         if spec.renormalize:
@@ -250,6 +270,12 @@ def experts(
             shared = shared * sigmoid(normed @ w[f"{at}shared_gate.weight"].T)
         y = y + own("shared_post", shared, shared)
     return y
+
+
+def margin(values: Sequence[float] | np.ndarray, count: int) -> float:
+    """Between the least of the `count` largest and the next."""
+    falling = sorted(values, reverse=True)
+    return falling[count - 1] - falling[count] if count < len(falling) else np.inf
 
 
 def of_expert(spec: MoESpec, w: Weights, name: str, expert: int, x: np.ndarray) -> np.ndarray:
