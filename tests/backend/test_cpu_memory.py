@@ -32,6 +32,7 @@ from tests.backend.random_models import (
     random_weights,
     specs,
 )
+from tests.examples import some
 
 
 @given(specs(), st.sampled_from([32, 16, 8, 4]), st.sampled_from([8, 16, 32, 64]))
@@ -92,7 +93,7 @@ def test_a_dense_matrix_packs_to_the_bytes_told(dtype, rows, columns):
     assert packed_bytes(tensor.shape, form_of(tensor)) == packed(tensor)
 
 
-@pytest.mark.parametrize("name", ["smollm2", "gemma3"])
+@pytest.mark.parametrize("name", some(["smollm2", "gemma3"], 2))
 def test_a_models_headers_tell_what_its_weights_pack_to(name, request):
     checkpoint = open_checkpoint(request.getfixturevalue(name))
     try:

@@ -14,6 +14,7 @@ import pytest
 from localllm.kernels_metal.paged_cases import PagedKV, normal, paged_kv
 from localllm.kernels_metal.paged_decode import paged_decode, row_groups, split_positions
 from localllm.kernels_metal.reference import paged_decode as reference
+from tests.examples import some
 from tests.kernels_metal.paged import assert_right, bits, emulated, in_every_order
 
 
@@ -69,7 +70,7 @@ WORKS = [
 ]
 
 
-@pytest.mark.parametrize("work", WORKS, ids=str)
+@pytest.mark.parametrize("work", some(WORKS, 3))
 def test_a_row_attends_to_its_own_blocks(work: Work) -> None:
     q, kv, options = work.build()
     args = arguments(q, kv)
@@ -94,7 +95,15 @@ def test_a_row_does_not_depend_on_the_batch_nor_on_the_width_of_the_table() -> N
         assert bits(got[0]) == bits(together[row])
 
 
-@pytest.mark.parametrize(("heads", "window"), [((6, 2), None), ((4, 1), 259), ((4, 2), 1)], ids=str)
+@pytest.mark.parametrize(
+    ("heads", "window"),
+    [
+        ((6, 2), None),
+        pytest.param((4, 1), 259, marks=pytest.mark.slow),
+        pytest.param((4, 2), 1, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_rows_of_one_sequence_get_the_same_bits_together_as_alone(
     heads: tuple[int, int], window: int | None
 ) -> None:
@@ -121,7 +130,7 @@ def test_runs_are_cut_into_groups() -> None:
     assert row_groups((1, 5, 2), 2).tolist() == [[0, 1], [1, 2], [3, 2], [5, 1], [6, 2]]
 
 
-@pytest.mark.parametrize("length", [1, 30, 31, 32, 33, 255, 256, 257, 300])
+@pytest.mark.parametrize("length", some([1, 30, 31, 32, 33, 255, 256, 257, 300], 3))
 def test_no_window_is_a_window_over_everything(length: int) -> None:
     q, kv, options = Work(64, (6, 2), 4, 0, half, (length,)).build()
     args = arguments(q, kv)

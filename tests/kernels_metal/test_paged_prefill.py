@@ -13,6 +13,7 @@ import pytest
 from localllm.kernels_metal.paged_cases import PagedKV, normal, paged_kv
 from localllm.kernels_metal.paged_prefill import paged_prefill, tile_columns, tile_table
 from localllm.kernels_metal.reference import paged_prefill as reference
+from tests.examples import some
 from tests.kernels_metal.paged import assert_right, bits, emulated, in_every_order
 
 
@@ -67,7 +68,7 @@ WORKS = [
 ]
 
 
-@pytest.mark.parametrize("work", WORKS, ids=str)
+@pytest.mark.parametrize("work", some(WORKS, 3))
 def test_a_row_attends_to_its_prefix_and_to_itself(work: Work) -> None:
     q, kv, options = work.build()
     args = work.arguments(q, kv)

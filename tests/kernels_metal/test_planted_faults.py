@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.examples import some
 from tests.kernels_metal.planted import PLANTS, Plant, judge
 
-# Each is compiled; `make test` takes some of every kind.
-each = pytest.mark.parametrize(
-    "plant",
-    [
-        pytest.param(plant, id=plant.title, marks=[] if number % 6 == 0 else pytest.mark.slow)
-        for number, plant in enumerate(PLANTS)
-    ],
-)
+each = pytest.mark.parametrize("plant", some(PLANTS, 6, lambda plant: plant.title))
 
 
 @each
