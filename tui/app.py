@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from textual import events
 from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.message import Message
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from localllm.tui.screens.chat import ChatScreen
     from localllm.tui.store import Chat, Store
     from localllm.tui.tools import AppTools
+    from localllm.tui.widgets.composer import Composer
 
 
 class EngineChanged(Message):
@@ -80,6 +82,7 @@ class ChatApp(App[None], inherit_bindings=False):
         self._bound: list[str] = []
         self._chat_screen: ChatScreen | None = None
         self._unsubscribe: Any = None
+        self._early: list[events.Key | events.Paste] | None = []  # typed before there is a composer
         self.typed = 0.0  # when a key was last typed, time.monotonic()
         self.ready = False  # whether the keys are bound and the first chat is open
         self.answers = Answers(self)
@@ -87,13 +90,31 @@ class ChatApp(App[None], inherit_bindings=False):
 
     # ---- start and end
 
-    def on_mount(self) -> None:
+    def on_load(self) -> None:
+        self._look()  # before anything is styled, so that nothing has to be styled anew
+
+    def get_default_screen(self) -> ChatScreen:
+        """The lowest screen, so that no empty one is drawn first."""
         from localllm.tui.screens.chat import ChatScreen
 
-        self._look()
         self._chat_screen = ChatScreen()
-        self.push_screen(self._chat_screen)
+        return self._chat_screen
+
+    def on_mount(self) -> None:
         self.call_after_refresh(self._begin)
+
+    async def on_event(self, event: events.Event) -> None:
+        if self._early is not None and isinstance(event, events.Key | events.Paste):
+            self._early.append(event)
+        else:
+            await super().on_event(event)
+
+    def can_type(self, composer: Composer) -> None:
+        """From now on keys have somewhere to go; those that were typed before go there first."""
+        early, self._early = self._early or [], None
+        self.chat_screen.set_focus(composer)
+        for event in early:
+            composer._forward_event(event)
 
     async def _begin(self) -> None:
         """What can wait until something is on the screen."""
@@ -114,6 +135,8 @@ class ChatApp(App[None], inherit_bindings=False):
         if self._chat_screen is not None:
             await self._chat_screen.begin()
         self.ready = True
+        if self._chat_screen is not None:
+            await self._chat_screen.take_early()
 
     async def on_unmount(self) -> None:
         if self._unsubscribe is not None:
@@ -160,7 +183,7 @@ class ChatApp(App[None], inherit_bindings=False):
 
     def show_chat_screen(self) -> None:
         """Leaves whatever is above it."""
-        while len(self.screen_stack) > 2 and self.screen is not self._chat_screen:
+        while len(self.screen_stack) > 1 and self.screen is not self._chat_screen:
             self.pop_screen()
 
     # ---- commands

@@ -1,5 +1,5 @@
 """The `localllm` command: one file a command, imported when called."""
 
-from localllm.cli.app import main
+from localllm.cli.entry import main
 
 __all__ = ["main"]

@@ -1,16 +1,13 @@
-"""The table of commands, and how errors leave the program."""
+"""The table of commands."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 import typer
 
 from localllm.cli.quick import QuickCommand, QuickGroup
-from localllm.errors import LocalLLMError
 
 # A command's name, and the module of localllm.cli with a function (or a Typer) of that module's
 # name.
@@ -68,21 +65,3 @@ def root(
 
         typer.echo(f"localllm {__version__}")
         raise typer.Exit
-
-
-def main() -> None:
-    """Exit codes: 0 success, 1 failure, 2 bad usage, 130 interrupted."""
-    try:
-        program(sys.argv[1:])()
-    except LocalLLMError as error:
-        print(f"localllm: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"  {error.hint}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader of our output went away (`localllm list | head`): not an error of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from localllm.cli import options
+from localllm.cli.at_once import has_screen
 
 if TYPE_CHECKING:
     from localllm import LLM, SamplingParams
@@ -115,7 +115,7 @@ def chat(
         from localllm.tui.serve import serve_app
 
         serve_app(port, [a for a in sys.argv[1:] if a != "--serve"])
-    elif plain or not _has_screen():
+    elif plain or not has_screen():
         if resume:
             raise typer.BadParameter("--resume is the app's; line by line nothing is kept")
         _line_by_line(model or DEFAULT_MODEL, system, adapter, load, sampling, more, reasoning)
@@ -135,12 +135,6 @@ def chat(
                 options={name: value for name, value in load.items() if value is not None},
             )
         )
-
-
-def _has_screen() -> bool:
-    """A terminal, or the browser that textual-serve stands in for one with."""
-    screen = (sys.stdin, sys.stdout, sys.stderr)  # Textual draws on the last
-    return all(stream.isatty() for stream in screen) or "TEXTUAL_DRIVER" in os.environ
 
 
 def _line_by_line(

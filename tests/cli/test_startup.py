@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from localllm.cli import at_once
+from localllm.cli.app import program
+from localllm.tui.opening import Opening
+
 HEAVY = (
     "huggingface_hub",
     "jinja2",
@@ -73,12 +77,59 @@ def test_asking_the_command_for_help_loads_nothing_heavy(
     assert loaded_heavy_modules(COMMAND.format(arguments=arguments), tmp_path) == []
 
 
+REACHED = "import localllm.tui.start as app\napp.start = print\n"
+REACHED += "import localllm.cli.at_once as screen\nscreen.has_screen = lambda: True\n"
+
+
 def test_the_chat_app_is_reached_without_a_library_that_checks_options(tmp_path: Path) -> None:
-    program = "import localllm.tui.start as app\napp.start = lambda opening: print(opening.model)\n"
-    program += "import localllm.cli.chat as command\ncommand._has_screen = lambda: True\n"
+    program = REACHED + "import localllm.cli.chat as command\ncommand.has_screen = lambda: True\n"
     arguments = ["chat", "some:model", "--system", "Be brief", "--resume"]
     program += COMMAND.format(arguments=arguments)
     assert loaded_heavy_modules(program, tmp_path) == []
+
+
+def test_the_chat_app_is_reached_without_the_parser_where_there_is_nothing_to_parse(
+    tmp_path: Path,
+) -> None:
+    program = REACHED + COMMAND.format(arguments=["chat", "some:model", "--resume"])
+    program += "\nassert 'typer' not in sys.modules"
+    assert loaded_heavy_modules(program, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["some:model"], ["--resume"], ["--new"], ["some:model", "--resume"], ["--new", "a/path"]],
+    ids=" ".join,
+)
+def test_without_the_parser_it_begins_as_with_it(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Opening] = []
+    monkeypatch.setattr("localllm.tui.start.start", opened.append)
+    for module in ("at_once", "chat"):
+        monkeypatch.setattr(f"localllm.cli.{module}.has_screen", lambda: True)
+    program(["chat"])(["chat", *arguments], standalone_mode=False)
+    assert [at_once.opening(["chat", *arguments])] == opened
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["chat", "--help"],
+        ["chat", "--top-k", "40"],
+        ["chat", "one:model", "another:model"],
+        ["chat", "--resume", "--new"],
+        ["chat", ""],
+        ["run", "some:model"],
+        [],
+    ],
+    ids=" ".join,
+)
+def test_what_has_to_be_parsed_or_refused_is_left_to_the_parser(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("localllm.cli.at_once.has_screen", lambda: True)
+    assert at_once.opening(arguments) is None
 
 
 def test_options_are_checked_all_the_same(tmp_path: Path) -> None:

@@ -346,10 +346,11 @@ def test_what_is_being_typed_stays_with_its_chat_and_survives_the_app(tmp_path):
             await pilot.press("ctrl+q")
         store.close()
         with Store(path) as again:
-            app = chat_app(store=again, resume=chat.id)
-            async with app.run_test(size=WIDE) as pilot:
-                await until(lambda: app.chat_id == chat.id)
-                await until(lambda: app.chat_screen.composer.text == "another")
+            for opened, draft in ((chat.id, "another"), (False, "half a thought")):
+                app = chat_app(store=again, resume=opened)
+                async with app.run_test(size=WIDE) as pilot:
+                    await until(lambda app=app: app.ready)
+                    assert app.chat_screen.composer.text == draft
 
     asyncio.run(run())
 

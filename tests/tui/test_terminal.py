@@ -14,6 +14,8 @@ pytest.importorskip("pexpect")
 if sys.platform == "win32":
     pytest.skip("a pseudo-terminal is needed", allow_module_level=True)
 
+import termios
+
 from tests.tui.terminal import Terminal
 
 ENTER, ESCAPE, CTRL_F, CTRL_G, CTRL_R, CTRL_T = "\r", "\x1b", "\x06", "\x07", "\x12", "\x14"
@@ -108,6 +110,30 @@ def test_a_kill_in_mid_answer_costs_no_more_than_its_last_second(home, smollm2):
     with Terminal(home, "chat", str(smollm2), "--resume") as terminal:
         terminal.until("the app ended before it did")
         assert terminal.leave() == 0
+
+
+def test_what_is_typed_while_the_app_still_loads_is_said(home, smollm2):
+    (home / "config" / "localllm" / "settings.toml").write_text(QUIET + "max_tokens = 24\n")
+    with Terminal(home, "chat", str(smollm2), "--new") as terminal:
+        while "Say something" not in terminal.text:  # the first frame, long before the app's own
+            terminal.read(0.01)
+        terminal.type("Say hi, Wörld." + ENTER + "and then")
+        terminal.until(lambda text: COSTS.search(text) and not writing(text) and "and then" in text)
+        assert terminal.leave() == 0
+    with chats(home) as store:
+        (chat,) = store.chats()
+        assert store.branch(chat.head)[0].content == "Say hi, Wörld."
+        assert chat.draft == "and then"
+
+
+def test_chats_that_cannot_be_opened_leave_the_terminal_as_it_was(home):
+    (home / "data" / "localllm" / "chats.db").mkdir(parents=True)
+    with Terminal(home, "chat") as terminal:
+        before = termios.tcgetattr(terminal.process.child_fd)
+        terminal.until("cannot be opened")
+        terminal.process.wait()
+        assert terminal.process.exitstatus == 1
+        assert termios.tcgetattr(terminal.process.child_fd) == before
 
 
 def _answer(text: str) -> str:

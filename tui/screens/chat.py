@@ -40,11 +40,14 @@ _TITLE_WIDTH = 48
 class ChatScreen(Screen[None]):
     """chat_id: the open chat, None while nothing was said in it."""
 
+    AUTO_FOCUS = ""  # see ChatApp.can_type
+
     def __init__(self) -> None:
         super().__init__(id="chat")
         self.chat_id: int | None = None
         self.editing: int | None = None  # the message whose text is in the composer
         self._before_edit = ""
+        self._sent_early: str | None = None  # before a chat was open
         self._drafting: Timer | None = None
         self._loading = asyncio.Lock()
 
@@ -83,7 +86,7 @@ class ChatScreen(Screen[None]):
 
     def on_mount(self) -> None:
         self.show_sidebar(self.chat_app.settings.sidebar)
-        self.composer.focus()
+        self.chat_app.can_type(self.composer)
 
     async def begin(self) -> None:
         """Opens the chat that the app was asked to begin with."""
@@ -126,8 +129,10 @@ class ChatScreen(Screen[None]):
     async def open(self, chat: int | None, message: int | None = None) -> None:
         """See ChatApp.open_chat."""
         store = self.chat_app.store
-        changed = chat != self.chat_id
-        if changed:
+        first = not self.chat_app.ready
+        changed = first or chat != self.chat_id
+        typed = self.composer.text if first else ""
+        if changed and not first:
             self.keep_draft()
             self._end_editing()
         if message is not None and chat is not None:
@@ -139,7 +144,7 @@ class ChatScreen(Screen[None]):
         if changed:
             found = self.chat_app.chat
             draft = store.setting(_DRAFT, "") if found is None else found.draft
-            self.composer.put(str(draft or ""))
+            self.composer.put(str(draft or "") + typed)
             asked = [m for m in self._branch() if m.role == "user"]
             self.composer.said = [typed_of(m.content, m.extra) for m in asked[-200:]]
             if message is None:
@@ -184,7 +189,15 @@ class ChatScreen(Screen[None]):
     @on(Composer.Sent)
     async def sent(self, event: Composer.Sent) -> None:
         event.stop()
-        await self.take(event.text)
+        if self.chat_app.ready:
+            await self.take(event.text)
+        else:
+            self._sent_early = event.text
+
+    async def take_early(self) -> None:
+        text, self._sent_early = self._sent_early, None
+        if text is not None:
+            await self.take(text)
 
     async def take(self, text: str) -> None:
         """Carries out a command, saves an edit, or says it."""
@@ -199,8 +212,7 @@ class ChatScreen(Screen[None]):
         word, _, argument = text[1:].partition(" ")
         command = by_slash(word) if text.startswith("/") else None
         if command is not None:
-            self.composer.put("")
-            self.composer.remember(text)
+            self.composer.sent(text)
             await app.run_command(command, argument.strip())
             return
         if text.startswith("/") and word.isalpha() and "\n" not in text:
@@ -210,8 +222,7 @@ class ChatScreen(Screen[None]):
         if said is None:
             return
         chat = self.need_chat()
-        self.composer.put("")
-        self.composer.remember(text)
+        self.composer.sent(text)
         app.store.edit_chat(chat.id, draft="")
         if chat.id in app.answers.live:
             app.answers.set_queue(chat.id, [*app.answers.queued(chat.id), said])

@@ -76,7 +76,9 @@ class Composer(TextArea):
         self.replace(plain(text), (0, 0), self.document.end)
         self.move_cursor(self.document.end)
 
-    def remember(self, text: str) -> None:
+    def sent(self, text: str) -> None:
+        """Leaves what was typed since, and remembers the text."""
+        self.put(self.text.removeprefix(text))
         if text.strip() and (not self.said or self.said[-1] != text):
             self.said.append(text)
             del self.said[:-_HISTORY]
