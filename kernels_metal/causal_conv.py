@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from typing import Literal, NamedTuple
 
 import mlx.core as mx
+import numpy as np
+
+from localllm.kernels_metal.contest import Contest
+from localllm.kernels_metal.kernel import Launch, MetalKernel
+from localllm.kernels_metal.reference import causal_conv as reference
+
+Kind = Literal["delta", "short"]
+DTYPES = (mx.float16, mx.bfloat16, mx.float32)
+_THREADS = 256
+
+_CONV = MetalKernel("causal_conv", ["x", "state", "taps", "run"], ["y", "after"])
 
 
 @dataclass(frozen=True)
@@ -27,6 +40,27 @@ class Run:
     def array(self) -> mx.array:
         """int32 [3], as kernels take it."""
         return mx.array([self.first, self.count, self.sure], mx.int32)
+
+
+def delta_conv(x: mx.array, state: mx.array, taps: mx.array, run: Run) -> tuple[mx.array, mx.array]:
+    """(y, state after the sure rows): the convolution before a gated delta net, and SiLU after it.
+
+    x: T [n, channels], half, bfloat16 or float32. state: float32 [kernel - 1, channels], the rows
+    before the run, the oldest first. taps: float32 [kernel, channels], the oldest row's first.
+    Returns float32 [count, channels] and another state. Raises ValueError for other shapes and
+    dtypes. A row's bits depend on it and on the kernel - 1 before it alone.
+    """
+    return _launched(x, state, taps, run, "delta")
+
+
+def short_conv(x: mx.array, state: mx.array, taps: mx.array, run: Run) -> tuple[mx.array, mx.array]:
+    """(y, state after the sure rows): LFM2's convolution, between its two gates.
+
+    x: T [n, 3 * channels]: the gate before, the gate after, and what passes them. Returns T [count,
+    channels] and another state, of what passed the first gate. taps may have a row more, which is
+    added. All else is as in `delta_conv`.
+    """
+    return _launched(x, state, taps, run, "short")
 
 
 def delta_by_ops(
@@ -55,3 +89,108 @@ def _by_ops(rows: mx.array, state: mx.array, taps: mx.array, run: Run) -> tuple[
     if taps.shape[0] > kept + 1:
         y = y + taps[kept + 1]
     return y, mx.contiguous(seen[run.sure : run.sure + kept])
+
+
+def _launched(
+    x: mx.array, state: mx.array, taps: mx.array, run: Run, kind: Kind
+) -> tuple[mx.array, mx.array]:
+    _check(x, state, taps, run, kind)
+    gated = kind == "short"
+    kept, channels = state.shape
+    threads = min(_THREADS, -(-channels // 32) * 32)
+    y, after = _CONV(
+        Launch(
+            inputs=[x, state, taps, run.array],
+            grid=(-(-channels // threads) * threads, run.count + kept, 1),
+            threadgroup=(threads, 1, 1),
+            output_shapes=[(run.count, channels), (kept, channels)],
+            output_dtypes=[x.dtype if gated else mx.float32, mx.float32],
+            template=[("U", x.dtype if gated else mx.float32), ("GATED", gated)],
+        )
+    )
+    return y, after
+
+
+def _check(x: mx.array, state: mx.array, taps: mx.array, run: Run, kind: Kind) -> None:
+    if x.ndim != 2 or state.ndim != 2 or taps.ndim != 2 or not 0 < run.sure <= run.count:
+        raise ValueError(f"x, state and taps are matrices, and {run} has sure rows")
+    (kept, channels), gated = state.shape, kind == "short"
+    rows = [kept + 1, kept + 2] if gated else [kept + 1]
+    fits = x.shape[1] == (3 if gated else 1) * channels and run.first + run.count <= x.shape[0]
+    if not fits or taps.shape[1] != channels or taps.shape[0] not in rows:
+        raise ValueError(
+            f"x {list(x.shape)}, state {list(state.shape)} and taps {list(taps.shape)} do not fit "
+            f"each other and {run}"
+        )
+    if x.dtype not in DTYPES or {state.dtype, taps.dtype} != {mx.float32}:
+        raise ValueError(f"x must be one of {DTYPES}, state and taps float32")
+
+
+class _Case(NamedTuple):
+    x: mx.array
+    state: mx.array
+    taps: mx.array
+    run: Run
+
+
+@lru_cache(maxsize=1)
+def case(kind: Kind, rows: int, channels: int, kernel: int, dtype: mx.Dtype) -> _Case:
+    """Random; the sums are around 1."""
+    rng = np.random.default_rng(rows + channels)
+
+    def normal(*shape: int, size: float = 1.0) -> mx.array:
+        return mx.array(size * rng.standard_normal(shape, np.float32))
+
+    width = 3 * channels if kind == "short" else channels
+    taps = normal(kernel, channels, size=kernel**-0.5)
+    state = normal(kernel - 1, channels)
+    return _Case(normal(rows, width).astype(dtype), state, taps, Run(0, rows, rows))
+
+
+# Of the largest value: float32's own; what LFM2's gives is rounded to the dtype, too.
+_TOLERANCE = 1e-5
+_ROUNDED = {mx.float16: 1e-3, mx.bfloat16: 8e-3, mx.float32: _TOLERANCE}
+
+
+def contests(dtype: mx.Dtype) -> Iterator[Contest]:
+    """A decoded row and chunks of a prompt, at the widths of Qwen 3.5 9B and LFM2."""
+    for rows in (1, 8, 64):
+        yield contest("delta", rows, 8192, 4, dtype)
+        yield contest("short", rows, 2048, 3, dtype)
+
+
+def work(kind: Kind, rows: int, channels: int, kernel: int, dtype: mx.Dtype) -> str:
+    """The entry of the dispatch table."""
+    name = str(dtype).removeprefix("mlx.core.")
+    return f"{kind}, {rows} x {channels}, {kernel} taps, {name}"
+
+
+def contest(kind: Kind, rows: int, channels: int, kernel: int, dtype: mx.Dtype) -> Contest:
+    """One sequence's rows."""
+
+    def made() -> _Case:
+        return case(kind, rows, channels, kernel, dtype)
+
+    def truth() -> list[np.ndarray]:
+        x, state, taps = (np.array(a.astype(mx.float32)).astype(np.float64) for a in made()[:3])
+        return list(_TRUTH[kind](x, state, taps, rows))
+
+    ours, mlx = _WAYS[kind]
+    wide, out = (3 * dtype.size, dtype.size) if kind == "short" else (dtype.size, 4)
+    return Contest(
+        kernel="causal_conv",
+        work=work(kind, rows, channels, kernel, dtype),
+        ours=lambda: list(ours(*made())),
+        mlx=lambda: list(mlx(*made())),
+        truth=truth,
+        tolerance=_ROUNDED[dtype] if kind == "short" else _TOLERANCE,
+        least_bytes=channels * (rows * (wide + out) + 4 * (2 * (kernel - 1) + kernel)),
+    )
+
+
+_Way = Callable[[mx.array, mx.array, mx.array, Run], tuple[mx.array, mx.array]]
+_WAYS: dict[Kind, tuple[_Way, _Way]] = {
+    "delta": (delta_conv, delta_by_ops),
+    "short": (short_conv, short_by_ops),
+}
+_TRUTH = {"delta": reference.delta_conv, "short": reference.short_conv}

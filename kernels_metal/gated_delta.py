@@ -2,11 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
 import mlx.core as mx
+import numpy as np
 
 from localllm.kernels_metal.causal_conv import Run
+from localllm.kernels_metal.contest import Contest
+from localllm.kernels_metal.kernel import Launch, MetalKernel
+from localllm.kernels_metal.reference import gated_delta as reference
 
-UNIT_EPS = 1e-6  # added to the square of a query's or key's length
+DTYPES = (mx.float16, mx.bfloat16, mx.float32)
+LONGEST_KEY = 256  # entries of a key head
+_COLUMNS = 4  # entries of a value head that a simdgroup carries
+_SIMDGROUPS = 4
+
+_DELTA = MetalKernel(
+    "gated_delta", ["qkv", "beta", "decay", "rate", "step", "state", "run"], ["y", "after"]
+)
+
+
+def gated_delta(
+    qkv: mx.array,
+    beta: mx.array,
+    decay: mx.array,
+    rate: mx.array,
+    step: mx.array,
+    state: mx.array,
+    run: Run,
+) -> tuple[mx.array, mx.array]:
+    """(y, S after the sure rows): a gated delta net between its convolution and its norm.
+
+    qkv: float32 [count, channels], the rows of the run alone: q and k of all key heads, not yet of
+    length 1, then v of all value heads. beta, decay: T [n, heads], half, bfloat16 or float32: what
+    sigmoid and softplus take. rate, step: float32 [heads]. state: float32 [heads, value_dim,
+    key_dim], key_dim <= 256. Returns float32 [count, heads * value_dim] and another state. Raises
+    ValueError for other shapes and dtypes. A row's bits depend on it and on the state before alone.
+    """
+    _check(qkv, beta, decay, rate, step, state, run)
+    heads, value_dim, key_dim = state.shape
+    simdgroups = min(_SIMDGROUPS, -(-value_dim // _COLUMNS))
+    groups = -(-value_dim // (_COLUMNS * simdgroups))
+    y, after = _DELTA(
+        Launch(
+            inputs=[qkv, beta, decay, rate, step, state, run.array],
+            grid=(groups * simdgroups * 32, heads, 1),
+            threadgroup=(simdgroups * 32, 1, 1),
+            output_shapes=[(run.count, heads * value_dim), state.shape],
+            output_dtypes=[mx.float32, mx.float32],
+            template=[("KEYS", -(-key_dim // 32))],
+        )
+    )
+    return y, after
 
 
 def by_ops(
@@ -41,4 +90,114 @@ def by_ops(
 
 def _unit(x: mx.array) -> mx.array:
     """Scaled to length 1 along the last axis."""
-    return x * mx.rsqrt(mx.sum(mx.square(x), axis=-1, keepdims=True) + UNIT_EPS)
+    return x * mx.rsqrt(mx.sum(mx.square(x), axis=-1, keepdims=True) + 1e-6)
+
+
+def _check(
+    qkv: mx.array,
+    beta: mx.array,
+    decay: mx.array,
+    rate: mx.array,
+    step: mx.array,
+    state: mx.array,
+    run: Run,
+) -> None:
+    if state.ndim != 3 or state.shape[2] > LONGEST_KEY or not 0 < run.sure <= run.count:
+        raise ValueError(
+            f"a state [heads, value_dim, key_dim] with key_dim up to {LONGEST_KEY} and sure rows "
+            f"are needed, not {list(state.shape)} and {run}"
+        )
+    heads, value_dim, key_dim = state.shape
+    keys = qkv.shape[1] - heads * value_dim if qkv.ndim == 2 else 0
+    fits = keys > 0 and keys % (2 * key_dim) == 0 and heads % (keys // (2 * key_dim)) == 0
+    gates = beta.shape == decay.shape and beta.ndim == 2 and beta.shape[1] == heads
+    if not (fits and gates and rate.shape == step.shape == (heads,)):
+        raise ValueError(
+            f"qkv {list(qkv.shape)}, beta {list(beta.shape)}, decay {list(decay.shape)}, rate "
+            f"{list(rate.shape)} and step {list(step.shape)} do not fit a state of "
+            f"{list(state.shape)}"
+        )
+    if qkv.shape[0] != run.count or run.first + run.count > beta.shape[0]:
+        raise ValueError(f"{qkv.shape[0]} rows of qkv and {beta.shape[0]} of gates for {run}")
+    if beta.dtype not in DTYPES or decay.dtype != beta.dtype:
+        raise ValueError(f"beta and decay must have one dtype of {DTYPES}")
+    if {qkv.dtype, rate.dtype, step.dtype, state.dtype} != {mx.float32}:
+        raise ValueError("qkv, rate, step and state must be float32")
+
+
+class _Case(NamedTuple):
+    qkv: mx.array
+    beta: mx.array
+    decay: mx.array
+    rate: mx.array
+    step: mx.array
+    state: mx.array
+    run: Run
+
+
+@lru_cache(maxsize=1)
+def case(
+    rows: int, key_heads: int, heads: int, key_dim: int, value_dim: int, dtype: mx.Dtype
+) -> _Case:
+    """Random, with states that forget half in some ten rows, as trained ones do."""
+    rng = np.random.default_rng(rows + heads + value_dim)
+
+    def normal(*shape: int) -> mx.array:
+        return mx.array(rng.standard_normal(shape, np.float32))
+
+    return _Case(
+        normal(rows, 2 * key_heads * key_dim + heads * value_dim),
+        normal(rows, heads).astype(dtype),
+        normal(rows, heads).astype(dtype),
+        normal(heads) - 2,
+        normal(heads),
+        normal(heads, value_dim, key_dim),
+        Run(0, rows, rows),
+    )
+
+
+# Of the largest value. Only what enters is in the dtype, so all are float32's.
+_TOLERANCE = 1e-5
+
+
+def contests(dtype: mx.Dtype) -> Iterator[Contest]:
+    """A decoded row, rows that verify drafts, and chunks of a prompt."""
+    for rows, key_heads, heads in ((1, 16, 32), (8, 16, 32), (64, 2, 4)):
+        yield contest(rows, key_heads, heads, 128, 128, dtype)
+
+
+def work(
+    rows: int, key_heads: int, heads: int, key_dim: int, value_dim: int, dtype: mx.Dtype
+) -> str:
+    """The entry of the dispatch table."""
+    name = str(dtype).removeprefix("mlx.core.")
+    states = f"{heads}/{key_heads} heads of {value_dim} x {key_dim}"
+    return f"{rows} row{'s' if rows > 1 else ''}, {states}, {name}"
+
+
+def contest(
+    rows: int, key_heads: int, heads: int, key_dim: int, value_dim: int, dtype: mx.Dtype
+) -> Contest:
+    """One sequence's rows."""
+    shape = (rows, key_heads, heads, key_dim, value_dim, dtype)
+
+    def made() -> _Case:
+        return case(*shape)
+
+    def truth() -> list[np.ndarray]:
+        qkv, beta, decay, rate, step, state = (
+            np.array(a.astype(mx.float32)).astype(np.float64) for a in made()[:6]
+        )
+        return list(reference.gated_delta(qkv, beta, decay, rate, step, state, rows))
+
+    entries = rows * (2 * key_heads * key_dim + 2 * heads * value_dim)
+    gates = 2 * heads * (rows * dtype.size + 4)
+    return Contest(
+        kernel="gated_delta",
+        work=work(*shape),
+        ours=lambda: list(gated_delta(*made())),
+        mlx=lambda: list(by_ops(*made())),
+        truth=truth,
+        tolerance=_TOLERANCE,
+        least_bytes=gates + 4 * (entries + 2 * heads * value_dim * key_dim),
+    )

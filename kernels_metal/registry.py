@@ -18,6 +18,8 @@ KERNELS = (
     "rms_norm",
     "rope_kv",
     "sample_tokens",
+    "causal_conv",
+    "gated_delta",
 )
 DTYPES = (mx.float16, mx.bfloat16)
 

@@ -16,6 +16,8 @@ from localllm.backend.metal_weights import Matrix, QuantizedMatrix
 from localllm.hub.store import Store
 from localllm.kernels_metal import (
     affine_contests,
+    causal_conv,
+    gated_delta,
     lora,
     paged_decode,
     paged_prefill,
@@ -25,6 +27,7 @@ from localllm.kernels_metal import (
 )
 from localllm.kernels_metal import rope_kv as ropes
 from localllm.kernels_metal.affine import ACTIVATIONS, BITS, GROUPS, Affine
+from localllm.kernels_metal.causal_conv import Run
 from localllm.kernels_metal.dispatch import Always, Chooser, Measured
 from localllm.kernels_metal.kernel import Executor
 from localllm.kernels_metal.paged_contests import Shape
@@ -36,6 +39,7 @@ _HEAD_STEP, _LARGEST_HEAD = 16, 256  # head sizes that the attention kernels tak
 _DECODED_ROWS = 8  # of a sequence in a step: what verifies drafts is computed as decoding is
 _LORA_ROWS = 32  # beyond, each adapter's own matrix products read it less often
 _MEASURED_WEIGHTS = 1 << 22  # of a matrix in a contest, which takes its first rows alone
+_MEASURED_RUN = 64  # rows of a sequence, of which a recurrence in MLX's ops takes one at a time
 
 
 def chooser() -> Chooser:
@@ -173,6 +177,40 @@ class KernelOps(Ops):
         places = np.concatenate([_places(some) for some, _ in parts])
         return mx.concatenate([out for _, out in parts])[mx.array(np.argsort(places))]
 
+    def delta_conv(
+        self, x: mx.array, state: mx.array, taps: mx.array, run: Run
+    ) -> tuple[mx.array, mx.array]:
+        if self._convolves("delta", x, state, run):
+            return causal_conv.delta_conv(x, state, taps, run)
+        return super().delta_conv(x, state, taps, run)
+
+    def short_conv(
+        self, x: mx.array, state: mx.array, taps: mx.array, run: Run
+    ) -> tuple[mx.array, mx.array]:
+        if self._convolves("short", x, state, run):
+            return causal_conv.short_conv(x, state, taps, run)
+        return super().short_conv(x, state, taps, run)
+
+    def gated_delta(
+        self,
+        qkv: mx.array,
+        beta: mx.array,
+        decay: mx.array,
+        rate: mx.array,
+        step: mx.array,
+        state: mx.array,
+        run: Run,
+    ) -> tuple[mx.array, mx.array]:
+        heads, value_dim, key_dim = state.shape
+        key_heads = (qkv.shape[1] - heads * value_dim) // (2 * key_dim)
+        rows = min(_bucket(run.count), _MEASURED_RUN)
+        shape = (rows, key_heads, heads, key_dim, value_dim, beta.dtype)
+        serves = key_dim <= gated_delta.LONGEST_KEY and self._choose.uses(
+            "gated_delta", gated_delta.work(*shape), lambda: gated_delta.contest(*shape)
+        )
+        advance = gated_delta.gated_delta if serves else super().gated_delta
+        return advance(qkv, beta, decay, rate, step, state, run)
+
     def lora(self, y: mx.array, x: mx.array, stack: Stack, slots: np.ndarray) -> mx.array | None:
         rows, rank, inner, out = x.shape[0], stack.a.shape[1], x.shape[1], y.shape[1]
         if rows > _LORA_ROWS or inner % 8:
@@ -183,6 +221,13 @@ class KernelOps(Ops):
         ):
             return None
         return lora.lora(y, x, stack.a, stack.b, mx.array(slots))
+
+    def _convolves(self, kind: causal_conv.Kind, x: mx.array, state: mx.array, run: Run) -> bool:
+        kept, channels = state.shape
+        shape = (kind, min(_bucket(run.count), _MEASURED_RUN), channels, kept + 1, x.dtype)
+        return self._choose.uses(
+            "causal_conv", causal_conv.work(*shape), lambda: causal_conv.contest(*shape)
+        )
 
     def _multiplier(self, kind: str, x: mx.array, weight: Affine) -> str | None:
         """The kernel for a few rows, None for MLX's own product.

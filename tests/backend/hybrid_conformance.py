@@ -1,15 +1,23 @@
 """What backends promise of models with recurrent layers. Mix into a `BackendConformance`."""
 
 from contextlib import contextmanager
+from threading import Event, Thread
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localllm.backend.protocol import Batch, Chunk, StateSlots
+from localllm.backend.protocol import Batch, Chunk, StateSlots, StepCancelled
 from tests.backend import oracle
 from tests.backend.conformance import BLOCK, BLOCKS, property_test
-from tests.backend.random_models import dense, hybrids, merged, random_adapter, random_weights
+from tests.backend.random_models import (
+    dense,
+    hybrid,
+    hybrids,
+    merged,
+    random_adapter,
+    random_weights,
+)
 from tests.examples import examples
 
 SLOTS = 6
@@ -116,3 +124,36 @@ class HybridConformance:
             sequence = Recurring(backend, tokens, np.arange(BLOCKS))
             got = backend.forward(Batch((sequence.chunk(9, adapter=index),)))
         self.assert_right(got, oracle.logits(spec, merged(weights, adapter), tokens, 9))
+
+    def test_a_cancelled_step_of_a_hybrid_can_be_run_again(self):
+        spec, tokens = hybrid(), np.arange(60) % 96
+        with self.hybrid(spec, dense(random_weights(spec))) as backend:
+            sequence = Recurring(backend, tokens, np.arange(BLOCKS))
+            backend.forward(Batch((sequence.chunk(10),)))
+            batch = Batch((sequence.chunk(40),))
+            wanted = backend.forward(batch)
+            over = Event()
+
+            def cancel() -> None:
+                while not over.wait(0.0002):
+                    backend.cancel()
+
+            canceller = Thread(target=cancel)
+            canceller.start()
+            cancelled = 0
+            try:
+                for _ in range(1000):
+                    try:
+                        assert np.array_equal(backend.forward(batch), wanted)
+                    except StepCancelled:
+                        cancelled += 1
+                    if cancelled == 5:
+                        break
+            finally:
+                over.set()
+                canceller.join()
+            assert cancelled == 5
+            assert np.array_equal(backend.forward(batch), wanted)
+            after = backend.forward(Batch((sequence.chunk(1),)))
+            sequence = Recurring(backend, tokens, np.arange(BLOCKS)[::-1])
+            self.assert_same(after, backend.forward(Batch((sequence.chunk(51),)))[50:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -20,9 +21,17 @@ from localllm.kernels_metal.contest import Contest
 from localllm.kernels_metal.dispatch import Always, Never
 from localllm.kernels_metal.emulator import Emulator
 from localllm.spec import DecoderSpec
-from localllm.spec.memory import kv_groups
+from localllm.spec.memory import kv_groups, state_bytes
 from tests.backend.conformance import BLOCKS, Sequence, run
-from tests.backend.random_models import PACKINGS, dense, llama, random_adapter, random_weights
+from tests.backend.hybrid_conformance import SLOTS, Recurring
+from tests.backend.random_models import (
+    PACKINGS,
+    dense,
+    hybrid,
+    llama,
+    random_adapter,
+    random_weights,
+)
 
 FOUR_BIT = next(p for p in PACKINGS if p.of == "MLX 4-bit/32")
 
@@ -49,14 +58,20 @@ class Told(Always):
 
 @contextmanager
 def backend(
-    *, kernels: bool, kv_bits: int = 16, told: Told | None = None, blocks: int = BLOCKS
+    *,
+    kernels: bool,
+    kv_bits: int = 16,
+    told: Told | None = None,
+    blocks: int = BLOCKS,
+    spec: DecoderSpec | None = None,
 ) -> Iterator[MetalBackend]:
-    spec = llama(hidden=64, layers=2)
+    spec = spec or llama(hidden=64, layers=2)
     opened = MetalBackend(
         spec,
         iter(packed(spec).items()),
         num_blocks=blocks,
         block_size=4,
+        state_slots=SLOTS,
         kv_bits=kv_bits,
         dtype=mx.float32,
         choose=(told or Always()) if kernels else Never(),
@@ -99,6 +114,50 @@ def test_verifying_drafts_gives_the_bits_that_decoding_one_by_one_gives(kv_bits:
     assert np.array_equal(together[4:], np.concatenate(adapted))
     assert {"qmm_small", "paged_decode", "lora"} <= set(told.used)
     assert not {"qmv", "paged_prefill"} & set(told.used)
+
+
+def wide_hybrid(heads: int = 4, dim: int = 16) -> DecoderSpec:
+    """`hybrid`, its delta net of such heads; every matrix can be packed by groups of 32."""
+    spec = hybrid()
+    delta = replace(spec.layers[0].mixer, value_heads=heads, key_dim=dim, value_dim=dim)
+    return replace(spec, layers=(replace(spec.layers[0], mixer=delta), *spec.layers[1:]))
+
+
+def test_a_hybrid_verifies_guesses_and_replays_them_with_the_bits_of_decoding() -> None:
+    """Beside another sequence, and after a prompt that was cut elsewhere."""
+    rng = np.random.default_rng(5)
+    told = Told()
+    with backend(kernels=True, told=told, spec=wide_hybrid()) as metal:
+        tokens = rng.integers(0, metal.spec.vocab_size, 14).astype(np.int32)
+        alone = Recurring(metal, tokens, np.arange(4))
+        run(metal, alone.chunk(6))
+        wanted = np.concatenate([run(metal, alone.chunk(1)) for _ in range(8)])
+        told.used.clear()
+        guessing, other = (Recurring(metal, tokens, np.arange(n, n + 4)) for n in (4, 8))
+        other.free = guessing.free[3:]
+        run(metal, guessing.chunk(6))
+        run(metal, guessing.chunk(3), other.chunk(2))
+        got = [run(metal, guessing.chunk(1, guesses=[*tokens[10:12], 3]), other.chunk(1))[:3]]
+        assert guessing.slot is not None
+        metal.replay(0, 0, 2, guessing.slot, guessing.slot)
+        guessing.done += 2
+        got += [run(metal, guessing.chunk(1)), run(metal, guessing.chunk(1))]
+    assert np.array_equal(np.concatenate(got), wanted[3:])
+    assert {"qmm_small", "causal_conv", "gated_delta"} <= set(told.used)
+
+
+def test_states_take_no_more_than_their_slots() -> None:
+    spec = wide_hybrid(heads=16, dim=128)
+    state = state_bytes(spec)
+    with backend(kernels=False, spec=spec) as metal:
+        sequence = Recurring(metal, np.arange(40), np.arange(BLOCKS))
+        run(metal, sequence.chunk(1))
+        before = mx.get_active_memory()
+        for _ in range(SLOTS + 2):
+            run(metal, sequence.chunk(1, guesses=(3, 4)))
+            metal.replay(0, 0, 1, sequence.slot, sequence.slot)
+            sequence.done += 1
+        assert mx.get_active_memory() - before < (SLOTS - 1 + 0.1) * state
 
 
 @pytest.mark.parametrize(("kv_bits", "error"), [(8, 0.02), (4, 0.3)])
@@ -151,23 +210,35 @@ def test_the_kv_pool_is_written_in_place() -> None:
         assert mx.get_peak_memory() - before < pool / 20
 
 
+@pytest.mark.parametrize("of", [llama, wide_hybrid], ids=["llama", "hybrid"])
 @pytest.mark.parametrize("kv_bits", [16, 8, 4])
-def test_memory_is_told_before_it_is_taken(kv_bits: int) -> None:
-    spec = llama(hidden=64, layers=2)
+def test_memory_is_told_before_it_is_taken(kv_bits: int, of: Callable[[], DecoderSpec]) -> None:
+    spec = of()
     tensors = packed(spec)
     forms = {name: form_of(tensor) for name, tensor in tensors.items()}
     opened = MetalBackend(
-        spec, iter(tensors.items()), num_blocks=7, block_size=32, kv_bits=kv_bits, dtype=mx.float16
+        spec,
+        iter(tensors.items()),
+        num_blocks=7,
+        block_size=32,
+        kv_bits=kv_bits,
+        dtype=mx.float16,
+        state_slots=SLOTS,
     )
     told = MetalMemory()
-    (group,) = kv_groups(spec)
     pool = sum(array.nbytes for array in opened._pool.arrays)
-    assert told.kv_pool(spec, group, 7, 32, kv_bits) == pool
+    assert sum(told.kv_pool(spec, g, 7, 32, kv_bits) for g in kv_groups(spec)) == pool
     opened.close()
     mx.clear_cache()
     before = mx.get_active_memory()
     opened = MetalBackend(
-        spec, iter(tensors.items()), num_blocks=7, block_size=32, kv_bits=kv_bits, dtype=mx.float16
+        spec,
+        iter(tensors.items()),
+        num_blocks=7,
+        block_size=32,
+        kv_bits=kv_bits,
+        dtype=mx.float16,
+        state_slots=SLOTS,
     )
     taken = mx.get_active_memory() - before - pool
     # MLX rounds every buffer up, which these small ones show.

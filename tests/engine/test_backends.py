@@ -1,16 +1,18 @@
-"""The engine on real backends: bit for bit on `cpu`, within rounding on `reference`."""
+"""The engine on real backends: bit for bit on `cpu`, within rounding on those that are MLX's."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from localllm.backend.cpu import CpuBackend
+from localllm.backend.metal import MetalBackend
 from localllm.backend.protocol import Backend
 from localllm.backend.reference import ReferenceBackend
 from localllm.engine import Engine, Request
@@ -60,6 +62,8 @@ def backend_of(kind: str, spec: DecoderSpec, num_blocks: int, **settings) -> Bac
     settings = {"num_blocks": num_blocks, "block_size": 4, "state_slots": 9, **settings}
     if kind == "reference":
         return ReferenceBackend(spec, weights, **settings)
+    if kind == "metal":
+        return MetalBackend(spec, weights, dtype=mx.float32, **settings)
     return CpuBackend(spec, weights, threads=2, **settings)
 
 
@@ -128,13 +132,14 @@ class TestCpu:
             disk.close()
 
 
+@pytest.mark.parametrize("kind", ["reference", "metal"])
 @few
 @given(plans=plans, blocks=pools, batch=st.integers(1, 4), rows=st.integers(1, 16))
-def test_the_reference_answers_within_rounding(plans, blocks, batch, rows):
+def test_other_backends_answer_within_rounding(kind, plans, blocks, batch, rows):
     spec = SPECS["hybrid"]
-    alone = Alone(backend_of("reference", spec, 60))
+    alone = Alone(backend_of(kind, spec, 60))
     engine = Engine(
-        backend_of("reference", spec, blocks), context=4 * blocks, max_batch=batch, step_rows=rows
+        backend_of(kind, spec, blocks), context=4 * blocks, max_batch=batch, step_rows=rows
     )
     run = Run(engine, plans)()
     for request_id, request in run.requests.items():
