@@ -216,30 +216,15 @@ def test_memory_is_told_before_it_is_taken(kv_bits: int, of: Callable[[], Decode
     spec = of()
     tensors = packed(spec)
     forms = {name: form_of(tensor) for name, tensor in tensors.items()}
-    opened = MetalBackend(
-        spec,
-        iter(tensors.items()),
-        num_blocks=7,
-        block_size=32,
-        kv_bits=kv_bits,
-        dtype=mx.float16,
-        state_slots=SLOTS,
-    )
+    sizes = {"num_blocks": 7, "block_size": 32, "kv_bits": kv_bits, "state_slots": SLOTS}
+    opened = MetalBackend(spec, iter(tensors.items()), dtype=mx.float16, **sizes)
     told = MetalMemory()
     pool = sum(array.nbytes for array in opened._pool.arrays)
     assert sum(told.kv_pool(spec, g, 7, 32, kv_bits) for g in kv_groups(spec)) == pool
     opened.close()
     mx.clear_cache()
     before = mx.get_active_memory()
-    opened = MetalBackend(
-        spec,
-        iter(tensors.items()),
-        num_blocks=7,
-        block_size=32,
-        kv_bits=kv_bits,
-        dtype=mx.float16,
-        state_slots=SLOTS,
-    )
+    opened = MetalBackend(spec, iter(tensors.items()), dtype=mx.float16, **sizes)
     taken = mx.get_active_memory() - before - pool
     # MLX rounds every buffer up, which these small ones show.
     assert abs(taken - told.weights(spec, forms)) < 0.05 * taken
