@@ -98,6 +98,8 @@ class ChatApp(App[None], inherit_bindings=False):
         from localllm.tui.screens.chat import ChatScreen
 
         self._chat_screen = ChatScreen()
+        # Textual sets it too, when all is styled already.
+        self._chat_screen.add_class("-wide" if self.size.width >= 90 else "-narrow")
         return self._chat_screen
 
     def on_mount(self) -> None:

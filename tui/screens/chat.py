@@ -48,6 +48,7 @@ class ChatScreen(Screen[None]):
         self.editing: int | None = None  # the message whose text is in the composer
         self._before_edit = ""
         self._sent_early: str | None = None  # before a chat was open
+        self._completions: Completions | None = None  # once a chat is open
         self._drafting: Timer | None = None
         self._loading = asyncio.Lock()
 
@@ -65,7 +66,6 @@ class ChatScreen(Screen[None]):
                 yield Banner(id="banner")
                 yield Transcript(id="transcript")
                 yield Queue(id="queue")
-                yield Completions(id="completions")
                 yield Composer(id="composer")
                 yield Status(id="status")
         yield KeyLine()
@@ -91,6 +91,8 @@ class ChatScreen(Screen[None]):
     async def begin(self) -> None:
         """Opens the chat that the app was asked to begin with."""
         app, opening = self.chat_app, self.chat_app.opening
+        self._completions = Completions(id="completions")
+        await self.query_one("#main").mount(self._completions, before=self.composer)
         self.chats.reload()
         resume = opening.resume or (app.settings.start == "resume" and not opening.new)
         chat: int | None = None
@@ -298,8 +300,8 @@ class ChatScreen(Screen[None]):
     @on(Composer.Typed)
     def typed(self, event: Composer.Typed) -> None:
         event.stop()
-        box = self.query_one("#completions", Completions)
-        box.show(offers(self.chat_app, event.word) if event.word else [])
+        if self._completions is not None:
+            self._completions.show(offers(self.chat_app, event.word) if event.word else [])
         if self._drafting is not None:
             self._drafting.stop()
         self._drafting = self.set_timer(_DRAFT_AFTER, self._paused)
@@ -340,8 +342,8 @@ class ChatScreen(Screen[None]):
 
     def completing(self, event: events.Key) -> bool:
         """Keys of the open completions; True if it was one."""
-        box = self.query_one("#completions", Completions)
-        if not box.is_open:
+        box = self._completions
+        if box is None or not box.is_open:
             return False
         offer = box.offer
         match event.key:
@@ -366,8 +368,8 @@ class ChatScreen(Screen[None]):
     @on(Completions.OptionSelected)
     def offer_clicked(self, event: Completions.OptionSelected) -> None:
         event.stop()
-        box = self.query_one("#completions", Completions)
-        if box.offer is not None:
+        box = self._completions
+        if box is not None and box.offer is not None:
             self.composer.complete(box.offer.text)
             box.show([])
 
@@ -410,8 +412,8 @@ class ChatScreen(Screen[None]):
 
     # ---- the engine, and where the user is
 
-    def on_engine_changed(self, event: EngineChanged) -> None:
-        self.query_one("#banner", Banner).show(event.state)
+    async def on_engine_changed(self, event: EngineChanged) -> None:
+        await self.query_one("#banner", Banner).show(event.state)
         self.query_one("#status", Status).look()
 
     @on(Button.Pressed, "#restart")

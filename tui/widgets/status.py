@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from textual.app import ComposeResult
 from textual.containers import HorizontalGroup
 from textual.content import Content
 from textual.widgets import Button, Static
@@ -102,18 +101,18 @@ class Banner(HorizontalGroup):
     Banner Button { margin: 0 0 0 1; }
     """
 
-    def compose(self) -> ComposeResult:
-        yield Static("", markup=False)
-        yield Button("Restart", id="restart", variant="error", compact=True)
-
-    def show(self, state: EngineState) -> None:
+    async def show(self, state: EngineState) -> None:
+        """Its parts come when they are wanted: the first frame is drawn sooner without them."""
         dead = state.phase == "dead"
         self.set_class(dead, "-shown")
         if dead:
             text = state.error or "the engine has ended"
             if state.hint:
                 text += f"\n{state.hint}"
-            self.query_one(Static).update(plain(f"{text}\nYour chats are safe."))
+            told = Static(plain(f"{text}\nYour chats are safe."), markup=False)
+            button = Button("Restart", id="restart", variant="error", compact=True)
+            await self.remove_children()
+            await self.mount(told, button)
 
 
 class Queue(Static):
