@@ -35,7 +35,10 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Opened:
-    """A model's spec and tokenizer and the data in its tokens. config: with a length filled in."""
+    """A model's spec and tokenizer and the data in its tokens.
+
+    config: with a length filled in, and files by their full paths: a run goes on from any folder.
+    """
 
     config: TrainConfig
     base: BaseWeights
@@ -118,7 +121,18 @@ def open_data(config: TrainConfig) -> Opened:
         limit=config.data.limit,
         chat_template=config.data.chat_template,
     )
-    config = replace(config, data=replace(config.data, seq_len=length))
+    files = replace(
+        config.data,
+        source=_full_path(config.data.source),
+        valid=config.data.valid and _full_path(config.data.valid),
+        seq_len=length,
+    )
+    config = replace(
+        config,
+        model=str(place) if Path(config.model).expanduser().absolute() == place else config.model,
+        scratch=config.scratch and _full_path(config.scratch),
+        data=files,
+    )
     return Opened(config, base, tokenizer, place, data)
 
 
@@ -126,7 +140,7 @@ def _model_of(config: TrainConfig) -> tuple[BaseWeights, Tokenizer | None, Path]
     """The weights, the tokenizer, and the file or folder that the tokenizer is of."""
     given = Path(config.model).expanduser()
     if config.scratch is not None and given.is_dir():
-        place = given  # with a tokenizer, and no model beside it
+        place = given.absolute()  # with a tokenizer, and no model beside it
     else:
         place = hub.resolve(config.model, offline=config.offline or None).path
     tokenizer = load_tokenizer(place)
@@ -207,6 +221,12 @@ def fingerprint(base: BaseWeights) -> str:
             while block := file.read(_BLOCK):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _full_path(name: str) -> str:
+    """Of a file or folder that is there; any other name as it is."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name
 
 
 def _read_config(path: str) -> dict[str, Any]:

@@ -48,12 +48,13 @@ class Needs:
 
 @dataclass(frozen=True)
 class Wish:
-    """The settings that a plan may change."""
+    """The settings that a plan may change. shortest: tokens of the data's shortest example."""
 
     batch_size: int
     accumulate: int
     seq_len: int
     tokens: int | None = None
+    shortest: int = 0
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,8 @@ def _milder(needs: Needs, wish: Wish) -> Iterator[tuple[str, tuple[tuple[int, ..
     parts = len(needs.examples[0])
     length = _SHORTEST * ((min(wish.seq_len, max(needs.lengths)) - 1) // _SHORTEST)
     while length >= _SHORTEST:
-        flags = f"--seq-len {length} --on-long drop --batch-size 1 --accumulate {whole}"
+        left = "drop" if wish.shortest <= length else "cut"  # dropping must leave something
+        flags = f"--seq-len {length} --on-long {left} --batch-size 1 --accumulate {whole}"
         yield flags, ((length,) * parts,), whole > 1
         length = _SHORTEST * (length // 2 // _SHORTEST)
 

@@ -89,13 +89,8 @@ def create_run(out: str | None, facts: Mapping[str, Any]) -> Run:
             folder = _new_folder(home, str(facts.get("model", "run")))
             name = folder.name
         else:
+            refuse_run(out)
             folder = Path(out).expanduser().absolute()
-            if (folder / _FACTS).exists():
-                raise InvalidRequest(
-                    f"{folder} holds a run already",
-                    hint=f"go on with `localllm finetune --resume {out}`, delete it with "
-                    f"`localllm runs delete {out}`, or choose another --out",
-                )
             folder.mkdir(parents=True, exist_ok=True)
             inside = folder.parent == home.absolute()
             name = folder.name if inside else _link(home, folder)
@@ -106,6 +101,17 @@ def create_run(out: str | None, facts: Mapping[str, Any]) -> Run:
             f"{where} cannot be written: {error.strerror or error}",
             hint="choose another place with --out, or set LOCALLLM_HOME",
         ) from error
+
+
+def refuse_run(out: str) -> None:
+    """Raises InvalidRequest where a run is."""
+    folder = Path(out).expanduser().absolute()
+    if (folder / _FACTS).exists():
+        raise InvalidRequest(
+            f"{folder} holds a run already",
+            hint=f"go on with `localllm finetune --resume {out}`, delete it with "
+            f"`localllm runs delete {out}`, or choose another --out",
+        )
 
 
 def open_run(named: str | Path) -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,7 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from localllm.errors import InvalidRequest, OutOfMemoryPlan, StoreError, TrainingStopped
+from localllm.errors import (
+    CheckpointError,
+    InvalidRequest,
+    OutOfMemoryPlan,
+    StoreError,
+    TrainingStopped,
+)
+from localllm.hub.progress import human_bytes
+from localllm.hub.store import folder_size
 from localllm.machine import (
     forget_peak_memory,
     give_large_blocks_back,
@@ -46,7 +55,7 @@ from localllm.train.planner import (
     plan_memory,
     require_fit,
 )
-from localllm.train.runs import Run, create_run, open_run, training, write_atomically
+from localllm.train.runs import Run, create_run, open_run, refuse_run, training, write_atomically
 from localllm.train.samples import Sampler
 from localllm.train.stepping import Stepper
 
@@ -54,6 +63,7 @@ _OFTEN = 10  # evaluations and checkpoints a run, unless told otherwise
 _KEPT = ("step", "eval", "samples", "warning")  # in metrics.jsonl
 _ENGINE = 128 << 20  # bytes of an engine beside its weights
 _ASKED = 2000  # steps that are asked for the memory they take
+_SHOWN = 12  # digits of a hash
 _APART = 200  # but no more steps between two
 
 
@@ -225,6 +235,8 @@ class Trainer:
 
     def train(self) -> Result:
         """Trains until the end, or until told to stop."""
+        if self.leads and not self._resume and self.config.out is not None:
+            refuse_run(self.config.out)
         self.prepare()
         with ExitStack() as stack:
             self._begin(stack)
@@ -358,6 +370,7 @@ class Trainer:
             stack.callback(self._metrics.close)
             write_atomically(run.config, to_toml(self.config))
             self._note(status="running", reason=None)
+            self._warn_of_little_space()
             if self.config.run.sample_every:
                 self._sampler = self._delivery.sampler()
                 stack.callback(self._sampler.close)
@@ -382,6 +395,20 @@ class Trainer:
         stack.enter_context(training(run))
         return run
 
+    def _warn_of_little_space(self) -> None:
+        """Before the first step rather than at the end: a full disk costs the result."""
+        assert self._run is not None
+        one = sum(array.nbytes for array in self._copied().values())
+        # Those kept, the best, the one being written, and the result.
+        needed = (self.config.run.keep + 2) * one + self._parameters.nbytes
+        free = shutil.disk_usage(self._run.folder).free + folder_size(self._run.checkpoints)
+        if needed > free:
+            self._warn(
+                f"checkpoints and the result take up to {human_bytes(needed)}, and "
+                f"{human_bytes(free)} are free in {self._run.folder} (a lower --keep takes less, "
+                "another --out may have more)"
+            )
+
     def _take_up(self) -> int:
         """The newest sound checkpoint's state, on every process; where its metrics ended."""
         packed = b""
@@ -391,15 +418,19 @@ class Trainer:
             self._checkpoints.sweep()
             snapshot, complaints = self._checkpoints.newest()
             for complaint in complaints:
-                self._warn(f"{complaint}; going back to the one before")
+                self._warn(complaint)
             if snapshot is None:
                 if complaints:
                     raise TrainingStopped(
-                        f"no checkpoint of {self._run.name} is sound", hint="train it anew"
+                        f"no checkpoint of {self._run.name} is sound",
+                        hint="train it anew in another --out, or here after "
+                        f"`localllm runs delete {self._run.name}`",
                     )
                 self._warn(f"{self._run.name} has no checkpoint yet: it begins anew")
             else:
                 self._refuse_changes(snapshot)
+                if complaints:
+                    self._warn(f"going back to the checkpoint of step {snapshot.step}")
                 self._checkpoints.drop_after(snapshot.step)
                 arrays = snapshot.arrays
                 packed = json.dumps(snapshot.facts).encode()
@@ -426,7 +457,7 @@ class Trainer:
         mine = self._identity()
         for name, value in snapshot.facts["identity"].items():
             if mine[name] != value:
-                changed.append(f"{name} was {value[:60]} and is {mine[name][:60]}")
+                changed.append(f"{name} was {value[:_SHOWN]} and is {mine[name][:_SHOWN]}")
         if changed:
             raise InvalidRequest(
                 f"{self._run.name} cannot go on as it began: " + "; ".join(changed),
@@ -537,13 +568,17 @@ class Trainer:
         )
 
     def _deliver(self, folder: Path, parameters: np.ndarray) -> Path:
+        assert self._checkpoints is not None
         try:
             return self._delivery.write(folder, parameters)
-        except OSError as error:
+        except (OSError, CheckpointError) as error:
+            saved = self._checkpoints.steps()
             raise StoreError(
-                f"what was trained cannot be written to {folder}: {error.strerror or error}",
-                hint=f"its checkpoints are there: free some space, then `localllm finetune "
-                f"--resume {folder}`",
+                f"what was trained could not be written: {error}",
+                hint=f"free some space, then `localllm finetune --resume {folder}` goes on from "
+                f"its checkpoint of step {saved[-1]}"
+                if saved
+                else "no checkpoint could be written either: free some space and train it anew",
             ) from error
 
     def _chosen(self, status: str) -> np.ndarray | None:
@@ -577,7 +612,13 @@ class Trainer:
             optimizer=sum(array.nbytes for array in self._stepper.optimizer.state().values()),
             beside=_engine_bytes(self.config),
         )
-        wish = Wish(batch.size, batch.accumulate, self.config.data.seq_len or 0, parts.budget)
+        wish = Wish(
+            batch.size,
+            batch.accumulate,
+            self.config.data.seq_len or 0,
+            parts.budget,
+            shortest=1 + min(max(lengths_of(example)) for example in parts.data.train),
+        )
         plan = plan_memory(needs, available_memory())
         require_fit(plan, needs, wish)
         if self._group.rank == 0:

@@ -74,6 +74,14 @@ def test_packed_micro_batches_are_made_smaller():
     assert ways[0].change == "--batch-tokens 800 --accumulate 2"
 
 
+@pytest.mark.parametrize(("shortest", "told"), [(100, "drop"), (600, "cut")])
+def test_dropping_long_examples_is_advised_only_where_some_are_left(shortest, told):
+    wanted = needs([700])
+    wish = Wish(1, 1, 1024, shortest=shortest)
+    way = ways_out(wanted, wish, plan_memory(wanted, 0).total - 500_000)[0]
+    assert f"--seq-len 320 --on-long {told}" in way.change
+
+
 def test_where_nothing_fits_it_says_so():
     wanted = needs([500])
     with pytest.raises(OutOfMemoryPlan) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from localllm.adapters import load_adapter
-from localllm.errors import InvalidRequest, OutOfMemoryPlan, TrainingStopped
+from localllm.errors import InvalidRequest, OutOfMemoryPlan, StoreError, TrainingStopped
 from localllm.train import checkpoint as checkpoint_module
 from localllm.train.base import base_weights
 from localllm.train.config import load_config
@@ -199,7 +200,9 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(model, tmp_path):
     path.write_bytes(data)
     told = Told()
     train(config, resume=True, told=told)
-    assert "step-00000008" in told.of("warning")[0]["text"]
+    damaged, taken = (event["text"] for event in told.of("warning"))
+    assert "step-00000008" in damaged
+    assert taken == "going back to the checkpoint of step 4"
     assert told.of("start")[0]["step"] == 4
     assert delivered(tmp_path / "whole") == delivered(tmp_path / "run")
 
@@ -209,8 +212,18 @@ def test_with_no_sound_checkpoint_it_does_not_begin_anew_in_silence(model, tmp_p
     train(config)
     for path in (tmp_path / "run" / "checkpoints").glob("*/parameters.npy"):
         path.write_bytes(b"")
-    with pytest.raises(TrainingStopped, match="no checkpoint of run is sound"):
+    with pytest.raises(TrainingStopped, match="no checkpoint of run is sound") as error:
         train(config, resume=True)
+    assert "localllm runs delete run" in error.value.hint
+
+
+def test_a_place_with_a_run_is_refused_before_anything_is_read(model, tmp_path):
+    config = toy_config(model, out=str(tmp_path / "run"), run__steps=2)
+    train(config)
+    told = Told()
+    with pytest.raises(InvalidRequest, match="holds a run already"):
+        train(config, told=told)
+    assert told.events == []
 
 
 @pytest.mark.parametrize(
@@ -449,6 +462,31 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(model, tmp_path, monkeyp
     assert "the disk is full" in told.of("warning")[0]["text"]
     steps = checkpoint_module.Checkpoints(tmp_path / "run" / "checkpoints").steps()
     assert steps == [2, 6, 8, 10, 12]
+
+
+def test_a_result_that_cannot_be_written_can_be_had_later(model, tmp_path):
+    config = toy_config(model, out=str(tmp_path / "run"))
+    in_the_way = tmp_path / "run" / "adapter_model.safetensors"
+    in_the_way.mkdir(parents=True)
+    with pytest.raises(StoreError, match="could not be written") as error:
+        train(config)
+    assert f"--resume {tmp_path / 'run'}` goes on from its checkpoint of step 12" in (
+        error.value.hint or ""
+    )
+    in_the_way.rmdir()
+    assert train(config, resume=True).adapter == tmp_path / "run"
+
+
+def test_too_little_disk_is_told_before_the_first_step(model, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    told = Told()
+    train(toy_config(model, out=str(tmp_path / "a")), told=told)
+    assert told.of("warning") == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=50_000))
+    train(toy_config(model, out=str(tmp_path / "b")), told=told)
+    kinds = [event["type"] for event in told.events]
+    assert kinds.index("warning") < kinds.index("step", kinds.index("end"))
+    assert "50.0 kB are free" in told.of("warning")[0]["text"]
 
 
 def out_of_memory(arguments) -> float:

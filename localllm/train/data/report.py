@@ -78,13 +78,14 @@ class DataReport:
     def lines(self) -> list[str]:
         """For people: the format and totals first, then what was not taken as it stands."""
         chat = ", by the chat template" if self.as_chat else ""
+        trained_on = "all" if self.kind == "text" else self.trained_on
         share = self.trained_tokens / self.tokens if self.tokens else 0.0
         lines = [
             f"{_count(self.rows, 'row')} of {self.kind}{chat}: "
             f"{self.train:,} to train, {self.valid:,} to validate",
             f"{_count(self.tokens, 'token')}, {self.trained_tokens:,} of them trained "
             f"({share:.0%}, "
-            f"{_TRAINED_ON[self.trained_on]}); the longest example has {self.longest:,} "
+            f"{_TRAINED_ON[trained_on]}); the longest example has {self.longest:,} "
             f"({self.longest_at}; the limit is {self.max_length:,})",
         ]
         return lines + [text for count, text in self._remarks() if count]

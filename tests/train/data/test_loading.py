@@ -68,6 +68,7 @@ def test_formats_are_told_by_their_fields(
 def test_texts_are_trained_whole(tmp_path: Path, tokenizer: Tokenizer) -> None:
     data = load_data(lines(tmp_path / "d.jsonl", [{"text": "abc"}]), tokenizer)
     assert said(data, tokenizer) == ["bc"]
+    assert "(75%, everything)" in data.report.lines()[1]
 
 
 @pytest.mark.parametrize(
