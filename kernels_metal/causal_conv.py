@@ -88,7 +88,8 @@ def _by_ops(rows: mx.array, state: mx.array, taps: mx.array, run: Run) -> tuple[
         y = y + seen[tap : tap + run.count] * taps[tap]
     if taps.shape[0] > kept + 1:
         y = y + taps[kept + 1]
-    return y, mx.contiguous(seen[run.sure : run.sure + kept])
+    # Gathered, for a slice would keep all of `seen`.
+    return y, seen[mx.arange(run.sure, run.sure + kept)]
 
 
 def _launched(
@@ -96,6 +97,7 @@ def _launched(
 ) -> tuple[mx.array, mx.array]:
     _check(x, state, taps, run, kind)
     gated = kind == "short"
+    out = x.dtype if gated else mx.float32
     kept, channels = state.shape
     threads = min(_THREADS, -(-channels // 32) * 32)
     y, after = _CONV(
@@ -104,8 +106,8 @@ def _launched(
             grid=(-(-channels // threads) * threads, run.count + kept, 1),
             threadgroup=(threads, 1, 1),
             output_shapes=[(run.count, channels), (kept, channels)],
-            output_dtypes=[x.dtype if gated else mx.float32, mx.float32],
-            template=[("U", x.dtype if gated else mx.float32), ("GATED", gated)],
+            output_dtypes=[out, mx.float32],
+            template=[("T", x.dtype), ("U", out), ("GATED", gated)],
         )
     )
     return y, after

@@ -52,7 +52,7 @@ def gated_delta(
             threadgroup=(simdgroups * 32, 1, 1),
             output_shapes=[(run.count, heads * value_dim), state.shape],
             output_dtypes=[mx.float32, mx.float32],
-            template=[("KEYS", -(-key_dim // 32))],
+            template=[("T", beta.dtype), ("KEYS", -(-key_dim // 32))],
         )
     )
     return y, after
