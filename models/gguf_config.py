@@ -47,8 +47,8 @@ _MODEL_TYPES = {
     "qwen35moe": "qwen3_5_moe",
 }
 _SLIDING = (
-    "mistral", "mixtral", "gemma2", "gemma3", "gemma4", "phi3", "starcoder2", "gpt_oss", "olmo3",
-    "exaone4",
+    "mistral", "mixtral", "ministral3", "gemma2", "gemma3", "gemma4", "phi3", "starcoder2",
+    "gpt_oss", "olmo3", "exaone4",
 )  # fmt: skip
 
 # Hugging Face key -> GGUF key, without the architecture in front.

@@ -114,6 +114,10 @@ def qwen3_next(file: File, values: Values) -> Values:
 
 def gemma4(file: File, values: Values) -> Values:
     kinds = file.layer_types(6)
+    inner = file.by_layer.get("feed_forward_length", [])
+    heads = file.by_layer.get("attention.head_count_kv")
+    heads = heads or [file.size("attention.head_count_kv")] * file.layers
+    own = dict(zip(kinds, heads, strict=True))
     wide, narrow = file.size("attention.key_length"), file.size("attention.key_length_swa")
     turning = file.size("rope.dimension_count_swa", narrow)
     full = {"rope_type": "proportional", "rope_theta": file.meta.number("rope.freq_base", 1e6)}
@@ -121,7 +125,8 @@ def gemma4(file: File, values: Values) -> Values:
     found = {
         "head_dim": narrow,
         "global_head_dim": wide,
-        "num_global_key_value_heads": values.get("num_key_value_heads"),
+        "num_key_value_heads": own.get("sliding_attention", heads[0]),
+        "num_global_key_value_heads": own.get("full_attention", heads[0]),
         "attention_k_eq_v": any(
             f"blk.{n}.attn_k.weight" in file.checkpoint
             and f"blk.{n}.attn_v.weight" not in file.checkpoint
@@ -132,6 +137,8 @@ def gemma4(file: File, values: Values) -> Values:
         "num_kv_shared_layers": file.meta.integer(
             "attention.shared_kv_layers", 0, low=0, high=MAX_LAYERS
         ),
+        "final_logit_softcapping": values.get("final_logit_softcapping") or None,
+        "use_double_wide_mlp": len(set(inner)) > 1,
         "rope_scaling": None,
         "rope_parameters": {
             "full_attention": {**full, "partial_rotary_factor": _turning_share(file, wide)},

@@ -73,6 +73,12 @@ def own_prefix(architecture: str) -> str:
     return "transformer." if architecture == "gpt2" else "model."
 
 
+def norm_offset(architecture: str) -> float:
+    """What transformers adds to the weights of a checkpoint's norms."""
+    zero_centred = ("gemma2", "gemma3", "qwen3_5", "qwen3_5_moe", "qwen3_next")
+    return 1.0 if architecture in zero_centred else 0.0
+
+
 @dataclass(frozen=True)
 class Layout:
     """How one checkpoint names its tensors.

@@ -79,13 +79,15 @@ def write_adapter_gguf(source: Source, path: Path) -> WrittenAdapter:
 
 
 def _joined(stored: Stored, adapter: LoraAdapter) -> LowRank:
-    """One pair for all linears in a tensor, their ranks side by side, rows in the file's order."""
+    """One pair for all linears in a tensor, their ranks side by side, in the file's order."""
     parts = [adapter.targets.get(part.removesuffix(".weight")) for part in stored.parts]
     there = [pair for pair in parts if pair is not None]
     first = there[0]
     scale = first.scale
     if len(stored.parts) == 1:
         a, b = first.a.to_float32(), first.b.to_float32()
+        if stored.columns is not None:
+            a = a[:, stored.columns]
         order = stored.orders[0]
         return LowRank(
             Dense(a, "float32"), Dense(b if order is None else b[order], "float32"), scale

@@ -19,7 +19,7 @@ from localllm.export.quantize import flat, quantize_like
 from localllm.export.source import Source
 from localllm.models import load_forms, load_kinds
 from localllm.models.hub_config import hub_config
-from localllm.models.layout import own_prefix
+from localllm.models.layout import norm_offset, own_prefix
 from localllm.models.registry import ARCHITECTURES
 from localllm.models.writing import Stored, gather, stored_tensors, to_dense
 from localllm.tokenizer import load_tokenizer
@@ -33,7 +33,6 @@ _BESIDE = (
     "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json",
     "vocab.json", "merges.txt",
 )  # fmt: skip
-_ZERO_CENTRED = ("gemma", "qwen3_5", "qwen3_next")  # readers of these add 1 to norms
 _WEIGHTS = "model.safetensors"
 _MAX_BESIDE = 256 << 20
 
@@ -69,7 +68,7 @@ def write_folder(
         raise InvalidRequest(f"{out}: is there already", hint="name a folder that is new or empty")
     names = ARCHITECTURES[_architecture(source)].names
     spec = source.spec
-    offset = 1.0 if spec.architecture.startswith(_ZERO_CENTRED) else 0.0
+    offset = norm_offset(spec.architecture)
     wanted = stored_tensors(spec, names, own_prefix(spec.architecture), norm_offset=offset)
     forms = load_forms(source.checkpoint, source.spec)
     kinds = load_kinds(source.checkpoint, source.spec)

@@ -43,6 +43,7 @@ _BLOCK = 32  # values in a block of every quantized type above
 _DENSE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # Written anew, or of no use in one file.
 _NOT_COPIED = ("general.architecture", "general.file_type", "general.quantization_version")
+_SAME_BLOCKS = {"mxfp4": "MXFP4"}  # of folders, by the names that GGUF has for them
 _ROUTER = "ffn_gate_inp"  # kept in float32: a choice between experts hangs on it
 
 
@@ -211,6 +212,9 @@ def _kind(source: Source, kind: Kind, stored: Stored, own: set[str]) -> str:
             return name
         if stored.vector:
             return "F32"
+        name = _SAME_BLOCKS.get(name, name)
+        if name in _SAME_BLOCKS.values() and not _is_changed(source, stored):
+            return name
         if name not in _DENSE and not isinstance(source.checkpoint, GGUFCheckpoint):
             raise UnsupportedModel(
                 f"{source.name}: {name} has no counterpart in GGUF",

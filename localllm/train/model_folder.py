@@ -15,7 +15,7 @@ from localllm.checkpoint.streaming import Entry, SafetensorsWriter
 from localllm.checkpoint.tensor import Dense, Tensor
 from localllm.errors import CheckpointError
 from localllm.models.hub_config import hub_config
-from localllm.models.layout import own_prefix
+from localllm.models.layout import norm_offset, own_prefix
 from localllm.models.registry import ARCHITECTURES
 from localllm.models.writing import gather, stored_tensors, to_dense
 from localllm.spec import DecoderSpec
@@ -47,7 +47,7 @@ def write_model(
     """
     told, files = _beside(beside, spec, config)
     names = ARCHITECTURES[spec.architecture].names
-    offset = 1.0 if spec.architecture.startswith("gemma") else 0.0
+    offset = norm_offset(spec.architecture)
     wanted = stored_tensors(spec, names, own_prefix(spec.architecture), norm_offset=offset)
     place = {name: number for number, name in enumerate(weights)}
     order = sorted(wanted, key=lambda stored: max(place[part] for part in stored.parts))

@@ -65,6 +65,7 @@ _DELTA = {
     "linear_value_head_dim": 12,
     "linear_conv_kernel_dim": 4,
 }
+_SQUARE = {**_DELTA, "linear_num_value_heads": 6, "linear_value_head_dim": 8}
 _SHARED = {
     "num_experts": 5,
     "num_experts_per_tok": 2,
@@ -626,6 +627,13 @@ CASES: dict[str, dict[str, Any]] = {
         **_DELTA,
         rope_parameters=_MROPE,
     ),
+    "qwen3_5-square-heads": _case(
+        "qwen3_5_text",
+        head_dim=16,
+        num_hidden_layers=4,
+        **_SQUARE,
+        rope_parameters=_MROPE,
+    ),
     "qwen3_5-one-key-head-tied-bias": _case(
         "qwen3_5_text",
         head_dim=8,
@@ -656,6 +664,15 @@ CASES: dict[str, dict[str, Any]] = {
     "qwen3_next-grouped-heads": _case(
         "qwen3_next", rms_norm_eps=_EPS, head_dim=16, num_hidden_layers=4, **_DELTA, **_SHARED
     ),
+    "qwen3_next-square-heads": _case(
+        "qwen3_next",
+        head_dim=16,
+        num_hidden_layers=3,
+        full_attention_interval=2,
+        tie_word_embeddings=True,
+        **_SQUARE,
+        **_SHARED,
+    ),
     "qwen3_next-dense-layer": _case(
         "qwen3_next",
         head_dim=8,
@@ -683,6 +700,15 @@ CASES: dict[str, dict[str, Any]] = {
         head_dim=16,
         num_hidden_layers=4,
         **_DELTA,
+        **_SHARED,
+        rope_parameters=_MROPE,
+    ),
+    "qwen3_5_moe-square-heads": _case(
+        "qwen3_5_moe_text",
+        head_dim=16,
+        num_hidden_layers=4,
+        layer_types=[_LINEAR, _FULL, _LINEAR, _LINEAR],
+        **_SQUARE,
         **_SHARED,
         rope_parameters=_MROPE,
     ),

@@ -49,7 +49,12 @@ def case_of(name: str) -> Case:
         return Case(**facts, logits=arrays["logits"])
 
 
-AS_GGUF = [name for name in NAMES if case_of(name).base.config["model_type"] in ARCHITECTURES]
+# llama.cpp has no place for the biases of LFM2's convolutions.
+AS_GGUF = [
+    name
+    for name in NAMES
+    if case_of(name).base.config["model_type"] in ARCHITECTURES and name != "lfm2-mixers-biases"
+]
 
 
 def opened(path: Path, backend: str, adapter: Path) -> tuple[Backend, LoraAdapter]:

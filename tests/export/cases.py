@@ -23,13 +23,19 @@ EVERY = [
     "qwen2-gqa", "qwen3-head-dim", "qwen3_moe-norm-topk", "gemma2-softcaps", "gemma3-pattern",
     "gemma3-linear", "phi3-mha", "phi3-longrope-short", "smollm3-nope", "olmo2-mha",
     "olmo2-gqa-tied", "granite-multipliers", "starcoder2-tied", "gpt2-tied", "seed_oss-gqa",
+    "ministral3-yarn-growth", "mistral3-ministral", "olmo3-pattern-yarn", "exaone4-full-tied",
+    "glm4-gqa", "glm4_moe-one-dense", "glm4_moe-not-renormalized-yarn", "lfm2-layer-types",
+    "lfm2_moe-one-dense", "gemma4-dense-keys-as-values", "gemma4-experts", "gemma4-multimodal",
+    "qwen3_5-square-heads", "qwen3_5_moe-square-heads", "qwen3_next-square-heads",
 ]  # fmt: skip
+# Their experts are written as GGUF alone.
+GGUF_ONLY = ["gpt_oss-top2-yarn"]
 FOLDERS_ONLY = [
-    "glm4-gqa", "exaone4-pattern", "olmo3-pattern-yarn", "qwen3_moe-sparse-step",
-    "qwen3_5-multimodal", "qwen3_5_moe-pattern", "qwen3_next-sparse-step", "lfm2-old-config-bias",
-    "lfm2_moe-one-dense",
+    "exaone4-pattern", "olmo3-rope-parameters-tied", "qwen3_moe-sparse-step", "qwen3_5-multimodal",
+    "qwen3_5_moe-pattern", "qwen3_next-sparse-step", "lfm2-old-config-bias",
+    "lfm2_moe-not-renormalized", "gemma4-per-layer-shared",
 ]  # fmt: skip
-assert set(EVERY) | set(FOLDERS_ONLY) <= set(golden_names())
+assert {*EVERY, *FOLDERS_ONLY, *GGUF_ONLY} <= set(golden_names())
 AS_GGUF = [name for name in EVERY if golden(name).config["model_type"] in ARCHITECTURES]
 
 

@@ -18,25 +18,39 @@ from localllm.tokenizer.hub_files import hub_tokenizer_files
 from tests.export.cases import (
     AS_GGUF,
     EVERY,
-    FOLDERS_ONLY,
+    GGUF_ONLY,
     adapted_logits,
     add_adapter,
     logits,
     source,
     write,
 )
+from tests.models import test_gpt_oss as gpt_oss
 from tests.models.running import TOLERANCE, difference
 from tests.tiny_model import write_tiny_model
 from tests.tokenizer.test_gguf import byte_pairs
 from tests.tokenizer.test_written import CHAT
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", [*EVERY, *GGUF_ONLY])
 def test_a_folder_becomes_a_file_with_the_same_logits(name: str, tmp_path: Path) -> None:
     model = write(name, tmp_path)
     with source(model) as opened:
         write_gguf(opened, tmp_path / "out.gguf", "f32")
     assert difference(logits(tmp_path / "out.gguf", name), logits(model, name)) < 2e-5
+
+
+def test_blocks_of_mxfp4_stay_as_they_are(tmp_path: Path) -> None:
+    """A block whose values are all small may be told by another exponent, of the same weights."""
+    model = gpt_oss.folder(tmp_path / "model", gpt_oss.PUBLISHED, gpt_oss.tensors()[1])
+    with source(model) as opened:
+        written = write_gguf(opened, tmp_path / "out.gguf")
+        before = {name: tensor.to_float32() for name, tensor in opened.weights()}
+    assert written.kinds["MXFP4"] == 6
+    with source(tmp_path / "out.gguf") as opened:
+        after = {name: tensor.to_float32() for name, tensor in opened.weights()}
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("name", AS_GGUF)
@@ -147,8 +161,16 @@ def test_vocabulary_template_and_ends_go_along(tmp_path: Path) -> None:
         ("qwen2-layer-types", "sliding_window"),
         ("qwen3_moe-sparse-step", "dense layers"),
         ("olmo2-mqa-bias-yarn", "biases"),
-        ("gpt_oss-top2-yarn", "gpt_oss"),
-        *((name, "cannot be written as GGUF") for name in FOLDERS_ONLY[:3]),
+        ("exaone4-pattern", "without windows"),
+        ("olmo3-rope-parameters-tied", "windows at the base of its other layers"),
+        ("gpt_oss-no-bias-default-rope", "biases"),
+        ("gpt_oss-layer-types-mqa-tied", "default RoPE"),
+        ("gemma4-per-layer-shared", "101 tokens, beside 97"),
+        ("lfm2-old-config-bias", "biases"),
+        ("lfm2_moe-not-renormalized", "renormalized"),
+        ("qwen3_5-pattern", "keys are as long as values"),
+        ("qwen3_5_moe-multimodal", "keys are as long as values"),
+        ("qwen3_next-dense-layer", "dense layers"),
     ],
 )
 def test_what_the_format_has_no_place_for_is_refused_by_name(
