@@ -10,12 +10,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from localllm.checkpoint.atomic import write_bytes, write_json
 from localllm.errors import InvalidRequest
 from localllm.tokenizer import Tokenizer, load_tokenizer
 from localllm.tokenizer.messages import check_unicode
+from localllm.tokenizer.pretokenizers import kind_named
 from localllm.tokenizer.template import ChatTemplate
 
 END_OF_TEXT = "<|endoftext|>"
@@ -25,10 +26,7 @@ CHATML = (
     "{{ message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-_WORDS = (
-    r"'(?i:s|t|re|ve|m|ll|d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_CUTS = "dbrx"  # llama.cpp's name for such words and numbers, so that a model can go there
 _BYTES = 256
 _MAX_VOCABULARY = 1 << 20
 
@@ -58,12 +56,7 @@ def train_tokenizer(
     if chat_template is not None:
         ChatTemplate(chat_template).render({"messages": [{"role": "user", "content": "Hello"}]})
     inner = tokenizers.Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_WORDS), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    inner.pre_tokenizer = kind_named(_CUTS).pre_tokenizer()
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

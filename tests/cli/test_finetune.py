@@ -12,6 +12,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from localllm.train.tokenizer import train_tokenizer
+
 COMMAND = [sys.executable, "-c", "from localllm.cli import main; main()"]
 
 _NUMBER, _TEXT, _MAYBE = {"type": "number"}, {"type": "string"}, {"type": ["number", "null"]}
@@ -233,3 +235,20 @@ def test_a_config_file_and_flags(run, tiny, chats, tmp_path):
     saved = (tmp_path / "run" / "config.toml").read_text()
     assert "rank = 4" in saved
     assert "steps = 2" in saved
+
+
+def test_from_a_vocabulary_of_ones_own_to_a_model_for_llama_cpp(run, tiny, chats, tmp_path):
+    texts = [json.loads(line)["messages"][0]["content"] for line in chats.read_text().splitlines()]
+    train_tokenizer(texts, 300, tmp_path / "vocabulary")
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    done = run(
+        "finetune", "--scratch", tiny / "config.json", "--model", tmp_path / "vocabulary",
+        "--data", data, "--steps", 60, "--lr", "1e-2", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    exported = run("export", tmp_path / "run" / "model", "--gguf", tmp_path / "mine.gguf")
+    assert exported.returncode == 0, exported.stderr
+    for model in (tmp_path / "run" / "model", tmp_path / "mine.gguf"):
+        answer = run("run", model, "number 7", "--raw", "--temperature", 0, "--max-tokens", 20)
+        assert answer.stdout.strip() == "of chats?", answer.stderr
