@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from localllm.errors import TokenizerError, UnsupportedModel
 from localllm.tokenizer.base import Tokenizer
@@ -59,10 +59,14 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any]) -> Tokenizer | None:
     elif model == "llama":
         codec = _sentence_pieces(vocabulary, metadata)
         add_bos = True
+    elif model == "gemma4":
+        codec = _spelled_pairs(vocabulary, metadata)
+        add_bos = True
     else:
         raise UnsupportedModel(
             f"the file's vocabulary is of the kind {model!r}",
-            hint="localllm runs 'gpt2' (byte-level BPE) and 'llama' (SentencePiece) vocabularies",
+            hint="localllm runs 'gpt2' (byte-level BPE), 'llama' (SentencePiece) and 'gemma4' "
+            "vocabularies",
         )
     bos, eos = vocabulary.named("bos_token_id"), vocabulary.named("eos_token_id")
     add_bos = _flag(metadata, "add_bos_token", add_bos)
@@ -97,7 +101,8 @@ class GGUFVocabulary:
         self.tokens: list[str] = [token or f"[EMPTY_{i}]" for i, token in enumerate(tokens)]
         self.types: list[int] = self._column("token_type", NORMAL, int)
         self.ids = {token: i for i, token in enumerate(self.tokens)}
-        if len(self.ids) != len(self.tokens):
+        # Files of Gemma 4 have a few twice, of which llama.cpp takes the later.
+        if len(self.ids) != len(self.tokens) and metadata.get(_KEY + "model") != "gemma4":
             twice = next(t for i, t in enumerate(self.tokens) if self.ids[t] != i)
             raise TokenizerError(f"the vocabulary holds the token {twice!r} twice")
         self._repair_types()
@@ -166,24 +171,43 @@ def merges_of(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _byte_pairs(vocabulary: GGUFVocabulary, metadata: Mapping[str, Any]) -> FastCodec:
     kind = kind_named(metadata.get(_KEY + "pre"))
-    merges = merges_of(metadata)
-    control = vocabulary.of_type(CONTROL, UNKNOWN)
-    # Under a name outside the byte-level alphabet, no text can become a control token.
-    ids = {f"\ue000{i}" if token in control else token: i for token, i in vocabulary.ids.items()}
-    try:
-        model = models.BPE(vocab=ids, merges=merges, ignore_merges=kind.ignore_merges)
-    except Exception as error:  # the library raises bare Exception
-        raise TokenizerError(f"the vocabulary and its merges do not fit: {error}") from error
-    inner = tokenizers.Tokenizer(model)
+    inner = _merging(vocabulary, metadata, ignore_merges=kind.ignore_merges)
     normalizer = kind.normalizer()
     if normalizer is not None:
         inner.normalizer = normalizer
     inner.pre_tokenizer = kind.pre_tokenizer()
     inner.decoder = decoders.ByteLevel()
+    return FastCodec(inner, vocabulary.of_type(CONTROL, UNKNOWN), vocabulary.tokens)
+
+
+def _spelled_pairs(vocabulary: GGUFVocabulary, metadata: Mapping[str, Any]) -> FastCodec:
+    """Gemma 4's: pairs of characters as they are, spaces written "▁", and bytes for the rest."""
+    inner = _merging(vocabulary, metadata, byte_fallback=True)
+    inner.normalizer = normalizers.Replace(" ", SPACE)
+    # No token reaches across the end of a line, save those of ends of lines alone.
+    inner.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[^\n]+|\n+"), "isolated")
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return FastCodec(inner, vocabulary.of_type(CONTROL, UNKNOWN), vocabulary.tokens)
+
+
+def _merging(
+    vocabulary: GGUFVocabulary, metadata: Mapping[str, Any], **options: bool
+) -> tokenizers.Tokenizer:
+    merges = merges_of(metadata)
+    control = vocabulary.of_type(CONTROL, UNKNOWN)
+    # Under a name that no text is spelled by, no text can become a control token.
+    ids = {f"\ue000{i}" if token in control else token: i for token, i in vocabulary.ids.items()}
+    try:
+        model = models.BPE(vocab=ids, merges=merges, **options)
+    except Exception as error:  # the library raises bare Exception
+        raise TokenizerError(f"the vocabulary and its merges do not fit: {error}") from error
+    inner = tokenizers.Tokenizer(model)
     inner.add_tokens(
         [AddedToken(token, normalized=False) for token in vocabulary.of_type(USER_DEFINED)]
     )
-    return FastCodec(inner, control, vocabulary.tokens)
+    return inner
 
 
 def _sentence_pieces(vocabulary: GGUFVocabulary, metadata: Mapping[str, Any]) -> SentenceCodec:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from localllm.errors import TokenizerError, UnsupportedModel
 from localllm.tokenizer import Tokenizer
 from localllm.tokenizer.bytelevel import BYTE_OF
 from localllm.tokenizer.gguf import tokenizer_from_metadata
+from localllm.tokenizer.hf import tokenizer_from_folder
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
@@ -52,6 +55,27 @@ def pieces(**changes: Any) -> dict[str, Any]:
     return {f"tokenizer.ggml.{key}": value for key, value in keys.items() if value is not None}
 
 
+def spelled_pairs(**changes: Any) -> dict[str, Any]:
+    """As Gemma 4 has it: merges of characters, bytes for those that are missing."""
+    merges = ["h e", "l l", "he ll", "hell o", "▁ w", "\n \n"]
+    rows = [("<unk>", UNKNOWN), ("<s>", CONTROL), ("</s>", CONTROL)]
+    rows += [(f"<0x{byte:02X}>", BYTE) for byte in range(256)]
+    rows += [(text, NORMAL) for text in "helow▁\n12<tos/>"]
+    rows += [(merge.replace(" ", ""), NORMAL) for merge in merges]
+    rows += [("<tool>", USER_DEFINED)]
+    keys: dict[str, Any] = {
+        "model": "gemma4",
+        "tokens": [row[0] for row in rows],
+        "token_type": [row[1] for row in rows],
+        "merges": merges,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "unknown_token_id": 0,
+    }
+    keys.update(changes)
+    return {f"tokenizer.ggml.{key}": value for key, value in keys.items() if value is not None}
+
+
 def load(metadata: dict[str, Any]) -> Tokenizer:
     tokenizer = tokenizer_from_metadata(metadata)
     assert tokenizer is not None
@@ -77,7 +101,7 @@ def test_a_whole_piece_is_taken_whatever_the_merges_say_where_the_kind_says_so()
     assert texts(load(byte_pairs(pre="gpt-2", **changes)), "hello") == ["h", "e", "ll", "o"]
 
 
-@pytest.mark.parametrize("make", [byte_pairs, pieces])
+@pytest.mark.parametrize("make", [byte_pairs, pieces, spelled_pairs])
 def test_user_defined_tokens_are_matched_whole_and_control_tokens_only_on_request(
     make: Any,
 ) -> None:
@@ -88,12 +112,12 @@ def test_user_defined_tokens_are_matched_whole_and_control_tokens_only_on_reques
     assert tokenizer.special_ids >= {tokenizer.bos_id, *tokenizer.eos_ids}
 
 
-@pytest.mark.parametrize("make", [byte_pairs, pieces])
+@pytest.mark.parametrize("make", [byte_pairs, pieces, spelled_pairs])
 @pytest.mark.parametrize("bos", [None, True, False])
 @pytest.mark.parametrize("eos", [None, True, False])
 def test_add_bos_and_add_eos_are_obeyed(make: Any, bos: bool | None, eos: bool | None) -> None:
     tokenizer = load(make(add_bos_token=bos, add_eos_token=eos))
-    expect_bos = bos if bos is not None else make is pieces
+    expect_bos = bos if bos is not None else make is not byte_pairs
     ids = tokenizer.encode("o")
     assert (ids[0] == tokenizer.bos_id) == expect_bos
     assert (ids[-1] in tokenizer.eos_ids) == bool(eos)
@@ -122,6 +146,55 @@ def test_bytes_stand_in_for_characters_the_vocabulary_lacks() -> None:
 
 def test_a_user_defined_run_of_spaces_is_found_in_the_text() -> None:
     assert texts(load(pieces(add_space_prefix=False)), "o    o") == ["o", "▁▁▁▁", "o"]
+
+
+def test_gemma4_merges_characters_and_takes_bytes_for_the_rest() -> None:
+    tokenizer = load(spelled_pairs())
+    ids = tokenizer.encode("hello wo\n\né<tool>")
+    assert [tokenizer.token_text(i) for i in ids] == [
+        "<s>", "hello", "▁w", "o", "\n\n", "<0xC3>", "<0xA9>", "<tool>",
+    ]  # fmt: skip
+    assert tokenizer.decode(ids[1:]) == "hello wo\n\né<tool>"
+
+
+def test_gemma4_gives_the_ids_of_its_tokenizer_json(tmp_path: Path) -> None:
+    keys = {k.removeprefix("tokenizer.ggml."): v for k, v in spelled_pairs().items()}
+    special = [
+        {"id": i, "content": keys["tokens"][i], "special": i < 3, "normalized": False,
+         "single_word": False, "lstrip": False, "rstrip": False}
+        for i in (0, 1, 2, len(keys["tokens"]) - 1)
+    ]  # fmt: skip
+    tree = {
+        "version": "1.0",
+        "added_tokens": special,
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        "pre_tokenizer": {
+            "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious",
+            "invert": False,
+        },
+        "post_processor": None,
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+            ],
+        },
+        "model": {
+            "type": "BPE", "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True,
+            "vocab": {token: i for i, token in enumerate(keys["tokens"])},
+            "merges": [merge.split(" ") for merge in keys["merges"]],
+        },
+    }  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+    config = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    theirs = tokenizer_from_folder(tmp_path)
+    assert theirs is not None
+    ours = load(spelled_pairs())
+    for text in ("hello wo", " hello  wo1\n\n\nhell\n w", "<s>é<tool> \n", ""):
+        assert ours.encode(text)[1:] == theirs.encode(text)[len(theirs.frame[0]) :], text
 
 
 def test_end_of_turn_tokens_of_every_key_and_known_name_count() -> None:
@@ -190,7 +263,7 @@ def test_a_file_without_a_vocabulary_has_no_tokenizer() -> None:
     assert tokenizer_from_metadata({"tokenizer.ggml.model": "none"}) is None
 
 
-@pytest.mark.parametrize("model", ["t5", "bert", "rwkv", "plamo2", "gemma4", "something"])
+@pytest.mark.parametrize("model", ["t5", "bert", "rwkv", "plamo2", "something"])
 def test_other_kinds_of_vocabulary_are_refused_by_name(model: str) -> None:
     with pytest.raises(UnsupportedModel, match=repr(model)):
         tokenizer_from_metadata(byte_pairs(model=model))
