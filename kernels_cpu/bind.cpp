@@ -186,7 +186,7 @@ bool forward(Decoder& decoder, Array<int32_t, 1> tokens, Array<int32_t, 1> start
              Array<int32_t, 1> counts, Array<int32_t, 1> tables, Array<int32_t, 1> table_sizes,
              const std::vector<RopeInput>& ropes, Array<int32_t, 1> logit_rows, OutMatrix out,
              std::optional<OutMatrix> hidden, const std::vector<std::shared_ptr<Adapter>>& adapters,
-             std::optional<Array<int32_t, 2>> states) {
+             std::optional<Array<int32_t, 2>> states, std::optional<Array<float, 2>> embeddings) {
   const Program& program = decoder.program();
   const KvPool& kv = decoder.kv();
   Step step;
@@ -266,10 +266,16 @@ bool forward(Decoder& decoder, Array<int32_t, 1> tokens, Array<int32_t, 1> start
         "the logits array has the wrong shape");
   step.out = out.data();
   if (hidden) {
-    check(to_int(hidden->shape(0)) == step.logits &&
-              to_int(hidden->shape(1)) == program.config.hidden,
-          "the hidden states' array has the wrong shape");
+    check(
+        to_int(hidden->shape(0)) == step.rows && to_int(hidden->shape(1)) == program.config.hidden,
+        "the hidden states' array has the wrong shape");
     step.hidden = hidden->data();
+  }
+  if (embeddings) {
+    check(to_int(embeddings->shape(0)) == step.rows &&
+              to_int(embeddings->shape(1)) == program.config.hidden,
+          "the embeddings' array has the wrong shape");
+    step.embeddings = embeddings->data();
   }
 
   bool done = false;
@@ -525,9 +531,10 @@ NB_MODULE(_native, m) {
            nb::arg("tables"), nb::arg("table_sizes"), nb::arg("ropes"), nb::arg("logit_rows"),
            nb::arg("out"), nb::arg("hidden").none() = nb::none(),
            nb::arg("adapters") = std::vector<std::shared_ptr<Adapter>>(),
-           nb::arg("states").none() = nb::none(),
-           "Runs one step into `out` [logit_rows, vocab] and `hidden` [logit_rows, hidden]; False "
-           "when cancelled. adapters: one or None for each chunk; nothing for the base alone.")
+           nb::arg("states").none() = nb::none(), nb::arg("embeddings").none() = nb::none(),
+           "Runs one step into `out` [logit_rows, vocab] and `hidden` [rows, hidden]; False when "
+           "cancelled. adapters: one or None for each chunk; nothing for the base alone. "
+           "embeddings: [rows, hidden], instead of the tokens' own.")
       .def("project", &project, nb::arg("hidden"), nb::arg("out"), "The head's logits into `out`.")
       .def("project_with", &project_with, nb::arg("store"), nb::arg("name"), nb::arg("hidden"),
            nb::arg("out"), "The same with a matrix of `store` as the head, without a bias.")

@@ -170,7 +170,11 @@ void Decoder::embed(const Step& step) {
   const ModelConfig& c = program_.config;
   each_row(step.rows, 4 * c.hidden, [&](int r) {
     float* x = x_.row(r);
-    embed_rows(step.tokens + r, 1, x);
+    if (step.embeddings)
+      std::memcpy(x, step.embeddings + static_cast<ptrdiff_t>(r) * c.hidden,
+                  static_cast<size_t>(c.hidden) * sizeof(float));
+    else
+      embed_rows(step.tokens + r, 1, x);
     if (!program_.positions) return;
     float* p = y_.row(r);
     read_row(*program_.positions, step.positions[r], p);
@@ -328,13 +332,16 @@ void Decoder::feed_forward(const Step& step, int index) {
 
 void Decoder::logits(const Step& step) {
   const ModelConfig& c = program_.config;
+  const auto width = static_cast<size_t>(c.hidden);
+  if (step.hidden)
+    each_row(step.rows, 4 * c.hidden, [&](int r) {
+      enter(program_.final_norm, x_.row(r), &normed_, r);
+      std::memcpy(step.hidden + static_cast<size_t>(r) * width, normed_.row(r),
+                  width * sizeof(float));
+    });
   if (step.logits == 0) return;
   each_row(step.logits, 4 * c.hidden,
            [&](int i) { enter(program_.final_norm, x_.row(step.logit_rows[i]), &normed_, i); });
-  const auto width = static_cast<size_t>(c.hidden);
-  for (int i = 0; step.hidden && i < step.logits; ++i)
-    std::memcpy(step.hidden + static_cast<size_t>(i) * width, normed_.row(i),
-                width * sizeof(float));
   run_head(step.logits, *program_.head, program_.head_bias, step.out);
 }
 

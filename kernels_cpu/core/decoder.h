@@ -46,12 +46,13 @@ struct Step {
   int rows = 0;
   const int32_t* tokens = nullptr;
   const int32_t* positions = nullptr;
+  const float* embeddings = nullptr;  // [rows, hidden], instead of the tokens' own; or null
   std::vector<Chunk> chunks;
   std::vector<RopeRows> ropes;
   const int32_t* logit_rows = nullptr;
   int logits = 0;
   float* out = nullptr;     // [logits, vocab]
-  float* hidden = nullptr;  // [logits, hidden], the rows as they enter the head; null: not wanted
+  float* hidden = nullptr;  // [rows, hidden], as they would enter the head; null: not wanted
 };
 
 struct AttendItem;

@@ -222,6 +222,7 @@ class CpuBackend:
             hidden,
             [] if all(adapter is None for adapter in adapters) else adapters,
             self._states(chunks),
+            batch.embeddings(),
         )
         if not done:
             raise StepCancelled("the step was cancelled")

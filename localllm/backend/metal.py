@@ -164,17 +164,18 @@ class MetalBackend:
                 step.attend,
                 step.recur,
                 adapters or None,
+                batch.embeddings(),
             )
+            if hidden is not None:
+                hidden[:] = np.array(self._decoder.final_norm(rows).astype(mx.float32))
             if not len(step.logit_rows):
                 mx.eval(rows, self._pool.arrays, states.arrays)
                 self._states.settle(states)
                 return np.zeros((0, self.spec.vocab_size), np.float32)
             last = self._decoder.final_norm(rows[mx.array(step.logit_rows)])
             logits = self._decoder.project(last)
-            mx.eval(logits, last, self._pool.arrays, states.arrays)
+            mx.eval(logits, self._pool.arrays, states.arrays)
             self._states.settle(states)
-            if hidden is not None:
-                hidden[:] = np.array(last.astype(mx.float32))
             return np.array(logits)
 
     def project(self, hidden: np.ndarray) -> np.ndarray:

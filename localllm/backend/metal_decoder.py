@@ -71,12 +71,16 @@ class Decoder:
         attend: Attend,
         recur: Recur,
         adapt: Adapt | None,
+        embeddings: np.ndarray | None = None,
     ) -> mx.array:
         """T [n, hidden] after the last layer, before the final norm.
 
         tokens, positions: int [n]. lengths: int [n], see `localllm.spec.rope.tables`.
+        embeddings: float32 [n, hidden], instead of the tokens' own.
         """
         x = self.embed(mx.array(tokens))
+        if embeddings is not None:
+            x = mx.array(embeddings).astype(x.dtype)
         if self._positions is not None:
             x = x + self._positions.rows(mx.array(positions))
         own = None if self._per_layer is None else self._per_layer(mx.array(tokens), x)

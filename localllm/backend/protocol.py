@@ -49,6 +49,8 @@ class Chunk:
     adapter: index of a loaded adapter (see `Backend.add_adapter`), or None for the base model.
     state: needed by models with recurrent layers, and by no others. A chunk may begin with what an
         earlier one of the batch leaves.
+    embeddings: float32 [n, hidden], what the first layer takes instead of the tokens' own
+        embeddings. All chunks of a batch have some, or none.
     """
 
     token_ids: np.ndarray
@@ -58,6 +60,7 @@ class Chunk:
     prompt_length: int
     adapter: int | None = None
     state: StateSlots | None = None
+    embeddings: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,12 @@ class Batch:
     """Chunks of different sequences, computed in one step."""
 
     chunks: tuple[Chunk, ...]
+
+    def embeddings(self) -> np.ndarray | None:
+        """float32 [rows, hidden], of all chunks."""
+        given = [c.embeddings for c in self.chunks if c.embeddings is not None]
+        assert len(given) in (0, len(self.chunks)), "embeddings of some chunks only"
+        return np.ascontiguousarray(np.concatenate(given), np.float32) if given else None
 
 
 class StepCancelled(LocalLLMError):
@@ -137,7 +146,8 @@ class Backend(Protocol):
     def forward(self, batch: Batch, hidden: np.ndarray | None = None) -> np.ndarray:
         """float32 [sum of len(logit_rows), vocab_size], in the order of chunks and rows.
 
-        hidden: float32 [as many rows, spec.hidden], to be filled with what enters the head.
+        hidden: float32 [rows of all chunks, spec.hidden], to be filled with what enters the head,
+            or would.
         """
         ...
 

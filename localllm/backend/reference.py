@@ -98,15 +98,20 @@ class ReferenceBackend:
         step = _Step(self.spec, self._pool, self._states, chunks, self._cancelled, self._decoder)
         with mx.stream(mx.cpu):
             rows = self._decoder(
-                step.tokens, step.positions, step.lengths, step.attend, adapters, step.recur
+                step.tokens,
+                step.positions,
+                step.lengths,
+                step.attend,
+                adapters,
+                step.recur,
+                batch.embeddings(),
             )
+            if hidden is not None:
+                hidden[:] = np.array(self._decoder.final_norm(rows))
             if not len(step.logit_rows):
                 mx.eval(rows)
                 return np.zeros((0, self.spec.vocab_size), np.float32)
-            last = self._decoder.final_norm(rows[mx.array(step.logit_rows)])
-            if hidden is not None:
-                hidden[:] = np.array(last)
-            return np.array(self._decoder.project(last))
+            return np.array(self._decoder.logits(rows[mx.array(step.logit_rows)]))
 
     @property
     def kv_form(self) -> str:

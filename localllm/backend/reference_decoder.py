@@ -354,12 +354,17 @@ class Decoder(Part):
         attend: Attend,
         adapt: Adapt | None = None,
         recur: RecurAt | None = None,
+        embeddings: np.ndarray | None = None,
     ) -> mx.array:
         """float32 [n, hidden] after the last layer, before the final norm.
 
         tokens, positions: int [n]. lengths: int [n], see `localllm.spec.rope.tables`.
+        embeddings: float32 [n, hidden], instead of the tokens' own.
         """
-        x = self.embed.rows(mx.array(tokens)) * self.spec.embed_scale
+        if embeddings is None:
+            x = self.embed.rows(mx.array(tokens)) * self.spec.embed_scale
+        else:
+            x = mx.array(embeddings)
         if self.pos_embed is not None:
             x = x + self.pos_embed.rows(mx.array(positions))
         own = None

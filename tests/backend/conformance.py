@@ -252,11 +252,28 @@ class BackendConformance:
         tokens = np.arange(12)
         with self.llama() as backend:
             chunk = Sequence(tokens, np.arange(8)).next(12, rows=(11, 3))
-            hidden = np.zeros((2, backend.spec.hidden), np.float32)
+            hidden = np.zeros((12, backend.spec.hidden), np.float32)
             logits = backend.forward(Batch((chunk,)), hidden)
-            self.assert_same(backend.project(hidden), logits)
-            self.assert_same(backend.project(hidden[1:]), logits[1:])
+            self.assert_same(backend.project(hidden[[11, 3]]), logits)
+            self.assert_same(backend.project(hidden[3:4]), logits[1:])
             assert backend.project(hidden[:0]).shape == (0, backend.spec.vocab_size)
+            again = np.zeros_like(hidden)
+            chunk = Sequence(tokens, np.arange(8)).next(12, rows=())
+            assert backend.forward(Batch((chunk,)), again).shape == (0, backend.spec.vocab_size)
+            self.assert_same(again, hidden)
+
+    def test_embeddings_can_be_given_instead_of_tokens(self):
+        spec = replace(llama(), embed_scale=3.0)
+        tokens = np.arange(12)
+        with self.backend(spec, dense(random_weights(spec))) as backend:
+            chunk = Sequence(tokens, np.arange(8)).next(12, rows=(11, 3))
+            wanted = backend.forward(Batch((chunk,)))
+            given = replace(
+                chunk,
+                token_ids=np.zeros(12, np.int32),
+                embeddings=backend.embed(tokens.tolist()),
+            )
+            self.assert_same(backend.forward(Batch((given,))), wanted)
 
     def test_some_rows_of_the_head_give_their_logits_alone(self):
         spec = replace(llama(), logit_scale=0.5, logit_softcap=3.0)
