@@ -95,7 +95,8 @@ class LLM:
     answer_format: how the model writes reasoning and calls ("harmony", "gemma4", "lfm2", "tags",
         "common"); None: as its template and control tokens give away.
     draft_model: a smaller model with the same vocabulary, whose guesses are tried (speculation).
-    draft_head: a folder with a draft head for this model (docs/engine.md), for the same.
+    draft_head: a folder with a draft head for this model (docs/engine.md), for the same; "mtp" for
+        the layer that the checkpoint brings along to predict one token more.
     kv_disk: bytes of disk where cached prompts survive a restart; None keeps them in memory only.
     expert_memory: bytes of memory for the experts of a mixture, the others being read from disk as
         they are chosen; None: for all of them where that fits, else as much as fits. The same

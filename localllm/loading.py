@@ -18,20 +18,27 @@ from localllm.backend.protocol import Activations, Backend
 from localllm.backend.select import BackendStatus, candidates, check_activations, open_backend
 from localllm.checkpoint import open_checkpoint
 from localllm.checkpoint.base import Checkpoint
-from localllm.checkpoint.tensor import Tensor
+from localllm.checkpoint.quantize import quantize_like
+from localllm.checkpoint.tensor import Dense, Tensor
 from localllm.engine import Engine
 from localllm.engine.adapters import AdapterSlots
 from localllm.engine.disk_tier import DiskTier
-from localllm.engine.draft_head import DraftHead
 from localllm.engine.drafters import DraftModel, HeadDrafter
 from localllm.engine.planner import Plan, Wish
 from localllm.engine.speculative import Drafter
-from localllm.errors import CheckpointError, InvalidRequest, StoreError, UnsupportedModel
+from localllm.errors import (
+    CheckpointError,
+    InvalidRequest,
+    OutOfMemoryPlan,
+    StoreError,
+    UnsupportedModel,
+)
 from localllm.hub.environment import is_set
-from localllm.hub.progress import Progress
+from localllm.hub.progress import Progress, human_bytes
 from localllm.hub.store import Store
-from localllm.machine import cores, return_freed_memory
-from localllm.models import load_spec, load_weights
+from localllm.machine import cores, memory, return_freed_memory
+from localllm.models import load_mtp, load_spec, load_weights
+from localllm.models.draft_head import DraftHead
 from localllm.planning import fitting_plan, model_of
 from localllm.sampling import SamplingParams
 from localllm.spec import DecoderSpec
@@ -39,6 +46,7 @@ from localllm.tokenizer import Tokenizer, load_tokenizer
 
 _SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 _MAX_CONFIG_BYTES = 1 << 20
+OWN_DRAFT_HEAD = "mtp"  # instead of a folder: the head that the checkpoint brings along
 
 
 @dataclass(frozen=True)
@@ -56,14 +64,14 @@ class LoadedModel:
     eos_ids: frozenset[int]
     default_params: SamplingParams
     disk: DiskTier | None
-    drafter: Backend | None
+    drafters: tuple[Backend, ...]  # what drafters compute with, beside the model
 
     def close(self) -> None:
         self.engine.close()
         if self.disk is not None:
             self.disk.close()
-        if self.drafter is not None:
-            self.drafter.close()
+        for drafter in self.drafters:
+            drafter.close()
         self.backend.close()
 
 
@@ -111,12 +119,17 @@ def load(
         key, disk = b"", None
         if kv_disk is not None:
             key, disk = _disk(opened, checkpoint, kv_disk)
-        draft, drafters = None, list[Drafter]()
+        beside, drafters = list[Backend](), list[Drafter]()
         if draft_model is not None:
             draft = load_draft(draft_model, spec, tokenizer, plan, threads=threads, offline=offline)
+            beside.append(draft)
             drafters.append(DraftModel(draft))
         if draft_head is not None:
-            drafters.append(_head_drafter(draft_head, opened, checkpoint))
+            head = _draft_head(draft_head, checkpoint, spec)
+            layer = _head_layer(head, opened.name, plan, threads)
+            rows = None if head.tokens is None else head_rows(checkpoint, spec, head.tokens)
+            beside.append(layer)
+            drafters.append(HeadDrafter(head, opened, layer, rows))
         return LoadedModel(
             name=name,
             path=stored.path,
@@ -139,7 +152,7 @@ def load(
                 ),
             ),
             disk=disk,
-            drafter=draft,
+            drafters=tuple(beside),
             plan=plan,
             eos_ids=_eos_ids(tokenizer, settings, checkpoint),
             default_params=_default_params(stored, settings),
@@ -150,11 +163,30 @@ def load(
         return_freed_memory()  # tables and vocabularies on their way in
 
 
-def _head_drafter(folder: Path, backend: Backend, checkpoint: Checkpoint) -> HeadDrafter:
-    spec = backend.spec
-    head = DraftHead.load(folder, hidden=spec.hidden, vocab_size=spec.vocab_size)
-    rows = None if head.tokens is None else head_rows(checkpoint, spec, head.tokens)
-    return HeadDrafter(head, backend, rows)
+def _draft_head(place: Path, checkpoint: Checkpoint, spec: DecoderSpec) -> DraftHead:
+    if str(place) == OWN_DRAFT_HEAD:
+        return load_mtp(checkpoint, spec)
+    return DraftHead.load(place, hidden=spec.hidden, vocab_size=spec.vocab_size)
+
+
+def _head_layer(head: DraftHead, backend: str, plan: Plan, threads: int | None) -> Backend:
+    """A draft head's layer, with a KV pool for as many positions as the model's."""
+    blocks = plan.kv_tokens // plan.block_size + plan.wish.max_batch
+    weights = {name: _narrow(weight) for name, weight in head.weights.items()}
+    needed, free = sum(weight.nbytes for weight in weights.values()), memory().available
+    if needed > free:
+        raise OutOfMemoryPlan(
+            f"the draft head takes {human_bytes(needed)}, and {human_bytes(free)} are free",
+            hint="load the model without it, or with a shorter context",
+        )
+    return open_backend(backend, head.spec, weights.items(), num_blocks=blocks, threads=threads)
+
+
+def _narrow(weight: Tensor) -> Tensor:
+    """8 bits for a dense matrix: guesses need no more, and the fewer bytes the sooner."""
+    if isinstance(weight, Dense) and len(weight.shape) == 2 and weight.shape[1] % 32 == 0:
+        return quantize_like(weight.to_float32(), 8, 32, np.dtype(np.float16))
+    return weight
 
 
 def head_rows(checkpoint: Checkpoint, spec: DecoderSpec, tokens: np.ndarray) -> Tensor:

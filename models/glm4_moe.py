@@ -1,6 +1,6 @@
 """GLM 4.5 to 4.7: sigmoid routing, a bias that only chooses, shared experts, dense early layers.
 
-The checkpoints' last layer, which predicts one token more (MTP), is left out.
+The checkpoints' last layer, which predicts one token more (MTP), may serve as a draft head.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 from localllm.models import qwen3_moe
 from localllm.models.common import attention, decoder, feed_forward, rms_norm, sizes
 from localllm.models.config import MAX_LAYERS, MAX_WIDTH, Config
-from localllm.models.layout import Names, Source
+from localllm.models.layout import PREFIXES, Names, Source
+from localllm.models.mtp import Mtp, names_of_layer
 from localllm.models.rope import rope
 from localllm.spec import DecoderSpec, LayerSpec, MoESpec
 
@@ -22,6 +23,19 @@ NAMES: Names = {
     "moe.shared.down": _MLP + "shared_experts.down_proj",
 }
 OTHER_PARTS = ("model.layers.{past}.*",)
+
+
+def mtp(spec: DecoderSpec) -> Mtp:
+    past = len(spec.layers)
+    at = f"layers.{past}."
+    return Mtp(
+        layer=spec.layers[-1],
+        names=names_of_layer(NAMES, past, final_norm=f"{at}shared_head.norm"),
+        prefixes=PREFIXES,
+        hidden_norm=f"{at}hnorm",
+        embedding_norm=f"{at}enorm",
+        fuse=f"{at}eh_proj",
+    )
 
 
 def spec(config: Config) -> DecoderSpec:

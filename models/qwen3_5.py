@@ -1,7 +1,7 @@
 """Qwen 3.5, text: three layers of gated delta nets, then one of gated attention, and so on.
 
-The multimodal models nest the same config under `text_config`; their vision tower is left out, and
-so are the layers that guess several tokens at once.
+The multimodal models nest the same config under `text_config`; their vision tower is left out. The
+layer that predicts one token more (MTP) may serve as a draft head.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from localllm.models import llama
 from localllm.models.common import attention, decoder, feed_forward, rms_norm, sizes
 from localllm.models.config import MAX_LAYERS, MAX_WIDTH, Config
 from localllm.models.layout import Names, Source
+from localllm.models.mtp import Mtp, names_of_layer
 from localllm.models.rope import rope
 from localllm.spec import (
     AttentionSpec,
@@ -39,6 +40,19 @@ NAMES: Names = {
     "delta.o": _DELTA + "out_proj",
 }
 OTHER_PARTS = ("mtp.*", "visual.*", "model.visual.*")
+
+
+def mtp(spec: DecoderSpec, names: Names = NAMES) -> Mtp:
+    """A layer that attends, with norms of its own for what it is given."""
+    index, _ = next(spec.attentions)
+    return Mtp(
+        layer=spec.layers[index],
+        names=names_of_layer(names, 0, final_norm="norm"),
+        prefixes=("mtp.", "model.mtp.", "language_model.mtp."),
+        hidden_norm="pre_fc_norm_hidden",
+        embedding_norm="pre_fc_norm_embedding",
+        fuse="fc",
+    )
 
 
 def spec(config: Config) -> DecoderSpec:

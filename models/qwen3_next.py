@@ -8,6 +8,7 @@ from localllm.models import qwen3_5, qwen3_moe
 from localllm.models.common import decoder, experts, feed_forward, rms_norm, sizes
 from localllm.models.config import MAX_LAYERS, MAX_WIDTH, Config
 from localllm.models.layout import Names, Part, Source
+from localllm.models.mtp import Mtp
 from localllm.spec import DecoderSpec, LayerSpec
 from localllm.spec.decoder import FeedForward
 
@@ -35,6 +36,10 @@ NAMES: Names = {
     "delta.beta": _fused("in_proj_ba", "groups_beta", "in_proj_b"),
     "delta.decay": _fused("in_proj_ba", "groups_decay", "in_proj_a"),
 }
+
+
+def mtp(spec: DecoderSpec) -> Mtp:
+    return qwen3_5.mtp(spec, NAMES)
 
 
 def spec(config: Config) -> DecoderSpec:

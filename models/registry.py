@@ -44,7 +44,9 @@ from localllm.models import (
     starcoder2,
 )
 from localllm.models.config import Config
+from localllm.models.draft_head import DraftHead
 from localllm.models.layout import Layout, Names, embed_name, head_name
+from localllm.models.mtp import Mtp, read_mtp
 from localllm.models.weights import read_forms, read_kinds, read_weights
 from localllm.spec import DecoderSpec
 
@@ -52,16 +54,24 @@ from localllm.spec import DecoderSpec
 @dataclass(frozen=True)
 class Architecture:
     """What an architecture file offers; see `Layout` for buffers and other_parts, in which {past}
-    is the number of the layer after the last."""
+    is the number of the layer after the last. mtp: a layer that predicts one token more."""
 
     spec: Callable[[Config], DecoderSpec]
     names: Names
     buffers: tuple[str, ...] = ()
     other_parts: tuple[str, ...] = ()
+    mtp: Callable[[DecoderSpec], Mtp] | None = None
 
 
 # Buffers that older checkpoints saved along with the weights.
 _BUFFERS = ("*.rotary_emb.inv_freq",)
+
+_QWEN3_5 = Architecture(
+    qwen3_5.spec, qwen3_5.NAMES, other_parts=qwen3_5.OTHER_PARTS, mtp=qwen3_5.mtp
+)
+_QWEN3_5_MOE = Architecture(
+    qwen3_5_moe.spec, qwen3_5_moe.NAMES, other_parts=qwen3_5.OTHER_PARTS, mtp=qwen3_5_moe.mtp
+)
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture(llama.spec, llama.NAMES),
@@ -74,15 +84,16 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2": Architecture(qwen2.spec, llama.NAMES),
     "qwen3": Architecture(qwen3.spec, qwen3.NAMES),
     "qwen3_moe": Architecture(qwen3_moe.spec, qwen3_moe.NAMES),
-    "qwen3_5": Architecture(qwen3_5.spec, qwen3_5.NAMES, other_parts=qwen3_5.OTHER_PARTS),
-    "qwen3_5_text": Architecture(qwen3_5.spec, qwen3_5.NAMES, other_parts=qwen3_5.OTHER_PARTS),
-    "qwen3_5_moe": Architecture(
-        qwen3_5_moe.spec, qwen3_5_moe.NAMES, other_parts=qwen3_5.OTHER_PARTS
+    "qwen3_5": _QWEN3_5,
+    "qwen3_5_text": _QWEN3_5,
+    "qwen3_5_moe": _QWEN3_5_MOE,
+    "qwen3_5_moe_text": _QWEN3_5_MOE,
+    "qwen3_next": Architecture(
+        qwen3_next.spec,
+        qwen3_next.NAMES,
+        other_parts=qwen3_5.OTHER_PARTS,
+        mtp=qwen3_next.mtp,
     ),
-    "qwen3_5_moe_text": Architecture(
-        qwen3_5_moe.spec, qwen3_5_moe.NAMES, other_parts=qwen3_5.OTHER_PARTS
-    ),
-    "qwen3_next": Architecture(qwen3_next.spec, qwen3_next.NAMES, other_parts=qwen3_5.OTHER_PARTS),
     "lfm2": Architecture(lfm2.spec, lfm2.NAMES),
     "lfm2_moe": Architecture(lfm2_moe.spec, lfm2_moe.NAMES),
     "gemma2": Architecture(gemma2.spec, gemma2.NAMES),
@@ -96,7 +107,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "olmo3": Architecture(olmo3.spec, olmo2.NAMES),
     "exaone4": Architecture(exaone4.spec, exaone4.NAMES),
     "glm4": Architecture(glm4.spec, glm4.NAMES),
-    "glm4_moe": Architecture(glm4_moe.spec, glm4_moe.NAMES, other_parts=glm4_moe.OTHER_PARTS),
+    "glm4_moe": Architecture(
+        glm4_moe.spec, glm4_moe.NAMES, other_parts=glm4_moe.OTHER_PARTS, mtp=glm4_moe.mtp
+    ),
     "seed_oss": Architecture(seed_oss.spec, llama.NAMES),
     "granite": Architecture(granite.spec, llama.NAMES),
     "starcoder2": Architecture(starcoder2.spec, starcoder2.NAMES),
@@ -146,6 +159,24 @@ def load_weights(
     contradicts the config, UnsupportedModel for tensors the architecture has no place for.
     """
     return read_weights(checkpoint, spec, _layout(checkpoint), only)
+
+
+def load_mtp(checkpoint: Checkpoint, spec: DecoderSpec) -> DraftHead:
+    """The layer of the checkpoint that predicts one token more, as a draft head.
+
+    Raises UnsupportedModel where it has none, and what `load_weights` raises.
+    """
+    if checkpoint.format != "gguf":
+        mtp = _architecture(Config(checkpoint.config, checkpoint.path)).mtp
+        head = None if mtp is None else read_mtp(checkpoint, spec, mtp(spec))
+        if head is not None:
+            return head
+    having = ", ".join(name for name, found in ARCHITECTURES.items() if found.mtp is not None)
+    raise UnsupportedModel(
+        f"{checkpoint.path}: has no layer that predicts one token more (MTP) which we can read",
+        hint=f"Those of {having} in safetensors are known. Or train a draft head: "
+        "localllm finetune --method draft-head.",
+    )
 
 
 def load_forms(checkpoint: Checkpoint, spec: DecoderSpec) -> dict[str, Form]:

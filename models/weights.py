@@ -71,6 +71,16 @@ def read_weights(
     return _read(checkpoint, picks)
 
 
+def read_layer(checkpoint: Checkpoint, spec: DecoderSpec, layout: Layout) -> dict[str, Tensor]:
+    """All weights but the embedding, of a part of a checkpoint; raises as `read_weights`."""
+    finder = _Finder(checkpoint, spec, layout)
+    shapes = weight_shapes(spec)
+    del shapes["embed.weight"]
+    return dict(
+        _read(checkpoint, {name: finder.pick(name, shape) for name, shape in shapes.items()})
+    )
+
+
 def read_forms(checkpoint: Checkpoint, spec: DecoderSpec, layout: Layout) -> dict[str, Form]:
     """How `read_weights` will give each weight, told from headers alone; raises what it raises."""
     picks = _Finder(checkpoint, spec, layout).picks()
@@ -93,9 +103,9 @@ class _Finder:
         self._prefix = prefix_of(checkpoint, layout)
 
     def picks(self) -> dict[str, _Pick]:
-        return {name: self._pick(name, shape) for name, shape in weight_shapes(self._spec).items()}
+        return {name: self.pick(name, shape) for name, shape in weight_shapes(self._spec).items()}
 
-    def _pick(self, name: str, shape: Shape) -> _Pick:
+    def pick(self, name: str, shape: Shape) -> _Pick:
         stem, _, suffix = name.rpartition(".")
         layer = -1
         if stem.startswith("layers."):

@@ -73,7 +73,11 @@ DraftModel = Annotated[
     typer.Option(help="A smaller model of the same vocabulary that guesses ahead; same answers."),
 ]
 DraftHead = Annotated[
-    str | None, typer.Option(metavar="FOLDER", help="A draft head for this model, for the same.")
+    str | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="A draft head for this model, for the same; `mtp` for the one that the model brings.",
+    ),
 ]
 Adapter = Annotated[
     str | None, typer.Option(metavar="FOLDER", help="A LoRA adapter (PEFT or MLX-LM) to use.")

@@ -11,13 +11,14 @@ import numpy as np
 
 from localllm.backend.protocol import Backend, Batch, Chunk, StepCancelled
 from localllm.checkpoint.tensor import Tensor
-from localllm.engine.draft_head import DraftHead
 from localllm.engine.kv_cache import BlockTable, KvCache
 from localllm.engine.sequence import Sequence
 from localllm.engine.speculative import MAX_DRAFTS
+from localllm.models.draft_head import DraftHead
 from localllm.sampling import Sampler, draw_batch
 
 _RATE = 0.2  # how quickly the latest guess changes a chance
+_WINDOW = 512  # hidden states of a sequence that wait for the first guess, at most
 
 
 class Chances:
@@ -65,6 +66,7 @@ class PromptLookup:
 
     name = "ngram"
     row_cost = 0.0
+    wants_states = False
 
     def __init__(self) -> None:
         # By the length of the match: see _common_end.
@@ -77,6 +79,9 @@ class PromptLookup:
 
     def propose(self, wishes: Seq[tuple[Sequence, int]]) -> list[list[int]]:
         return [self._continuation(sequence, count) for sequence, count in wishes]
+
+    def observe(self, sequence: Sequence, start: int, states: np.ndarray) -> None:
+        """The text alone is looked at."""
 
     def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
         self._chances.learn(sequence, drafted, accepted, self._match(sequence))
@@ -126,9 +131,14 @@ class PromptLookup:
 class _Timed:
     """What drafters that compute have in common: chances by sequence, and what a guess costs."""
 
+    wants_states = False
+
     def __init__(self, prior: float) -> None:
         self.row_cost = 0.0
         self._chances = Chances({0: prior})
+
+    def observe(self, sequence: Sequence, start: int, states: np.ndarray) -> None:
+        """The text alone is looked at."""
 
     def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
         self._chances.learn(sequence, drafted, accepted)
@@ -260,48 +270,170 @@ class DraftModel(_Timed):
         return True
 
 
+@dataclass
+class _Watched:
+    """A sequence as the head's layer has it: from the position `first` on, states up to `stop` in
+    its cache, later ones still to be taken there."""
+
+    table: BlockTable
+    first: int
+    stop: int
+    waiting: list[np.ndarray] = field(default_factory=list)  # float32 [n, hidden] each
+
+    @property
+    def known(self) -> int:
+        """The first position whose state is not known."""
+        return self.stop + sum(map(len, self.waiting))
+
+
 class HeadDrafter(_Timed):
-    """Guesses of a small head over the model's own hidden states."""
+    """Guesses of a draft head (see `localllm.models.draft_head`).
+
+    Its layer has a KV pool of its own. What it sees of a sequence begins with the last `_WINDOW`
+    positions that the model computed before the first guess: a prompt whose K and V were reused
+    has no hidden states.
+    """
 
     name = "head"
+    wants_states = True
 
-    def __init__(self, head: DraftHead, backend: Backend, rows: Tensor | None = None) -> None:
-        """rows: [M, hidden], those of the model's head that stand for `head.tokens`."""
-        super().__init__(prior=0.5)
+    def __init__(
+        self, head: DraftHead, backend: Backend, layer: Backend, rows: Tensor | None = None
+    ) -> None:
+        """backend: the model. layer: `head.spec` with `head.weights`. rows: [M, hidden], those of
+        the model's head that stand for `head.tokens`."""
+        super().__init__(prior=0.6)
         assert (rows is None) == (head.tokens is None)
-        self.head = head
+        # Not the head itself: its weights are the layer's now.
+        self._eps, self._tokens = head.spec.layers[0].norm.eps, head.tokens
+        self._norms = head.hidden_norm, head.embedding_norm
         self._backend = backend
+        self._layer = layer
+        self._cache = KvCache(layer)
+        self._from_hidden = layer.part_of_head(head.from_hidden)
+        self._from_embedding = layer.part_of_head(head.from_embedding)
         self._part = None if rows is None else backend.part_of_head(rows)
+        self._watched: dict[int, _Watched] = {}  # least recently used first
+
+    def observe(self, sequence: Sequence, start: int, states: np.ndarray) -> None:
+        watched = self._watched.pop(sequence.id, None)
+        if watched is not None and watched.known != start:
+            self._cache.close(watched.table)  # it was preempted, or others' guesses went between
+            watched = None
+        if watched is None:
+            watched = _Watched(self._cache.open(b"head"), start, start)
+        watched.waiting.append(states)
+        if watched.known - watched.stop > _WINDOW:
+            self._cache.close(watched.table)
+            recent = np.concatenate(watched.waiting)[-_WINDOW:]
+            first = watched.known - len(recent)
+            watched = _Watched(self._cache.open(b"head"), first, first, [recent])
+        self._watched[sequence.id] = watched
 
     def ready(self, sequence: Sequence) -> float | None:
-        return None if sequence.hidden is None else self._chances.of(sequence)
+        watched = self._watched.get(sequence.id)
+        if watched is None or watched.known != len(sequence.tokens) - 1 or not watched.waiting:
+            return None
+        stop = watched.known - watched.first + MAX_DRAFTS
+        fits = stop <= self._layer.spec.context and self._cache.fits(stop, self._layer.step_rows)
+        return self._chances.of(sequence) if fits else None
 
     def propose(self, wishes: Seq[tuple[Sequence, int]]) -> list[list[int]]:
+        """One guess after another, for all sequences together; each begins by catching up."""
         began = time.perf_counter()
         guesses: list[list[int]] = [[] for _ in wishes]
         samplers = [sequence.sampler.fork() for sequence, _ in wishes]
-        states = np.stack([s.hidden for s, _ in wishes if s.hidden is not None])
-        active = list(range(len(wishes)))
+        rows_left, active, chunks = self._layer.step_rows, [], []
+        for index, (sequence, count) in enumerate(wishes):
+            watched = self._watched.pop(sequence.id)
+            self._watched[sequence.id] = watched
+            states = np.concatenate(watched.waiting)
+            stop = watched.known - watched.first
+            if len(states) <= rows_left and self._hold(watched, stop + count - 1, wishes):
+                rows_left -= len(states)
+                active.append(index)
+                following = sequence.tokens[watched.stop + 1 : watched.known + 1]
+                chunks.append(self._chunk(sequence, watched, watched.stop, states, following))
+        states = self._run(chunks)
+        for index, chunk in zip(active, chunks, strict=True):
+            watched = self._watched[wishes[index][0].id]
+            watched.stop += len(chunk.token_ids)
+            watched.waiting.clear()
         while active:
-            last = [(*wishes[i][0].tokens[-1:], *guesses[i])[-1] for i in active]
-            states[active] = self.head.advance(states[active], self._backend.embed(last))
-            logits = self._logits(states[active])
             places = [len(wishes[i][0].tokens) + len(guesses[i]) for i in active]
-            draws = draw_batch([samplers[i] for i in active], logits, places)
-            for index, draw in zip(list(active), draws, strict=True):
+            draws = draw_batch([samplers[i] for i in active], self._logits(states), places)
+            going_on, chunks = [], []
+            for row, (index, draw) in enumerate(zip(active, draws, strict=True)):
                 if isinstance(draw, Exception):
-                    active.remove(index)
                     continue
+                sequence, count = wishes[index]
                 guesses[index].append(draw.token_id)
-                if len(guesses[index]) >= wishes[index][1]:
-                    active.remove(index)
+                if len(guesses[index]) < count:
+                    watched = self._watched[sequence.id]
+                    at = watched.stop + len(guesses[index]) - 1
+                    state = states[row : row + 1]
+                    chunks.append(self._chunk(sequence, watched, at, state, [draw.token_id]))
+                    going_on.append(index)
+            active = going_on
+            states = self._run(chunks)
         self._record_cost(began, guesses)
         return guesses
+
+    def forget(self, sequence: Sequence) -> None:
+        super().forget(sequence)
+        watched = self._watched.pop(sequence.id, None)
+        if watched is not None:
+            self._cache.close(watched.table)
+
+    def _chunk(
+        self,
+        sequence: Sequence,
+        watched: _Watched,
+        position: int,
+        states: np.ndarray,
+        following: Seq[int],
+    ) -> Chunk:
+        """states: float32 [n, hidden], from `position` on. following: each one's next token."""
+        hidden_norm, embedding_norm = self._norms
+        hidden = _rms_norm(states, hidden_norm, self._eps)
+        embedding = _rms_norm(self._backend.embed(following), embedding_norm, self._eps)
+        return Chunk(
+            np.zeros(len(states), np.int32),
+            position - watched.first,
+            self._cache.block_table(watched.table),
+            (),
+            sequence.prompt_length,
+            embeddings=self._from_hidden(hidden) + self._from_embedding(embedding),
+        )
+
+    def _run(self, chunks: Seq[Chunk]) -> np.ndarray:
+        """float32 [chunks, hidden]: the states that the last row of each guesses."""
+        counts = [len(chunk.token_ids) for chunk in chunks]
+        hidden = np.empty((sum(counts), self._layer.spec.hidden), np.float32)
+        if chunks:
+            self._layer.forward(Batch(tuple(chunks)), hidden)
+        last: np.ndarray = hidden[np.cumsum(counts, dtype=np.int64) - 1]
+        return last
+
+    def _hold(self, watched: _Watched, stop: int, wishes: Seq[tuple[Sequence, int]]) -> bool:
+        """Blocks up to position `stop`; sequences that wish nothing now give theirs up for it."""
+        wishing = {sequence.id for sequence, _ in wishes}
+        while not self._cache.hold(watched.table, watched.stop - watched.first, stop):
+            other = next((i for i in self._watched if i not in wishing), None)
+            if other is None:
+                return False
+            self._cache.close(self._watched.pop(other).table)
+        return True
 
     def _logits(self, states: np.ndarray) -> np.ndarray:
         """float32 [n, vocab_size]; tokens that it never guesses have none."""
         if self._part is None:
             return self._backend.project(states)
         logits = np.full((len(states), self._backend.spec.vocab_size), -np.inf, np.float32)
-        logits[:, self.head.tokens] = self._part(states)
+        logits[:, self._tokens] = self._part(states)
         return logits
+
+
+def _rms_norm(x: np.ndarray, gain: np.ndarray, eps: float) -> np.ndarray:
+    scaled: np.ndarray = x / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + eps) * gain
+    return scaled.astype(np.float32)

@@ -122,7 +122,6 @@ class Engine:
         self.speculator = Speculator([PromptLookup(), *drafters])
         self.events = EventBus()
         self._draft_rows = draft_rows
-        self._wants_hidden = any(drafter.name == "head" for drafter in drafters)
         self._key = key
         self._ropes = tuple(dict.fromkeys(attn.rope for _, attn in backend.spec.attentions))
         self._ids = count()
@@ -323,17 +322,16 @@ class Engine:
         found = np.empty((len(ids) - first, self.backend.spec.hidden), np.float32)
         table = self.cache.open(b"")
         try:
-            rows = min(self.step_rows, max(1, STEP_LOGITS // self.backend.spec.vocab_size))
-            for start in range(0, len(ids), rows):
-                part = ids[start : start + rows]
+            for start in range(0, len(ids), self.step_rows):
+                part = ids[start : start + self.step_rows]
                 if not self.cache.hold(table, start, start + len(part)):
                     raise self._no_blocks(len(ids))
-                wanted = tuple(range(max(0, first - start), len(part)))
-                hidden = np.empty((len(wanted), found.shape[1]), np.float32)
-                self._uncancelled(self._alone(table, part, start, wanted, len(ids)), hidden)
+                hidden = np.empty((len(part), found.shape[1]), np.float32)
+                self._uncancelled(self._alone(table, part, start, (), len(ids)), hidden)
                 self.cache.settle(table)
+                wanted = hidden[max(0, first - start) :]
                 at = max(0, start - first)
-                found[at : at + len(wanted)] = hidden
+                found[at : at + len(wanted)] = wanted
                 self.cache.leave_windows(table, start + len(part))
             return found
         finally:
@@ -369,8 +367,8 @@ class Engine:
     def _forward(self, scheduled: Seq[Scheduled]) -> tuple[np.ndarray, np.ndarray | None]:
         chunks = tuple(chunk for item in scheduled for chunk in self._chunks(item))
         hidden: np.ndarray | None = None
-        if self._wants_hidden:
-            rows = sum(len(chunk.logit_rows) for chunk in chunks)
+        if self.speculator.wants_states:
+            rows = sum(len(chunk.token_ids) for chunk in chunks)
             hidden = np.empty((rows, self.backend.spec.hidden), np.float32)
         return self.backend.forward(Batch(chunks), hidden), hidden
 
@@ -402,6 +400,7 @@ class Engine:
         """Draws from a step's logits; `accepted` learns of every sequence's right drafts."""
         events: list[Event] = []
         rows: list[_Row] = []
+        before = [item.sequence.computed for item in scheduled]
         at, chunks = 0, 0
         for item in scheduled:
             sequence = item.sequence
@@ -435,12 +434,15 @@ class Engine:
             if drafts:
                 self.speculator.learn(sequence, drafts, row.accepted)
                 sequence.speculation.drafts.clear()
-            if hidden is not None:
-                sequence.hidden = hidden[row.row].copy()
-        for item in scheduled:
+        at = 0
+        for item, start in zip(scheduled, before, strict=True):
             sequence = item.sequence
             if sequence.id in self._sequences:
                 self.cache.advance(sequence.table, sequence.tokens, sequence.computed)
+                if hidden is not None and sequence.ended is None:
+                    states = hidden[at : at + sequence.computed - start].copy()
+                    self.speculator.observe(sequence, start, states)
+            at += item.rows
         for row in rows:
             if row.sequence.id in self._sequences and row.sequence.ended is not None:
                 events.append(self._finish(row.sequence, *row.sequence.ended))

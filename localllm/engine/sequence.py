@@ -73,7 +73,6 @@ class Sequence:
     hit: PrefixHit | None = None  # of its first start
     adapter: int | None = None  # the backend's index, while it is running
     speculation: Speculation = field(default_factory=Speculation)
-    hidden: np.ndarray | None = None  # float32 [hidden], what drew the last token
     prompt_logprobs: list[Draw] = field(default_factory=list)  # of the prompt's tokens 1 …
     peak_blocks: int = 0
     preemptions: int = 0

@@ -14,6 +14,8 @@ from collections.abc import Sequence as Seq
 from heapq import heapify, heappop, heappush
 from typing import Protocol
 
+import numpy as np
+
 from localllm.engine.sequence import Sequence
 
 MAX_DRAFTS = 15  # for one sequence in one step
@@ -25,6 +27,7 @@ class Drafter(Protocol):
 
     name: str
     row_cost: float  # seconds that one guess has cost lately
+    wants_states: bool  # whether it needs `observe`
 
     def ready(self, sequence: Sequence) -> float | None:
         """The chance that its first guess would be right, None where it has none."""
@@ -32,6 +35,11 @@ class Drafter(Protocol):
 
     def propose(self, wishes: Seq[tuple[Sequence, int]]) -> list[list[int]]:
         """For each sequence so many tokens at most, to follow those it has."""
+        ...
+
+    def observe(self, sequence: Sequence, start: int, states: np.ndarray) -> None:
+        """The model's hidden states float32 [n, hidden] at the positions from `start` on, all of
+        tokens that stand. The model computes every position once, but for what is preempted."""
         ...
 
     def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
@@ -98,6 +106,16 @@ class Speculator:
                 state.drafts[:] = drafts[:count]
                 state.drafter = state.used = name if drafts else state.used
                 self._idle[sequence.id] = 0
+
+    @property
+    def wants_states(self) -> bool:
+        return any(drafter.wants_states for drafter in self.drafters.values())
+
+    def observe(self, sequence: Sequence, start: int, states: np.ndarray) -> None:
+        """What a step computed of the sequence, as `Drafter.observe`."""
+        for name, drafter in self.drafters.items():
+            if drafter.wants_states and sequence.request.params.speculation in ("auto", name):
+                drafter.observe(sequence, start, states)
 
     def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
         """What became of a step's drafts."""

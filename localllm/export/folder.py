@@ -12,10 +12,10 @@ import numpy as np
 from localllm.checkpoint.atomic import write_bytes, write_json
 from localllm.checkpoint.form import AffineForm, Form
 from localllm.checkpoint.mlx_quantization import BITS, GROUPS
+from localllm.checkpoint.quantize import flat, quantize_like
 from localllm.checkpoint.streaming import Entry, SafetensorsWriter
 from localllm.checkpoint.tensor import Affine, Tensor
 from localllm.errors import CheckpointError, InvalidRequest, UnsupportedModel
-from localllm.export.quantize import flat, quantize_like
 from localllm.export.source import Source
 from localllm.models import load_forms, load_kinds
 from localllm.models.hub_config import hub_config

@@ -28,23 +28,29 @@ class Answer:
 
 @dataclass(frozen=True)
 class States:
-    """Of all answers, one after the other, from the last token of each prompt on.
+    """Of all prompts with their answers, one text after the other.
 
-    states: [N, hidden], float16 or float32. drawn: int32 [N], the token that followed each.
-    starts: int64 [answers + 1].
+    states: [N, hidden], float16 or float32, at every token but a text's last. following: int32 [N],
+    the token after each. starts: int64 [texts + 1]. prompts: int64 [texts], lengths in tokens.
     """
 
     states: np.ndarray
-    drawn: np.ndarray
+    following: np.ndarray
     starts: np.ndarray
+    prompts: np.ndarray
 
-    def anchors(self, steps: int, answers: range) -> np.ndarray:
-        """int64: the places from which `steps` further states of the same answer follow."""
-        places = [
-            np.arange(self.starts[i], max(self.starts[i], self.starts[i + 1] - steps))
-            for i in answers
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.starts)
+
+    @property
+    def drawn(self) -> np.ndarray:
+        """int32: the tokens of all answers."""
+        own = [
+            self.following[start + prompt - 1 : stop]
+            for start, stop, prompt in zip(self.starts, self.starts[1:], self.prompts, strict=False)
         ]
-        return np.concatenate(places) if places else np.empty(0, np.int64)
+        return np.concatenate(own)
 
 
 class Answers:
@@ -193,12 +199,12 @@ def _sufficing(found: dict[int, Answer], tokens: int) -> list[Answer] | None:
 def compute_states(
     llm: LLM, answers: Sequence[Answer], folder: Path, progress: Callable[[int, int], None]
 ) -> States:
-    """The states along the answers, in a file of `folder` that is mapped, not held.
+    """The states along prompts and answers, in a file of `folder` that is mapped, not held.
 
     float16 where every value fits, which rounds by 0.05 %; else float32.
     """
-    usable = [a for a in answers if len(a.tokens) > 1]
-    rows = [len(a.tokens) for a in usable]
+    usable = [a for a in answers if len(a.tokens) > 2]
+    rows = [len(a.prompt) + len(a.tokens) - 1 for a in usable]
     starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
     path, part = folder / "states.npy", folder / "states.part"
     shape = (int(starts[-1]), llm.spec.hidden)
@@ -212,8 +218,13 @@ def compute_states(
         array.flush()
         del array
         os.replace(part, path)
-    drawn = np.concatenate([np.array(a.tokens, np.int32) for a in usable])
-    return States(np.load(path, mmap_mode="r"), drawn, starts)
+    following = [np.array([*a.prompt, *a.tokens][1:], np.int32) for a in usable]
+    return States(
+        np.load(path, mmap_mode="r"),
+        np.concatenate(following),
+        starts,
+        np.array([len(a.prompt) for a in usable], np.int64),
+    )
 
 
 def _fill(
@@ -226,9 +237,7 @@ def _fill(
     """False where a value is too large for the array's type."""
     limit = np.finfo(array.dtype).max
     for i, answer in enumerate(answers):
-        ids = [*answer.prompt, *answer.tokens[:-1]]
-        first = len(answer.prompt) - 1
-        states = _states(llm, ids, first)
+        states = _states(llm, [*answer.prompt, *answer.tokens[:-1]])
         if np.abs(states).max() > limit:
             return False
         array[starts[i] : starts[i + 1]] = states
@@ -236,8 +245,8 @@ def _fill(
     return True
 
 
-def _states(llm: LLM, ids: list[int], first: int) -> np.ndarray:
-    return llm.pump.alone(lambda engine: engine.states(ids, first))
+def _states(llm: LLM, ids: list[int]) -> np.ndarray:
+    return llm.pump.alone(lambda engine: engine.states(ids))
 
 
 def _complete(path: Path, shape: tuple[int, ...]) -> bool:

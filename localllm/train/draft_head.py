@@ -1,4 +1,4 @@
-"""Training a draft head (`localllm.engine.draft_head`) for a model, on the model's own answers.
+"""Training a draft head (`localllm.models.draft_head`) for a model, on the model's own answers.
 
     answers -> states along them -> the network of draft_network.py -> a folder that `LLM` loads
 
@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,21 +22,33 @@ from localllm import hub
 from localllm.checkpoint import open_checkpoint
 from localllm.checkpoint.atomic import write_json
 from localllm.checkpoint.shards import read_json
-from localllm.engine.draft_head import DraftHead
+from localllm.checkpoint.tensor import Dense, Tensor
 from localllm.errors import InvalidRequest
 from localllm.llm import LLM
 from localllm.loading import head_rows
 from localllm.models import load_spec
+from localllm.models.draft_head import DraftHead, head_spec, no_vocabulary
 from localllm.sampling import SamplingParams
+from localllm.spec import DecoderSpec, FeedForwardSpec
+from localllm.spec.weights import weight_shapes
 from localllm.train.checkpoint import Checkpoints, Snapshot
 from localllm.train.draft_data import Answers, States, compute_states, generate, prompt_ids
-from localllm.train.draft_network import Network, Target, initial, run
+from localllm.train.draft_network import (
+    EMBEDDING_NORM,
+    FROM_EMBEDDING,
+    FROM_HIDDEN,
+    HIDDEN_NORM,
+    Arrays,
+    Network,
+    Target,
+    Texts,
+    initial,
+)
+from localllm.train.draft_optimizer import Optimizer
 from localllm.train.draft_prompts import built_in, read_prompts
 
 Stage = Literal["answers", "states", "training", "measuring"]
 _SETTINGS = "draft_head_training.json"
-_NAMES = ("norm", "inside", "outside")
-_MAX_PROMPTS = 1200
 
 
 @dataclass(frozen=True)
@@ -47,14 +59,16 @@ class DraftHeadConfig:
         built in. held_out: how many are kept for measuring.
     tokens: of answers to learn from. max_tokens: of one answer. temperature: of the answers after
         the first round over the prompts, which is greedy.
-    inner: width of the network, 0 for twice the model's. vocabulary: how many tokens, the most
-        frequent ones, it may guess; 0 for all.
+    inner: width of the layer's feed-forward, 0 for one like the model's.
+    vocabulary: how many tokens, the most frequent ones, it may guess; 0 for all.
     candidates: tokens that a step of training compares, those of the batch among them; 0 for all.
     unroll: how many guesses in a row it learns to make. closeness: weight of how far its states are
         from the model's. decay: of each guess's weight against the one before.
+    alone: share of the steps, the first ones, that learn the first guess alone, which takes a
+        third of the time.
     noise: on the states that guesses begin with, as a share of their root mean square; like
         weight_decay against learning the answers by heart.
-    batch: positions a step. epochs: over all positions.
+    batch: texts a step. epochs: over all texts.
     """
 
     model: str
@@ -65,15 +79,16 @@ class DraftHeadConfig:
     max_tokens: int = 192
     temperature: float = 0.8
     inner: int = 0
-    vocabulary: int = 8192
-    candidates: int = 1024
+    vocabulary: int = 4096
+    candidates: int = 2048
     unroll: int = 3
-    closeness: float = 0.1
+    alone: float = 0.6
+    closeness: float = 0.0
     decay: float = 0.8
-    noise: float = 0.2
+    noise: float = 0.0
     weight_decay: float = 0.05
-    batch: int = 1024
-    epochs: float = 2.0
+    batch: int = 8
+    epochs: float = 4.0
     learning_rate: float = 2e-3
     seed: int = 0
     save_every: int = 50
@@ -89,6 +104,7 @@ class DraftHeadConfig:
                 raise InvalidRequest(f"{name} must be at least {low}, not {getattr(self, name)}")
         for name in (
             "temperature",
+            "alone",
             "closeness",
             "decay",
             "noise",
@@ -243,7 +259,7 @@ def train_draft_head(
             progress=progress,
         )  # fmt: skip
     report = DraftHeadReport(
-        out, len(answers), len(states.drawn), steps, loss, agreed, material.coverage, measured
+        out, len(answers), len(states.following), steps, loss, agreed, material.coverage, measured
     )
     write_json(out / "report.json", {**asdict(report), "folder": str(out)})
     return report
@@ -299,7 +315,7 @@ def measure_draft_head(
 
 def _prompts(config: DraftHeadConfig) -> list[str]:
     if config.prompts is None:
-        return built_in(_MAX_PROMPTS, config.seed)
+        return built_in(config.seed)
     found = read_prompts(config.prompts)
     order = np.random.default_rng(config.seed).permutation(len(found))
     if len(found) <= config.held_out:
@@ -338,9 +354,11 @@ def _begin(config: DraftHeadConfig, prompts: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class _Material:
-    """embeddings: float32 [U, hidden], of the tokens in the answers; rows: of each position the one
-    that its token has there; places: its row of the target, -1 where it cannot be guessed."""
+    """embeddings: float32 [U, hidden], of the tokens in the texts; rows: of each position the one
+    of the token that follows; places: that token's row of the target, -1 where it cannot be
+    guessed."""
 
+    spec: DecoderSpec
     states: States
     target: Target
     tokens: np.ndarray | None
@@ -349,17 +367,47 @@ class _Material:
     coverage: float
     places: np.ndarray
 
+    @property
+    def size(self) -> float:
+        """Root mean square of the states, by their beginning."""
+        some = self.states.states[:4096].astype(np.float32)
+        return float(np.sqrt(np.mean(some * some)))
+
+    def texts(self, numbers: np.ndarray) -> Texts:
+        """Side by side, as the network takes them."""
+        states, lengths = self.states, self.states.lengths[numbers]
+        shape = (len(numbers), int(lengths.max()))
+        hidden = np.zeros((*shape, states.states.shape[1]), np.float32)
+        rows, wanted = np.zeros(shape, np.int64), np.zeros(shape, bool)
+        for at, (number, length) in enumerate(zip(numbers, lengths, strict=True)):
+            text = slice(states.starts[number], states.starts[number + 1])
+            hidden[at, :length] = states.states[text]
+            rows[at, :length] = self.rows[text]
+            # From where the answer's first token follows to where the next state is known.
+            wanted[at, states.prompts[number] - 1 : length - 1] = True
+        return Texts(hidden, self.embeddings[rows], wanted)
+
+    def guessable(self, numbers: np.ndarray) -> np.ndarray:
+        """Rows of the target that stand for tokens of these texts."""
+        starts = self.states.starts
+        places = np.unique(
+            np.concatenate([self.places[starts[n] : starts[n + 1]] for n in numbers])
+        )
+        found: np.ndarray = places[places >= 0]
+        return found
+
 
 def _material(config: DraftHeadConfig, llm: LLM, states: States) -> _Material:
     spec = llm.spec
-    distinct, rows, counts = np.unique(states.drawn, return_inverse=True, return_counts=True)
+    drawn, counts = np.unique(states.drawn, return_counts=True)
+    distinct, rows = np.unique(states.following, return_inverse=True)
     tokens = None
     if 0 < config.vocabulary < spec.vocab_size:
         # What was never seen follows in the order of ids, which vocabularies sort by frequency.
-        by_count = distinct[np.argsort(-counts, kind="stable")]
-        unseen = np.setdiff1d(np.arange(spec.vocab_size), distinct)
+        by_count = drawn[np.argsort(-counts, kind="stable")]
+        unseen = np.setdiff1d(np.arange(spec.vocab_size), drawn)
         tokens = np.sort(np.concatenate([by_count, unseen])[: config.vocabulary]).astype(np.int64)
-    covered = np.isin(states.drawn, tokens).mean() if tokens is not None else 1.0
+    covered = counts[np.isin(drawn, tokens)].sum() / counts.sum() if tokens is not None else 1.0
     checkpoint = open_checkpoint(hub.resolve(config.model).path)
     try:
         wanted = np.arange(spec.vocab_size) if tokens is None else tokens
@@ -370,8 +418,25 @@ def _material(config: DraftHeadConfig, llm: LLM, states: States) -> _Material:
     target = Target(matrix, spec.logit_scale, spec.logit_softcap)
     known = np.full(spec.vocab_size, -1, np.int64)
     known[np.arange(spec.vocab_size) if tokens is None else tokens] = np.arange(len(matrix))
-    places = known[states.drawn]
-    return _Material(states, target, tokens, embeddings, rows, float(covered), places)
+    places = known[states.following]
+    own = _head_spec(config, spec)
+    return _Material(own, states, target, tokens, embeddings, rows, float(covered), places)
+
+
+def _head_spec(config: DraftHeadConfig, spec: DecoderSpec) -> DecoderSpec:
+    """A layer like those of the model."""
+    _, attention = next(spec.attentions)
+    dense = [x.ffn.hidden for x in spec.layers if isinstance(x.ffn, FeedForwardSpec)]
+    inner = config.inner or (dense[0] if dense else -(-8 * spec.hidden // 96) * 32)
+    return head_spec(
+        spec.hidden,
+        heads=attention.heads,
+        kv_heads=attention.kv_heads,
+        head_dim=attention.head_dim,
+        inner=inner,
+        rope_theta=10_000.0 if attention.rope is None else attention.rope.theta,
+        eps=spec.final_norm.eps,
+    )
 
 
 def _train(
@@ -380,45 +445,32 @@ def _train(
     progress: Report,
     should_stop: Callable[[], bool],
 ) -> tuple[DraftHead, float, float, int] | None:
-    states = material.states
-    answers = len(states.starts) - 1
-    kept = max(1, answers // 20)  # not trained on, to see how it does elsewhere
-    places = states.anchors(config.unroll, range(answers - kept))
-    others = states.anchors(config.unroll, range(answers - kept, answers))[: 2 * config.batch]
-    if not len(places) or not len(others):
-        raise InvalidRequest(
-            "the answers are too short to learn from", hint="ask for more tokens, or more of each"
-        )
-    hidden = states.states.shape[1]
-    inner = config.inner or 2 * hidden
-    per_epoch = -(-len(places) // config.batch)
+    count = len(material.states.prompts)
+    kept = max(1, count // 20)  # not trained on, to see how it does elsewhere
+    learned, others = np.arange(count - kept), np.arange(count - kept, count)[: 4 * config.batch]
+    if not len(learned):
+        raise InvalidRequest("one answer is too few to learn from", hint="ask for more tokens")
+    per_epoch = -(-len(learned) // config.batch)
     total = max(1, round(config.epochs * per_epoch))
-    sizes = _rms(states.states[places[:4096]]), _rms(material.embeddings[material.rows])
-    network = initial(hidden, inner, sizes, config.seed)
-    optimizer = _Adam(network, config.learning_rate, total, config.weight_decay)
-    spread = np.float32(config.noise * sizes[0] * 3**0.5)  # of uniform noise with that deviation
+    weights = initial(material.spec, material.size, config.seed)
+    network = Network(material.spec, weights)
+    optimizer = Optimizer(weights, config.learning_rate, total, config.weight_decay)
     checkpoints = Checkpoints(config.out / "checkpoints")
     done, loss, agreed = 0, math.nan, math.nan
     snapshot, _ = checkpoints.newest()
     if snapshot is not None:
         done = snapshot.step
         loss, agreed = snapshot.facts["loss"], snapshot.facts["agreed"]
-        network = Network(*(snapshot.arrays[name].copy() for name in _NAMES))
-        optimizer.restore(snapshot)
+        optimizer.restore(snapshot.arrays)
     try:
         for step in range(done, total):
             epoch, at = divmod(step, per_epoch)
-            order = np.random.default_rng((config.seed, epoch)).permutation(len(places))
-            batch = places[order[at * config.batch : (at + 1) * config.batch]]
-            gradients = Network(*(np.zeros_like(array) for array in network.arrays()))
-            inputs, embeddings = _gather(material, batch, config.unroll)
-            chance = np.random.default_rng((config.seed, 2, step))
-            inputs[:, 0] += spread * chance.uniform(-1, 1, inputs[:, 0].shape).astype(np.float32)
-            sums = run(
-                network,
+            batch = _batches(config, material, learned, epoch)[at]
+            gradients = {name: np.zeros_like(array) for name, array in weights.items()}
+            sums = network.run(
                 _candidates(config, material, batch, step),
-                inputs,
-                embeddings,
+                _noisy(config, material, batch, step),
+                steps=1 if step < config.alone * total else config.unroll,
                 closeness=config.closeness,
                 decay=config.decay,
                 gradients=gradients,
@@ -429,12 +481,12 @@ def _train(
                     hint="begin again with a lower learning rate",
                 )
             loss = sums.loss
-            optimizer.update(network, gradients, step)
+            optimizer.update(gradients, step)
             last, stop = step + 1 == total, should_stop()
             if last or stop or (step + 1) % config.save_every == 0:
                 agreed = _agreed(config, material, network, others)
                 facts = {"loss": loss, "agreed": agreed}
-                checkpoints.save(Snapshot(step + 1, optimizer.arrays(network), facts), best=None)
+                checkpoints.save(Snapshot(step + 1, optimizer.arrays(), facts), best=None)
             progress(DraftProgress("training", step + 1, total, loss, agreed))
             if stop and not last:
                 return None
@@ -442,82 +494,74 @@ def _train(
         checkpoints.close()
     if problems := checkpoints.problems():
         raise problems[0]
-    head = DraftHead(*network.arrays(), material.tokens)
-    return head, loss, agreed, total
+    return _head(material, weights), loss, agreed, total
+
+
+def _head(material: _Material, weights: Arrays) -> DraftHead:
+    layer: dict[str, Tensor] = {
+        name: Dense(weights[name], "float32")
+        for name in weight_shapes(material.spec)
+        if name in weights
+    }
+    return DraftHead(
+        material.spec,
+        layer | no_vocabulary(material.spec.hidden),
+        weights[HIDDEN_NORM],
+        weights[EMBEDDING_NORM],
+        Dense(weights[FROM_HIDDEN], "float32"),
+        Dense(weights[FROM_EMBEDDING], "float32"),
+        material.tokens,
+    )
+
+
+def _batches(
+    config: DraftHeadConfig, material: _Material, learned: np.ndarray, epoch: int
+) -> list[np.ndarray]:
+    """Texts of about equal length together, in an order of the epoch's own."""
+    random = np.random.default_rng((config.seed, epoch))
+    shuffled = random.permutation(learned)
+    lengths = material.states.lengths[shuffled] + random.uniform(0, 32, len(shuffled))
+    order = shuffled[np.argsort(lengths, kind="stable")]
+    batches = [order[at : at + config.batch] for at in range(0, len(order), config.batch)]
+    return [batches[at] for at in random.permutation(len(batches))]
 
 
 def _candidates(
     config: DraftHeadConfig, material: _Material, batch: np.ndarray, step: int
 ) -> Target:
-    """The target confined to what was drawn around the batch and to some others, by chance."""
+    """The target confined to what stands in the batch and to some others, by chance."""
     size = len(material.target.matrix)
     if not 0 < config.candidates < size:
         return material.target
-    window = batch[:, None] + np.arange(config.unroll + 1)
-    drawn = np.unique(material.places[window])
-    drawn = drawn[drawn >= 0]
+    own = material.guessable(batch)
     others = np.random.default_rng((config.seed, 1, step)).permutation(size)
-    some = others[: max(0, config.candidates - len(drawn))]
-    return material.target.rows(np.union1d(drawn, some))
+    some = others[: max(0, config.candidates - len(own))]
+    return material.target.rows(np.union1d(own, some))
 
 
-def _gather(material: _Material, places: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """States float32 [n, K + 1, D], and embeddings float32 [n, K, D] of what was drawn there."""
-    window = places[:, None] + np.arange(steps + 1)
-    states = material.states.states[window].astype(np.float32)
-    return states, material.embeddings[material.rows[window[:, :-1]]]
+def _noisy(config: DraftHeadConfig, material: _Material, batch: np.ndarray, step: int) -> Texts:
+    texts = material.texts(batch)
+    if config.noise:
+        # Uniform noise, which has this deviation.
+        spread = np.float32(config.noise * material.size * 3**0.5)
+        chance = np.random.default_rng((config.seed, 2, step))
+        noise = chance.uniform(-1, 1, texts.states.shape).astype(np.float32)
+        texts = replace(texts, inputs=texts.states + spread * noise)
+    return texts
 
 
 def _agreed(
-    config: DraftHeadConfig, material: _Material, network: Network, places: np.ndarray
+    config: DraftHeadConfig, material: _Material, network: Network, numbers: np.ndarray
 ) -> float:
-    states, embeddings = _gather(material, places, config.unroll)
-    sums = run(
-        network, material.target, states, embeddings,
-        closeness=config.closeness, decay=config.decay,
-    )  # fmt: skip
-    return sum(sums.hits) / sums.positions
-
-
-def _rms(array: np.ndarray) -> float:
-    wide = array.astype(np.float32)
-    return float(np.sqrt(np.mean(wide * wide)))
-
-
-class _Adam:
-    """AdamW, its rate warmed up over a twentieth of the steps, then a cosine to 0. Gains of the
-    norm do not decay."""
-
-    def __init__(self, network: Network, rate: float, total: int, decay: float) -> None:
-        self._rate, self._total, self._decay = rate, total, decay
-        self._m = [np.zeros_like(array) for array in network.arrays()]
-        self._v = [np.zeros_like(array) for array in network.arrays()]
-
-    def update(self, network: Network, gradients: Network, step: int) -> None:
-        rate, t = self._at(step), step + 1
-        for parameter, g, m, v in zip(
-            network.arrays(), gradients.arrays(), self._m, self._v, strict=True
-        ):
-            m += np.float32(0.1) * (g - m)
-            v += np.float32(0.02) * (g * g - v)
-            if parameter.ndim > 1:
-                parameter *= np.float32(1 - rate * self._decay)
-            step_size = np.float32(rate * math.sqrt(1 - 0.98**t) / (1 - 0.9**t))
-            parameter -= step_size * m / (np.sqrt(v) + np.float32(1e-8))
-
-    def _at(self, step: int) -> float:
-        warm = max(1, self._total // 20)
-        if step < warm:
-            return self._rate * (step + 1) / warm
-        return self._rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / (self._total - warm)))
-
-    def arrays(self, network: Network) -> dict[str, np.ndarray]:
-        """Copies, for a checkpoint that is written while training goes on."""
-        found: dict[str, np.ndarray] = {}
-        for name, p, m, v in zip(_NAMES, network.arrays(), self._m, self._v, strict=True):
-            found |= {name: p.copy(), f"{name}.m": m.copy(), f"{name}.v": v.copy()}
-        return found
-
-    def restore(self, snapshot: Snapshot) -> None:
-        self._m = [snapshot.arrays[f"{name}.m"].copy() for name in _NAMES]
-        self._v = [snapshot.arrays[f"{name}.v"].copy() for name in _NAMES]
+    hits, tries = np.zeros((2, config.unroll))
+    for at in range(0, len(numbers), config.batch):
+        sums = network.run(
+            material.target,
+            material.texts(numbers[at : at + config.batch]),
+            steps=config.unroll,
+            closeness=config.closeness,
+            decay=config.decay,
+        )
+        hits += sums.hits
+        tries += sums.tries
+    return float((hits / np.maximum(tries, 1)).sum())

@@ -53,11 +53,11 @@ _TOPICS = (
 )  # fmt: skip
 
 
-def built_in(count: int, seed: int) -> list[str]:
-    """So many different prompts, or all there are; the same for the same seed."""
+def built_in(seed: int) -> list[str]:
+    """All there are, in an order that is the same for the same seed."""
     everything = [form.format(topic) for form in _FORMS for topic in _TOPICS]
     order = np.random.default_rng(seed).permutation(len(everything))
-    return [everything[i] for i in order[:count]]
+    return [everything[i] for i in order]
 
 
 def read_prompts(path: Path) -> list[str]:

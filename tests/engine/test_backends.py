@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,11 +16,11 @@ from localllm.backend.protocol import Backend
 from localllm.backend.reference import ReferenceBackend
 from localllm.engine import Engine, Request
 from localllm.engine.disk_tier import DiskTier
-from localllm.engine.draft_head import DraftHead
 from localllm.engine.drafters import DraftModel, HeadDrafter
 from localllm.sampling import SamplingParams
 from localllm.spec import DecoderSpec
 from tests.backend.random_models import dense, hybrid, llama, random_weights
+from tests.engine.heads import random_head
 from tests.engine.test_promises import Plan, Run
 from tests.examples import examples
 
@@ -67,11 +66,10 @@ def backend_of(kind: str, spec: DecoderSpec, num_blocks: int, **settings) -> Bac
     return CpuBackend(spec, weights, threads=2, **settings)
 
 
-def head_of(spec: DecoderSpec) -> DraftHead:
-    rng = np.random.default_rng(3)
-    inside, outside = rng.normal(size=(8, 2 * spec.hidden)), rng.normal(size=(spec.hidden, 8))
-    floats = [x.astype(np.float32) for x in (np.ones(2 * spec.hidden), inside, outside)]
-    return DraftHead(*floats)
+def head_drafter(backend: Backend) -> HeadDrafter:
+    head = random_head(backend.spec.hidden)
+    layer = CpuBackend(head.spec, head.weights.items(), num_blocks=20, block_size=4, threads=2)
+    return HeadDrafter(head, backend, layer)
 
 
 class Alone:
@@ -107,7 +105,7 @@ class TestCpu:
         drafters = {
             "none": [],
             "model": [DraftModel(backend_of("cpu", SPECS["full"], 20))],
-            "head": [HeadDrafter(head_of(spec), backend)],
+            "head": [head_drafter(backend)],
         }[data.draw(st.sampled_from(["none", "model", "head"]))]
         disk = None
         if data.draw(st.booleans()):

@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from localllm.engine import Engine, Finished, Request, Token
-from localllm.engine.drafters import DraftModel, HeadDrafter
+from localllm.engine.drafters import DraftModel
 from localllm.engine.speculative import Drafter
 from localllm.sampling import SamplingParams
 from tests.engine.test_engine import EOS, expected
-from tests.engine.toy import VOCAB, ToyBackend
+from tests.engine.toy import VOCAB, ToyBackend, toy_head
 from tests.examples import examples
 
 thorough = settings(
@@ -62,16 +62,6 @@ class MemoryTier:
         return [(group, block) for _, group, block, _ in done]
 
 
-class Parrot:
-    """A head that knows nothing: repeats the last token."""
-
-    hidden = 2
-    tokens = None  # it may guess any
-
-    def advance(self, states: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
-        return embeddings
-
-
 @dataclass
 class Plan:
     """What one request asks, when it comes, and when it is ended, if before its time."""
@@ -100,7 +90,7 @@ class Setting:
         if "model" in self.drafters:
             drafters.append(DraftModel(ToyBackend(12, doubt=0.3)))
         if "head" in self.drafters:
-            drafters.append(HeadDrafter(Parrot(), backend))  # type: ignore[arg-type]
+            drafters.append(toy_head(backend, 12, doubt=0.3))
         tiers = {
             "fine": MemoryTier(backend),
             "slow": MemoryTier(backend, delay=7),

@@ -7,13 +7,11 @@ from collections.abc import Sequence as Seq
 import numpy as np
 import pytest
 
-from localllm.checkpoint.safetensors import write_safetensors
 from localllm.engine import Engine, Finished, Request, Token
-from localllm.engine.draft_head import DraftHead
 from localllm.engine.drafters import DraftModel, PromptLookup
 from localllm.engine.sequence import Sequence
 from localllm.engine.speculative import MAX_DRAFTS, Pace, Speculator
-from localllm.errors import CheckpointError, InvalidRequest
+from localllm.errors import InvalidRequest
 from localllm.sampling import SamplingParams
 from tests.engine.toy import VOCAB, ToyBackend, next_logits
 
@@ -196,44 +194,3 @@ def test_lookup_continues_what_followed_the_longest_match():
     assert lookup.propose([(sequence, 2)]) == [[9, 1]]
     sequence.tokens += [7, 7]
     assert lookup.ready(sequence) is None
-
-
-class TestDraftHead:
-    def head(self) -> DraftHead:
-        rng = np.random.default_rng(0)
-        arrays = rng.normal(size=8), rng.normal(size=(3, 8)), rng.normal(size=(4, 3))
-        return DraftHead(*(array.astype(np.float32) for array in arrays))
-
-    def test_what_is_saved_is_read_again(self, tmp_path):
-        self.head().save(tmp_path)
-        again = DraftHead.load(tmp_path, hidden=4, vocab_size=96)
-        states = np.ones((2, 4), np.float32)
-        assert np.array_equal(
-            again.advance(states, 2 * states), self.head().advance(states, 2 * states)
-        )
-
-    def test_it_computes_what_its_page_says(self):
-        head, rng = self.head(), np.random.default_rng(1)
-        s, e = rng.normal(size=4), rng.normal(size=4)
-        x = np.concatenate([s, e])
-        x = x / np.sqrt((x * x).mean() + 1e-6) * head.norm
-        inner = head.inside @ x
-        wanted = s + head.outside @ (inner / (1 + np.exp(-inner)))
-        got = head.advance(s[None].astype(np.float32), e[None].astype(np.float32))
-        assert np.allclose(got[0], wanted, atol=1e-5)
-
-    def test_one_that_does_not_fit_or_is_damaged_is_refused_by_name(self, tmp_path):
-        self.head().save(tmp_path)
-        with pytest.raises(CheckpointError, match="hidden states of 4, the model's have 5"):
-            DraftHead.load(tmp_path, hidden=5, vocab_size=96)
-        weights = tmp_path / "draft_head.safetensors"
-        write_safetensors(weights, {"norm": np.ones(8, np.float32)})
-        with pytest.raises(CheckpointError, match="in"):
-            DraftHead.load(tmp_path, hidden=4, vocab_size=96)
-        bad = {"norm": np.ones(8), "in": np.ones((3, 8)), "out": np.full((4, 3), np.nan)}
-        write_safetensors(weights, {k: v.astype(np.float32) for k, v in bad.items()})
-        with pytest.raises(CheckpointError, match="NaN"):
-            DraftHead.load(tmp_path, hidden=4, vocab_size=96)
-        (tmp_path / "draft_head.json").write_text('{"format": "other"}')
-        with pytest.raises(CheckpointError, match="not a draft head"):
-            DraftHead.load(tmp_path, hidden=4, vocab_size=96)

@@ -11,7 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from localllm.backend.protocol import Activations, Batch, Chunk, StepCancelled
+from localllm.backend.protocol import Activations, Batch, Chunk, Projection, StepCancelled
+from localllm.checkpoint.tensor import Dense, Tensor
+from localllm.engine.drafters import HeadDrafter
+from localllm.models.draft_head import DraftHead, layer_alone
 from localllm.spec import (
     AttentionSpec,
     DecoderSpec,
@@ -89,6 +92,7 @@ class ToyBackend:
         self.cancel_steps: set[int] = set()  # cancelled after the cache was written
         self.closed = False
         self.copies = 0
+        self.layer: ToyLayer | None = None  # of a draft head
         self._window = window
         self._doubt = doubt
 
@@ -118,7 +122,7 @@ class ToyBackend:
                 prefixes.append(self._prefix(chunk, chunk.start + row + 1))
                 remembered.append(own[row])
         if hidden is not None:
-            hidden[:] = np.array([[p[-1], len(p)] for p in prefixes]).reshape(-1, 2)
+            hidden[:] = np.concatenate([_hidden_states(chunk) for chunk in batch.chunks])
         for prefix, key in zip(prefixes, remembered, strict=True):
             assert key in (None, key_of(prefix)), "the state and the blocks are of other tokens"
         return np.array(list(map(self._logits, prefixes)), np.float32).reshape(-1, VOCAB)
@@ -172,10 +176,13 @@ class ToyBackend:
         return logits
 
     def embed(self, token_ids: Sequence[int]) -> np.ndarray:
-        return np.array([[token, 0] for token in token_ids], np.float32)
+        return _on_circle(np.array(token_ids), VOCAB)
 
     def project(self, hidden: np.ndarray) -> np.ndarray:
-        rows = [np.roll(np.arange(VOCAB), int(h[0])) for h in hidden]
+        """What the head's layer has left for these states."""
+        assert self.layer is not None
+        known = [self.layer.logits.get(at) for at in _places(hidden)]
+        rows = [np.zeros(VOCAB) if logits is None else logits for logits in known]
         return np.array(rows, np.float32).reshape(-1, VOCAB)
 
     def copy_block(self, group: int, source: int, target: int) -> None:
@@ -194,3 +201,87 @@ class ToyBackend:
 
     def close(self) -> None:
         self.closed = True
+
+
+_TURN = 4096 * VOCAB  # hidden states of so many places and tokens, on a circle
+_FAINT = np.float32(1e-5)  # of an embedding beside a hidden state
+
+
+def _on_circle(numbers: np.ndarray, of: int) -> np.ndarray:
+    """float32 [n, 2], of root mean square 1, which an RMSNorm leaves as they are."""
+    angles = 2 * np.pi * numbers / of
+    points: np.ndarray = np.sqrt(2) * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    return points.astype(np.float32)
+
+
+def _number(points: np.ndarray, of: int) -> np.ndarray:
+    angles = np.arctan2(points[:, 1].astype(np.float64), points[:, 0].astype(np.float64))
+    return np.rint(angles / (2 * np.pi) * of).astype(np.int64) % of
+
+
+def _hidden_states(chunk: Chunk) -> np.ndarray:
+    """They tell the position and its token."""
+    positions = chunk.start + np.arange(len(chunk.token_ids))
+    return _on_circle(positions * VOCAB + chunk.token_ids, _TURN)
+
+
+def _places(hidden: np.ndarray) -> list[tuple[int, int]]:
+    return [divmod(int(number), VOCAB) for number in _number(hidden, _TURN)]
+
+
+class ToyLayer(ToyBackend):
+    """The layer of a draft head, which finds out from its inputs alone what they are of.
+
+    Its cells hold position * VOCAB + token. Where it has seen a text from its first token on, it
+    knows what the toy will say. logits: those of states it has guessed.
+    """
+
+    def __init__(self, num_blocks: int = 16, *, doubt: float = 0.0) -> None:
+        super().__init__(num_blocks, doubt=doubt)
+        self.logits: dict[tuple[int, int], np.ndarray] = {}
+
+    def part_of_head(self, rows: Tensor) -> Projection:
+        return lambda hidden: hidden * rows.to_float32()[0, 0]
+
+    def forward(self, batch: Batch, hidden: np.ndarray | None = None) -> np.ndarray:
+        assert hidden is not None
+        guessed = []
+        for chunk in batch.chunks:
+            assert chunk.embeddings is not None
+            assert not chunk.logit_rows
+            states = _number(chunk.embeddings, _TURN)
+            faint = (chunk.embeddings - _on_circle(states, _TURN)) / _FAINT
+            following = _number(faint, VOCAB)
+            for row, (state, token) in enumerate(zip(states, following, strict=True)):
+                at = chunk.start + row
+                block, slot = divmod(at, self.block_size)
+                self.cells[0][chunk.block_table[0, block], slot] = state
+                seen = self.seen(chunk.block_table, at + 1)
+                positions, tokens = seen // VOCAB, seen % VOCAB
+                assert np.array_equal(positions, positions[0] + np.arange(at + 1))
+                place = (int(positions[-1]) + 1, int(token))
+                if positions[0] == 0:
+                    self.logits[place] = self._logits(np.append(tokens, token))
+                guessed.append(place[0] * VOCAB + place[1])
+        hidden[:] = _on_circle(np.array(guessed), _TURN)
+        return np.zeros((0, 1), np.float32)
+
+    def seen(self, table: np.ndarray, length: int) -> np.ndarray:
+        found: np.ndarray = self.cells[0][table[0]].reshape(-1)[:length]
+        return found
+
+
+def toy_head(backend: ToyBackend, num_blocks: int = 16, *, doubt: float = 0.0) -> HeadDrafter:
+    """A head that is right wherever it can be, but for its doubt."""
+    layer = backend.layer = ToyLayer(num_blocks, doubt=doubt)
+    one = np.eye(2, dtype=np.float32)
+    gains, exact = np.ones(2, np.float32), NormSpec(eps=1e-12)
+    head = DraftHead(
+        layer_alone("toy", replace(layer.spec.layers[0], norm=exact), exact, 2, 4096),
+        {},
+        gains,
+        gains,
+        Dense(one, "float32"),
+        Dense(_FAINT * one, "float32"),
+    )
+    return HeadDrafter(head, backend, layer)
