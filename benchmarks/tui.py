@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import statistics
@@ -39,8 +40,10 @@ TURNS = 200
 WORDS = ["lighthouse", "river", "engine", "garden", "winter", "letter", "copper", "violin"]
 WORDS += ["market", "harbour"]
 ENGINE_ALONE = """
-import json, sys
+import json, os, sys
 from localllm import LLM, SamplingParams
+from localllm.tui.engine.__main__ import NICER
+os.nice(NICER)
 with LLM(sys.argv[1]) as llm:
     params = SamplingParams(temperature=0, max_tokens=int(sys.argv[2]), ignore_eos=True)
     messages = [{"role": "user", "content": sys.argv[3]}]
@@ -81,6 +84,14 @@ class Terminal:
         except (pexpect.TIMEOUT, pexpect.EOF):
             return
         self._stream.feed(data.replace(b"\x1b[>25u", b"").replace(b"\x1b[<u", b""))
+
+    def wait_for(self, words: bytes, seconds: float = 120) -> None:
+        """Without drawing, which in Python takes more processor time than the app."""
+        end, seen = time.perf_counter() + seconds, b""
+        while words not in seen:
+            assert time.perf_counter() < end, f"nothing came:\n{seen!r}"
+            with contextlib.suppress(pexpect.TIMEOUT):
+                seen = seen[-1000:] + self.process.read_nonblocking(1 << 16, timeout=1)
 
     def typed(self) -> str:
         """What stands where one types."""
@@ -184,7 +195,7 @@ def keys(home: Path, model: str, rounds: int) -> None:
 
 
 def speed(home: Path, model: str, rounds: int) -> None:
-    """The same answer in the app and from the engine alone, in turn."""
+    """The same answer in the app and from the engine alone, in turn and at the same priority."""
     options = ("--temperature", "0", "--set", "ignore_eos=true", "--max-tokens", str(TOKENS))
     ours, alone = [], []
     for number in range(rounds):
@@ -192,7 +203,7 @@ def speed(home: Path, model: str, rounds: int) -> None:
         terminal = Terminal(own, model, *options)
         terminal.until(ready)
         terminal.process.send(STORY + "\r")
-        terminal.until(lambda text: "reached its limit" in text)
+        terminal.wait_for(b"reached its limit")
         terminal.close()
         with Store(next(own.rglob("chats.db"))) as store:
             ours.append(store.tree(1)[-1].receipt["decode_tokens_per_second"])

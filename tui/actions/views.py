@@ -231,6 +231,7 @@ register(
         keys=("plus",),
         slash="good",
         where="message",
+        shown_in_footer=True,
     ),
     Command(
         "rate-bad",
@@ -241,6 +242,7 @@ register(
         keys=("minus",),
         slash="bad",
         where="message",
+        shown_in_footer=True,
     ),
     Command(
         "replay",

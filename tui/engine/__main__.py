@@ -5,9 +5,9 @@ import os
 
 from localllm.tui.engine.serve import main
 
-_NICER = 3  # than the app, whose few milliseconds a key must not wait for all cores' tokens
+NICER = 3  # than the app, whose few milliseconds a key must not wait for all cores' tokens
 
 if __name__ == "__main__":
     with contextlib.suppress(OSError, AttributeError):
-        os.nice(_NICER)
+        os.nice(NICER)
     main()

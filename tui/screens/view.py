@@ -9,11 +9,12 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from localllm.errors import LocalLLMError
 from localllm.tui.store import Chat, Message, Store
 from localllm.tui.text import plain
+from localllm.tui.widgets.footer import KeyLine
 
 if TYPE_CHECKING:
     from localllm.tui.engine.client import Engine, TokenInfo
@@ -104,7 +105,7 @@ class View(Screen[None]):
         yield Static(self.TITLE_TEXT, classes="view-title", markup=False)
         with Vertical(classes="view-body"):
             yield from self.body()
-        yield Footer(show_command_palette=False)
+        yield KeyLine()
 
     def body(self) -> ComposeResult:
         raise NotImplementedError

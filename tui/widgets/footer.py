@@ -45,18 +45,23 @@ class KeyLine(Widget):
             self.refresh()
 
     def render(self) -> RenderResult:
-        parts: list[Content] = []
-        room = self.size.width
-        for binding in self._bindings_shown:
-            key = self.app.get_key_display(binding)
-            told = one_line(binding.description)
-            room -= len(key) + len(told) + 3
+        """As many as there is room for; the key of the help, which has all, goes last and always."""
+        parts = {binding.id or binding.key: self._part(binding) for binding in self._bindings_shown}
+        last = parts.pop("help", Content(""))
+        room = self.size.width - last.cell_length
+        shown: list[Content] = []
+        for part in parts.values():
+            room -= part.cell_length
             if room < 0:
                 break
-            meta = Style.from_meta({"@click": f"app.pressed({binding.key!r})"})
-            part = Content.assemble((key, "bold $accent"), f" {told}")
-            parts += [part.stylize(meta), Content("  ")]
-        return Content("").join(parts)
+            shown.append(part)
+        return Content("").join([*shown, last])
+
+    def _part(self, binding: Binding) -> Content:
+        key = self.app.get_key_display(binding)
+        meta = Style.from_meta({"@click": f"app.pressed({binding.key!r})"})
+        told = Content.assemble((key, "bold $accent"), f" {one_line(binding.description)}")
+        return told.stylize(meta) + Content("  ")
 
 
 def _place(binding: Binding) -> tuple[int, int]:

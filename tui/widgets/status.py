@@ -80,7 +80,8 @@ def _state(state: EngineState, model: str) -> str:
             return f"{name}: the engine has ended"
         case _:
             share = "" if state.fraction is None else f" {state.fraction:.0%}"
-            return f"{name}: {one_line(state.detail or state.phase, 60)}{share}"
+            doing = state.phase if state.detail in ("", model) else state.detail
+            return f"{name}: {one_line(doing, 60)}{share}"
 
 
 def _progress(live: Live) -> str:
