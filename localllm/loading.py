@@ -46,6 +46,7 @@ from localllm.tokenizer import Tokenizer, load_tokenizer
 
 _SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 _MAX_CONFIG_BYTES = 1 << 20
+_SMALL_LAYER = 16 << 20  # bytes of a draft head that one thread reads before others have woken
 OWN_DRAFT_HEAD = "mtp"  # instead of a folder: the head that the checkpoint brings along
 
 
@@ -179,6 +180,8 @@ def _head_layer(head: DraftHead, backend: str, plan: Plan, threads: int | None) 
             f"the draft head takes {human_bytes(needed)}, and {human_bytes(free)} are free",
             hint="load the model without it, or with a shorter context",
         )
+    if needed < _SMALL_LAYER:
+        threads = 1
     return open_backend(backend, head.spec, weights.items(), num_blocks=blocks, threads=threads)
 
 

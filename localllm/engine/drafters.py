@@ -343,7 +343,7 @@ class HeadDrafter(_Timed):
         began = time.perf_counter()
         guesses: list[list[int]] = [[] for _ in wishes]
         samplers = [sequence.sampler.fork() for sequence, _ in wishes]
-        rows_left, active, chunks = self._layer.step_rows, [], []
+        rows_left, behind, active, chunks = self._layer.step_rows, 0, [], []
         for index, (sequence, count) in enumerate(wishes):
             watched = self._watched.pop(sequence.id)
             self._watched[sequence.id] = watched
@@ -351,6 +351,7 @@ class HeadDrafter(_Timed):
             stop = watched.known - watched.first
             if len(states) <= rows_left and self._hold(watched, stop + count - 1, wishes):
                 rows_left -= len(states)
+                behind += len(states)
                 active.append(index)
                 following = sequence.tokens[watched.stop + 1 : watched.known + 1]
                 chunks.append(self._chunk(sequence, watched, watched.stop, states, following))
@@ -376,7 +377,8 @@ class HeadDrafter(_Timed):
                     going_on.append(index)
             active = going_on
             states = self._run(chunks)
-        self._record_cost(began, guesses)
+        if behind <= 2 * MAX_DRAFTS * len(wishes):  # else it is not what a guess usually takes
+            self._record_cost(began, guesses)
         return guesses
 
     def forget(self, sequence: Sequence) -> None:

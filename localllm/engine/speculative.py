@@ -11,6 +11,7 @@ none.
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import Protocol
 
@@ -20,6 +21,8 @@ from localllm.engine.sequence import Sequence
 
 MAX_DRAFTS = 15  # for one sequence in one step
 _PROBE_EVERY = 48  # steps without a guess after which one is tried all the same
+_FADE = 0.97  # of what a step tells, with every further step
+_MOST_ROWS = 64  # of steps whose sizes are told apart
 
 
 class Drafter(Protocol):
@@ -52,21 +55,32 @@ class Drafter(Protocol):
 
 
 class Pace:
-    """Seconds of a step by its rows: a + b · rows, fitted to the last steps that only decoded."""
+    """Seconds of a step by its rows: a + b · rows, fitted to the last steps that only decoded, and
+    for sizes that came up lately what those took: two rows may cost what one does, three not."""
 
     def __init__(self) -> None:
         self._n = self._x = self._y = self._xx = self._xy = 0.0
+        self._steps = 0
+        self._sizes: dict[int, _Size] = {}
 
     def record(self, rows: int, seconds: float) -> None:
         # Old steps fade: contexts grow, and other work on the machine comes and goes.
-        fade = 0.97
-        self._n = fade * self._n + 1
-        self._x = fade * self._x + rows
-        self._y = fade * self._y + seconds
-        self._xx = fade * self._xx + rows * rows
-        self._xy = fade * self._xy + rows * seconds
+        self._n = _FADE * self._n + 1
+        self._x = _FADE * self._x + rows
+        self._y = _FADE * self._y + seconds
+        self._xx = _FADE * self._xx + rows * rows
+        self._xy = _FADE * self._xy + rows * seconds
+        self._steps += 1
+        if rows <= _MOST_ROWS:
+            self._sizes[rows] = self._size(rows).with_one(seconds, self._steps)
 
-    def cost(self) -> tuple[float, float]:
+    def seconds(self, rows: int) -> float:
+        """Of a step of so many rows, in any unit until the first was seen."""
+        a, b = self.line()
+        size = self._size(rows)
+        return (size.total + a + b * rows) / (size.count + 1)
+
+    def line(self) -> tuple[float, float]:
         """(a, b), in any unit; until steps of several sizes were seen, b is a fifth of both."""
         if not self._n:
             return 0.8, 0.2
@@ -77,6 +91,26 @@ class Pace:
         slope = (along + 0.5 * usual) / (spread + 0.5)
         slope = min(max(slope, 0.01 * mean / rows), mean / rows)
         return mean - slope * rows, slope
+
+    def _size(self, rows: int) -> _Size:
+        return self._sizes.get(rows, _Size()).faded(self._steps)
+
+
+@dataclass(frozen=True)
+class _Size:
+    """Steps of one size: how many and their seconds, faded as of step `at`."""
+
+    count: float = 0.0
+    total: float = 0.0
+    at: int = 0
+
+    def faded(self, step: int) -> _Size:
+        share = _FADE ** (step - self.at)
+        return _Size(self.count * share, self.total * share, step)
+
+    def with_one(self, seconds: float, step: int) -> _Size:
+        own = self.faded(step)
+        return _Size(own.count + 1, own.total + seconds, step)
 
 
 class Speculator:
@@ -133,8 +167,8 @@ class Speculator:
 
     def _share(self, sequences: Seq[Sequence], rows: int) -> list[tuple[Sequence, Drafter, int]]:
         """Guesses in order of their chance, while each shortens the time per token."""
-        a, b = self.pace.cost()
-        seconds, tokens = a + b * len(sequences), float(len(sequences))
+        step_rows, tokens, drafting = len(sequences), float(len(sequences)), 0.0
+        step = self.pace.seconds(step_rows)
         chosen: list[tuple[Sequence, Drafter, float]] = []
         for sequence in sequences:
             found = self._drafter(sequence)
@@ -146,11 +180,13 @@ class Speculator:
         while open_guesses and rows > 0:
             negative, index = heappop(open_guesses)
             sequence, drafter, first = chosen[index]
-            cost = b + drafter.row_cost
-            if -negative * seconds <= tokens * cost:
+            longer = self.pace.seconds(step_rows + 1)
+            cost = max(0.0, longer - step) + drafter.row_cost
+            if -negative * (step + drafting) <= tokens * cost:
                 break
             tokens -= negative
-            seconds += cost
+            step, drafting = max(step, longer), drafting + drafter.row_cost
+            step_rows += 1
             rows -= 1
             counts[index] += 1
             if counts[index] < self._most(sequence):

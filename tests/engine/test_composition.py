@@ -185,7 +185,7 @@ def test_any_mixture_of_requests(alone, plans, blocks, batch, rows, slots, draft
     spec, bits, oracle = alone
     with pytest.MonkeyPatch.context() as patch:
         if cheap:  # rows cost nothing, so that as much is guessed as may be
-            patch.setattr(Pace, "cost", lambda self: (1.0, 1e-6))
+            patch.setattr(Pace, "seconds", lambda self, rows: 1 + 1e-6 * rows)
         backend = backend_of(spec, blocks, bits=bits)
         engine = Engine(
             backend,
@@ -256,7 +256,7 @@ class TestText:
             at, length = data.draw(st.integers(0, len(text) - 1)), data.draw(st.integers(1, 5))
             asked.append((prompt, replace(params, stop=(text[at : at + length], "\x00")), text))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Pace, "cost", lambda self: (1.0, 1e-6))
+            patch.setattr(Pace, "seconds", lambda self, rows: 1 + 1e-6 * rows)
             speculation = st.sampled_from(["auto", "ngram", "model"])
             got = small.generate(
                 [prompt for prompt, _, _ in asked],
@@ -283,7 +283,7 @@ GOOD = Request((1, 2), SamplingParams(max_tokens=9, temperature=0))
 
 class TestOneFailsAlone:
     def test_whose_constraint_leaves_nothing_while_drafts_are_checked(self, monkeypatch):
-        monkeypatch.setattr(Pace, "cost", lambda self: (1.0, 1e-6))
+        monkeypatch.setattr(Pace, "seconds", lambda self, rows: 1 + 1e-6 * rows)
         engine = Engine(ToyBackend(64), context=100)
         params = SamplingParams(max_tokens=9, temperature=0, logit_bias={7: 100.0})
         run = Run(engine, [Plan(GOOD, 0, None, None)])
@@ -310,7 +310,7 @@ class TestOneFailsAlone:
         assert run.tokens(1) == expected(GOOD, 100)
 
     def test_and_a_drafter_that_raises_fails_nobody(self, monkeypatch):
-        monkeypatch.setattr(Pace, "cost", lambda self: (1.0, 1e-6))
+        monkeypatch.setattr(Pace, "seconds", lambda self, rows: 1 + 1e-6 * rows)
         small = ToyBackend(64)
         forward = small.forward
 

@@ -33,7 +33,7 @@ def answers(engine: Engine, requests: list[Request]) -> tuple[list[list[int]], i
 
 def eager(monkeypatch) -> None:
     """Rows cost nothing, so that as much is guessed as may be."""
-    monkeypatch.setattr(Pace, "cost", lambda self: (1.0, 1e-6))
+    monkeypatch.setattr(Pace, "seconds", lambda self, rows: 1 + 1e-6 * rows)
 
 
 @pytest.mark.parametrize("count", [1000, pytest.param(4000, marks=pytest.mark.slow)])
@@ -109,6 +109,7 @@ class Guesser:
     """Right with a probability of its own, and told what it is."""
 
     name = "model"
+    wants_states = False
 
     def __init__(self, chance: float, row_cost: float = 0.0) -> None:
         self.chance, self.row_cost = chance, row_cost
@@ -120,6 +121,8 @@ class Guesser:
     def propose(self, wishes: Seq[tuple[Sequence, int]]) -> list[list[int]]:
         self.asked += [count for _, count in wishes]
         return [[0] * count for _, count in wishes]
+
+    def observe(self, sequence: Sequence, start: int, states: np.ndarray) -> None: ...
 
     def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None: ...
 
@@ -174,13 +177,39 @@ def test_the_pace_follows_what_steps_take():
     for step in range(200):
         rows = 1 + step % 4
         pace.record(rows, 0.004 + 0.001 * rows)
-    a, b = pace.cost()
+    a, b = pace.line()
     assert a == pytest.approx(0.004, rel=0.1)
     assert b == pytest.approx(0.001, rel=0.1)
     for _ in range(400):
         pace.record(1, 0.02)
-    a, b = pace.cost()
+    a, b = pace.line()
     assert a + b == pytest.approx(0.02, rel=0.01)
+
+
+def test_the_pace_tells_sizes_apart_and_forgets_what_they_took():
+    pace = Pace()
+    took = {1: 4.0, 2: 4.1, 3: 6.0, 4: 8.0}
+    for step in range(200):
+        rows = 1 + step % 4
+        pace.record(rows, took[rows])
+    for rows, seconds in took.items():
+        assert pace.seconds(rows) == pytest.approx(seconds, rel=0.1)
+    for _ in range(400):
+        pace.record(1, 8.0)
+    assert pace.seconds(2) > 8.0
+
+
+def test_a_second_row_that_costs_nothing_is_filled_and_a_dear_third_is_not():
+    engine = Engine(ToyBackend(200), context=400)
+    speculator = Speculator([Guesser(0.5)])
+    for _ in range(100):
+        for rows, seconds in {1: 4.0, 2: 4.1, 3: 7.0}.items():
+            speculator.pace.record(rows, seconds)
+    engine.add(Request(PROMPT, SamplingParams(max_tokens=90, temperature=0)))
+    engine.step()
+    speculator.propose(engine.scheduler.running, 64)
+    [sequence] = engine.scheduler.running
+    assert len(sequence.speculation.drafts) == 1
 
 
 def test_lookup_continues_what_followed_the_longest_match():
