@@ -149,7 +149,8 @@ _SPECIAL: Mapping[str, Names] = {
 }
 # RoPE factors are part of the spec; the rest are tables that very old converters wrote.
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-_BUFFERS = (*_ROPE_TENSORS, "blk.*.attn_rot_embd")
+# What NVFP4 says of the inputs it was made for does not change the weights.
+_BUFFERS = (*_ROPE_TENSORS, "blk.*.attn_rot_embd", "*.input_scale")
 
 
 def layout(checkpoint: Checkpoint) -> Layout:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -10,8 +11,8 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from localllm.checkpoint.base import Checkpoint
-from localllm.checkpoint.form import Form
-from localllm.checkpoint.tensor import Dense, Tensor
+from localllm.checkpoint.form import AffineForm, Form
+from localllm.checkpoint.tensor import Affine, Dense, Tensor
 from localllm.errors import CheckpointError, UnsupportedModel
 from localllm.models.layout import (
     Layout,
@@ -37,7 +38,8 @@ log = logging.getLogger(__name__)
 class _Pick:
     """One weight, found: the tensors it is made of and what is done to them.
 
-    order, columns: which row, which column of the file each of ours is.
+    order, columns: which row, which column of the file each of ours is. factor: the tensor that
+    NVFP4 keeps beside its weights, with a number for all of them or for each expert.
     """
 
     shape: Shape
@@ -49,6 +51,7 @@ class _Pick:
     order: np.ndarray | None = None
     columns: np.ndarray | None = None
     negative_exp: bool = False
+    factor: str | None = None
 
 
 def read_weights(
@@ -101,6 +104,7 @@ class _Finder:
         self._spec = spec
         self._layout = layout
         self._prefix = prefix_of(checkpoint, layout)
+        self._named = {one.name for stem in layout.names for one in sources(layout.names, stem)}
 
     def picks(self) -> dict[str, _Pick]:
         return {name: self.pick(name, shape) for name, shape in weight_shapes(self._spec).items()}
@@ -180,8 +184,26 @@ class _Finder:
             tiled = tiled_order(mixer, stem)
             order, columns = (None, tiled) if stem == "delta.o" else (tiled, None)
         return _Pick(
-            wanted, files, stacked, rows, transposed, flat, order, columns, source.negative_exp
+            wanted,
+            files,
+            stacked,
+            rows,
+            transposed,
+            flat,
+            order,
+            columns,
+            source.negative_exp,
+            self._factor(files, whole[:-2]),
         )
+
+    def _factor(self, files: tuple[str, ...], experts: Shape) -> str | None:
+        (file, *others) = files
+        name = factor_of(self._checkpoint, file)
+        if others or name is None or re.sub(r"\.\d+\.", ".{n}.", name) in self._named:
+            return None
+        if (found := self._checkpoint.shape(name)) not in ((), (1,), experts):
+            raise CheckpointError(f"{self._checkpoint.path}: {name} has the shape {list(found)}")
+        return name
 
     def _keeps_conv1d(self, layer: int) -> bool:
         """MLX converters turn Conv1D weights around; that of q, k and v, never square, tells."""
@@ -241,6 +263,12 @@ def _group_rows(delta: GatedDeltaNetSpec, part: Part) -> tuple[np.ndarray, int]:
     return (z if part == "groups_z" else np.concatenate([q, k, v])), rows.size
 
 
+def factor_of(checkpoint: Checkpoint, file: str) -> str | None:
+    """What all of this tensor's weights are multiplied with, if NVFP4 has it beside them."""
+    name = f"{file.removesuffix('.weight')}.scale"
+    return name if name in checkpoint and checkpoint.kind(file) == "NVFP4" else None
+
+
 def tiled_order(delta: GatedDeltaNetSpec, stem: str) -> np.ndarray:
     """Which entry of a tiled tensor each of ours is; of its rows, for `delta.o` of its columns."""
     repeat = delta.value_heads // delta.key_heads
@@ -265,7 +293,7 @@ def taps_shape(spec: DecoderSpec, layer: int, dimensions: int) -> Shape:
 def _refuse_leftovers(
     checkpoint: Checkpoint, spec: DecoderSpec, layout: Layout, picks: Mapping[str, _Pick]
 ) -> None:
-    used = {file for pick in picks.values() for file in pick.files}
+    used = {file for pick in picks.values() for file in (*pick.files, pick.factor) if file}
     used |= _of_sharing_layers(checkpoint, spec, layout)
     if spec.tied_head and (head := head_name(checkpoint, layout)):
         used.add(head)  # a copy of the embedding
@@ -352,11 +380,15 @@ def _log_negated(checkpoint: Checkpoint, file: str, values: np.ndarray) -> Dense
 
 def _form(checkpoint: Checkpoint, pick: _Pick) -> Form:
     form = checkpoint.form(pick.files[0])
+    if pick.factor is not None and isinstance(form, AffineForm):
+        form = form.scaled()
     return form if pick.columns is None else form.with_columns_moved()
 
 
 def _whole(checkpoint: Checkpoint, file: str, pick: _Pick) -> Tensor:
     tensor = checkpoint.tensor(file)
+    if pick.factor is not None and isinstance(tensor, Affine):
+        tensor = tensor.scaled(checkpoint.tensor(pick.factor).to_float32())
     if pick.flat and isinstance(tensor, Dense):
         return Dense(tensor.data[..., None], tensor.dtype)
     if not pick.transposed:

@@ -36,6 +36,10 @@ class AffineForm:
         sides = (side.row_bytes(groups) for side in (self.scales, self.biases) if side is not None)
         return width * self.bits // 8 + sum(sides)
 
+    def scaled(self) -> AffineForm:
+        """As after `Affine.scaled`."""
+        return replace(self, scales=GroupForm(4))
+
     def with_columns_moved(self) -> AffineForm:
         """As after `Affine.columns`."""
         biases = None if self.biases is None else self.biases.with_groups_moved()

@@ -174,6 +174,12 @@ def _split_mxfp4(b: np.ndarray) -> Groups:
     return Groups(codes, microscaling.e8m0_halves(b["e"], unused))
 
 
+def _split_nvfp4(b: np.ndarray) -> Groups:
+    nibbles = _shifted(b["qs"].reshape(len(b), 4, 8), range(0, 8, 4), 15)  # [n, 4, 2, 8]
+    codes = microscaling.e2m1_codes(nibbles.reshape(len(b), 64))
+    return Groups(codes, microscaling.ue4m3_halves(b["d"]))
+
+
 def _layout(*fields: tuple[str, str, int]) -> np.dtype:
     return np.dtype([(name, kind, (count,)) for name, kind, count in fields])
 
@@ -207,5 +213,9 @@ FORMATS: dict[str, BlockFormat] = {
     "MXFP4": BlockFormat(
         _layout(("e", "u1", 1), ("qs", "u1", 16)),
         microscaling.BITS, 32, microscaling.ZERO_POINT, _split_mxfp4,
+    ),
+    "NVFP4": BlockFormat(
+        _layout(("d", "u1", 4), ("qs", "u1", 32)),
+        microscaling.BITS, 16, microscaling.ZERO_POINT, _split_nvfp4,
     ),
 }  # fmt: skip

@@ -81,6 +81,12 @@ def nvfp4(words: np.ndarray, scales: np.ndarray) -> Affine:
     )
 
 
+def ue4m3_halves(raw: np.ndarray) -> np.ndarray:
+    """uint8 scales of GGUF's NVFP4 -> float16, half of each: E4M3 without sign, 0x7F is 0."""
+    halves: np.ndarray = _UE4M3_HALVES[raw]
+    return halves
+
+
 def mxfp8(words: np.ndarray, exponents: np.ndarray) -> Dense:
     """MLX's: uint32 words [..., out, n / 4] of E4M3, uint8 exponents [..., out, n / 32]."""
     values = e4m3(words.view(np.uint8))
@@ -108,3 +114,16 @@ def _e4m3_table() -> np.ndarray:
 
 
 _E4M3 = _e4m3_table()
+
+
+def _ue4m3_table() -> np.ndarray:
+    raw = np.arange(256)
+    exponent, mantissa = raw >> 3 & 15, raw & 7
+    value = np.where(
+        exponent == 0, np.ldexp(mantissa / 8, -6), np.ldexp(1 + mantissa / 8, exponent - 7)
+    )
+    value[0x7F] = 0
+    return (value / 2).astype(np.float16)
+
+
+_UE4M3_HALVES = _ue4m3_table()

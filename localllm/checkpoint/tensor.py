@@ -182,6 +182,13 @@ class Affine:
             biases=None if self.biases is None else self.biases.groups(chosen),
         )
 
+    def scaled(self, factor: np.ndarray) -> Affine:
+        """Times one float32, or one for each matrix of [E, out, in]; rounded once a group."""
+        assert self.biases is None, "only formats without biases have a factor beside them"
+        by = factor.astype(np.float32).reshape(-1, *(1,) * (self.codes.ndim - 1))
+        by = by[0] if by.size == 1 else by
+        return replace(self, scales=GroupValues(self.scales.to_float32() * by))
+
 
 Tensor = Dense | Affine
 

@@ -30,6 +30,7 @@ from localllm.models.gguf_metadata import (
     needs_head,
 )
 from localllm.models.layout import Names
+from localllm.models.weights import factor_of
 from localllm.models.writing import Stored, gather, stored_tensors, to_dense
 from localllm.tokenizer.gguf_vocabulary import gguf_vocabulary
 
@@ -183,12 +184,6 @@ def _plan(
     place = {name: i for i, name in enumerate(kinds)}
     stored = sorted(stored, key=lambda one: max(place[part] for part in one.parts))
     others = [_Tensor(name, array.shape, "F32", None) for name, array in extra.items()]
-    if isinstance(checkpoint, GGUFCheckpoint):
-        known = {one.name for one in stored}
-        for name in checkpoint.names():  # tables of RoPE, a copy of a tied head
-            if name not in known:
-                kept = checkpoint.kind(name)
-                others.append(_Tensor(name, checkpoint.shape(name), kept, None, copied=True))
     found = []
     for one in stored:
         wanted = _kind(source, kind, one, {kinds[part] for part in one.parts})
@@ -198,6 +193,14 @@ def _plan(
             and checkpoint.kind(one.name) == wanted
         )
         found.append(_Tensor(one.name, one.shape, wanted, one, copied))
+    if isinstance(checkpoint, GGUFCheckpoint):
+        known = {one.name for one in stored}
+        # The factors of weights that are written anew are in them.
+        known |= {factor_of(checkpoint, t.name) or "" for t in found if not t.copied}
+        for name in checkpoint.names():  # tables of RoPE, a copy of a tied head
+            if name not in known:
+                kept = checkpoint.kind(name)
+                others.append(_Tensor(name, checkpoint.shape(name), kept, None, copied=True))
     return [*others, *found]
 
 

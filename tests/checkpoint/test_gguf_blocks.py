@@ -25,7 +25,7 @@ from tests.checkpoint.files import HALVES, random_blocks, write_gguf
 FORM = {
     "Q4_0": (4, 32, 8), "Q4_1": (4, 32, 0), "Q5_0": (5, 32, 16), "Q5_1": (5, 32, 0),
     "Q8_0": (8, 32, 128), "Q2_K": (2, 16, 0), "Q3_K": (3, 16, 4), "Q4_K": (4, 32, 0),
-    "Q5_K": (5, 32, 0), "Q6_K": (6, 16, 32), "MXFP4": (5, 32, 12),
+    "Q5_K": (5, 32, 0), "Q6_K": (6, 16, 32), "MXFP4": (5, 32, 12), "NVFP4": (5, 16, 12),
 }  # fmt: skip
 
 
@@ -59,6 +59,35 @@ def test_any_block_means_exactly_what_ggml_says(tmp_path: Path, kind: str) -> No
     assert isinstance(weights, Affine)
     assert (weights.bits, weights.group, weights.zero_point) == FORM[kind]
     assert same_bits(weights.to_float32(), gguf.quants.dequantize(raw, Kind[kind]))
+
+
+def test_nvfp4_means_what_ggml_writes_out() -> None:
+    """Every scale, every nibble, by the definition of ggml-common.h and ggml-impl.h."""
+    values = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]  # twice E2M1
+
+    def scale(byte: int) -> float:
+        exponent, mantissa = byte >> 3 & 15, byte & 7
+        if byte in (0, 0x7F):
+            return 0.0
+        if exponent == 0:
+            return mantissa * 2.0**-9 * 0.5
+        return (1 + mantissa / 8) * 2.0 ** (exponent - 7) * 0.5
+
+    blocks = [
+        bytes([d, (d + 1) % 256, 0, 0x7F]) + bytes((16 * j + (j + d) % 16) % 256 for j in range(32))
+        for d in range(256)
+    ]
+    expected = np.empty((256, 64), np.float32)
+    for at, block in enumerate(blocks):
+        for sub in range(4):
+            for j in range(8):
+                byte = block[4 + 8 * sub + j]
+                expected[at, 16 * sub + j] = values[byte & 15] * scale(block[sub])
+                expected[at, 16 * sub + 8 + j] = values[byte >> 4] * scale(block[sub])
+    form = next(t for t in TYPES.values() if t.name == "NVFP4")
+    stored = b"".join(blocks)
+    weights = to_affine(form, (256, 64), lambda at, size: stored[at : at + size])
+    assert np.array_equal(weights.to_float32(), expected)
 
 
 @settings(max_examples=40, deadline=None)
@@ -113,8 +142,8 @@ def test_converted_weights_are_hardly_larger_than_in_the_file(tmp_path: Path) ->
     checkpoint = open_checkpoint(write_gguf(tmp_path / "m.gguf", tensors))
     for kind in HALVES:
         # The multipliers of K-quants, 4 or 6 bits in the file, take a byte each.
-        # E2M1's values are integers of 5 bits.
-        most = {"Q2_K": 1.2, "MXFP4": 1.3}.get(kind, 1.04)
+        # E2M1's values are integers of 5 bits, and NVFP4's scales of a byte take two.
+        most = {"Q2_K": 1.2, "MXFP4": 1.3, "NVFP4": 1.34}.get(kind, 1.04)
         assert checkpoint.tensor(kind).nbytes <= checkpoint.nbytes(kind) * most
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -27,6 +28,7 @@ from tests.export.cases import (
 )
 from tests.models import test_gpt_oss as gpt_oss
 from tests.models.running import TOLERANCE, difference
+from tests.models.test_gguf import nvfp4_model
 from tests.tiny_model import write_tiny_model
 from tests.tokenizer.test_gguf import byte_pairs
 from tests.tokenizer.test_written import CHAT
@@ -50,6 +52,20 @@ def test_blocks_of_mxfp4_stay_as_they_are(tmp_path: Path) -> None:
     with source(tmp_path / "out.gguf") as opened:
         after = {name: tensor.to_float32() for name, tensor in opened.weights()}
     assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("kind", ["keep", "f32"])
+def test_the_factors_of_nvfp4_stay_beside_it_or_go_into_the_weights(
+    kind: Any, tmp_path: Path
+) -> None:
+    model, _ = nvfp4_model(tmp_path)
+    with source(model) as opened:
+        write_gguf(opened, tmp_path / "out.gguf", kind)
+        before = {name: tensor.to_float32() for name, tensor in opened.weights()}
+    with source(tmp_path / "out.gguf") as opened:
+        after = {name: tensor.to_float32() for name, tensor in opened.weights()}
+        assert ("blk.0.attn_q.scale" in opened.checkpoint) == (kind == "keep")
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 

@@ -61,13 +61,14 @@ def write_gguf(
     *,
     metadata: Mapping[str, Any] | None = None,
     without: tuple[str, ...] = (),
-    more: Mapping[str, np.ndarray] | None = None,
+    more: Mapping[str, Any] | None = None,
     fuse_qkv: bool = False,
     architecture: str | None = None,
 ) -> Path:
     """metadata: keys, without the architecture in front, that replace or follow the usual ones.
 
-    without, more: tensors to leave out, by their GGUF names, and to add or replace.
+    without, more: tensors to leave out, by their GGUF names, and to add or replace; blocks come
+    with their type.
     """
     if "text_config" in config:
         config, tensors = config["text_config"], text_tensors(tensors)
@@ -81,7 +82,11 @@ def write_gguf(
         _replace(writer, f"{writer.arch}.{key}", value)
     converted = {**dict(_converted(config, tensors)), **extra, **(more or {})}
     for name, data in (_fused(converted) if fuse_qkv else converted).items():
-        if name not in without:
+        if name in without:
+            continue
+        if isinstance(data, tuple):
+            writer.add_tensor(name, data[0], raw_dtype=data[1])
+        else:
             writer.add_tensor(name, np.ascontiguousarray(data, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

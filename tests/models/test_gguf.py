@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 
@@ -11,6 +14,7 @@ from localllm.checkpoint.opening import open_checkpoint
 from localllm.errors import CheckpointError, UnsupportedModel
 from localllm.models import load_spec, load_weights
 from localllm.spec import DecoderSpec
+from tests.checkpoint.files import random_blocks
 from tests.models.gguf_writer import write_gguf
 from tests.models.running import (
     TOLERANCE,
@@ -20,6 +24,7 @@ from tests.models.running import (
     token_by_token,
     whole_prompt,
 )
+from tests.models.tiny import random_tensors
 
 # Every case that metadata can express.
 CASES = [
@@ -145,6 +150,67 @@ def test_a_rate_that_no_exponential_gives_is_refused(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(path)
     with pytest.raises(CheckpointError, match=r"blk\.0\.ssm_a must be negative"):
         dict(load_weights(checkpoint, load_spec(checkpoint)))
+
+
+def nvfp4_model(tmp_path: Path) -> tuple[Path, Path]:
+    """A mixture in NVFP4 with the factors that its converter puts beside the blocks, for a matrix
+    or for each expert; and the same in float32."""
+    config = {
+        **golden("qwen3_moe-norm-topk").config,
+        "hidden_size": 64,
+        "num_hidden_layers": 1,
+        "moe_intermediate_size": 64,
+        "num_experts": 3,
+        "num_experts_per_tok": 2,
+    }
+    heads, kv, size = (
+        config[k] for k in ("num_attention_heads", "num_key_value_heads", "head_dim")
+    )
+    at = "model.layers.0."
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (97, 64), "model.norm.weight": (64,),
+        "lm_head.weight": (97, 64), f"{at}input_layernorm.weight": (64,),
+        f"{at}post_attention_layernorm.weight": (64,), f"{at}mlp.gate.weight": (3, 64),
+        f"{at}self_attn.q_proj.weight": (heads * size, 64),
+        f"{at}self_attn.k_proj.weight": (kv * size, 64),
+        f"{at}self_attn.v_proj.weight": (kv * size, 64),
+        f"{at}self_attn.o_proj.weight": (64, heads * size),
+        f"{at}self_attn.q_norm.weight": (size,), f"{at}self_attn.k_norm.weight": (size,),
+        **{f"{at}mlp.experts.{e}.{m}_proj.weight": (64, 64)
+           for e in range(3) for m in ("gate", "up", "down")},
+    }  # fmt: skip
+    tensors = random_tensors(shapes)
+    plain = write_gguf(tmp_path / "plain.gguf", config, tensors)
+    checkpoint = open_checkpoint(plain)
+    packed: dict[str, Any] = {}
+    whole: dict[str, np.ndarray] = {}
+    rng = np.random.default_rng(5)
+    for name in checkpoint.names():
+        shape = checkpoint.shape(name)
+        if len(shape) < 2 or shape[-1] % 64 or "embd" in name or "gate_inp" in name:
+            continue
+        raw = random_blocks("NVFP4", math.prod(shape[:-1]), shape[-1] // 64)
+        raw = (raw.reshape(-1, 36) & np.array([0x3F] * 4 + [0xFF] * 32, np.uint8)).reshape(
+            raw.shape
+        )
+        factor = rng.uniform(0.05, 0.1, shape[:-2] or (1,)).astype(np.float32)
+        stem = name.removesuffix(".weight")
+        packed[name] = (raw.reshape(*shape[:-1], -1), gguf.GGMLQuantizationType.NVFP4)
+        packed |= {f"{stem}.scale": factor, f"{stem}.input_scale": np.ones(1)}
+        values = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType.NVFP4).reshape(shape)
+        whole[name] = values * factor.reshape(-1, *(1,) * (len(shape) - 1))
+    checkpoint.close()
+    assert len(packed) == 3 * 8
+    return (
+        write_gguf(tmp_path / "nvfp4.gguf", config, tensors, more=packed),
+        write_gguf(tmp_path / "whole.gguf", config, tensors, more=whole),
+    )
+
+
+def test_nvfp4_is_multiplied_with_the_factors_beside_it(tmp_path: Path) -> None:
+    packed, whole = (backend(path, 24) for path in nvfp4_model(tmp_path))
+    tokens = golden("qwen3_moe-norm-topk").tokens
+    assert difference(whole_prompt(packed, tokens), whole_prompt(whole, tokens)) < 1e-6
 
 
 def test_norms_hold_gemmas_one_in_gguf(tmp_path: Path) -> None:
