@@ -325,7 +325,7 @@ class Answers:
         for live in first.all:
             for listener in live.ended:
                 listener()
-        if error is not None and not isinstance(error, EngineGone):
+        if error is not None and self._app.engine.state.phase != "dead":  # the banner tells that
             self._app.tell(error)
         self._app.chat_screen.answer_ended(first, failed=error is not None)
         if error is None:

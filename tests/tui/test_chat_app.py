@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from localllm.tui.answers import NEW_CHATS
+from localllm.tui.engine.client import EngineGone
 from localllm.tui.settings import Settings
 from localllm.tui.store import Store
 from localllm.tui.widgets.confirm import Confirm
@@ -325,6 +326,18 @@ def test_when_the_engine_dies_the_chat_stays_and_it_can_be_started_again():
             await pilot.press("ctrl+r")
             await answered(pilot)
             assert told(app)[-1] == ("assistant", "Back.")
+
+    asyncio.run(run())
+
+
+def test_an_answer_that_the_engine_failed_at_says_why():
+    async def run() -> None:
+        app = chat_app(FakeEngine(fails=EngineGone("the engine failed: TypeError: no such step")))
+        async with app.run_test(size=WIDE) as pilot:
+            await say(pilot, "Talk")
+            await answered(pilot)
+            assert told(app) == [("user", "Talk")]
+            assert any("TypeError" in note.message for note in app._notifications)
 
     asyncio.run(run())
 

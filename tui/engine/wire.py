@@ -44,9 +44,10 @@ def error_fields(error: BaseException) -> dict[str, Any]:
             "message": "there is not enough memory for this",
             "hint": "choose a smaller model or a shorter context",
         }
+    first_line = str(error).partition("\n")[0]
     return {
         "kind": "EngineGone",
-        "message": f"the engine failed: {type(error).__name__}: {error}",
+        "message": f"the engine failed: {type(error).__name__}: {first_line}",
         "hint": None,
     }
 

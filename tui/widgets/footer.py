@@ -45,7 +45,7 @@ class KeyLine(Widget):
             self.refresh()
 
     def render(self) -> RenderResult:
-        """As many as there is room for; the key of the help, which has all, goes last and always."""
+        """As many as there is room for; the key of the help, which tells all, is always there."""
         parts = {binding.id or binding.key: self._part(binding) for binding in self._bindings_shown}
         last = parts.pop("help", Content(""))
         room = self.size.width - last.cell_length
