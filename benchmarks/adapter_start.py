@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.harness.machine import print_heading
 from localllm import LLM, SamplingParams
+from localllm.adapters import load_adapter, weights_in
 from localllm.adapters.writing import save_adapter
 from tests.adapters.layouts import Settings, layout
 
@@ -45,6 +46,8 @@ def main() -> None:
                     view[:] = np.abs(view) + 1
             folder = Path(temporary) / f"adapter{n}"
             save_adapter(folder, made, values, config=settings, base_model=MODEL, spec=llm.spec)
+            if arguments.dora:  # as the trainer does: the lengths of rows stay beside it
+                load_adapter(folder, llm.spec, base=weights_in(llm.info.path, llm.spec))
             began = time.perf_counter()
             name = llm.load_adapter(folder)
             loads.append(time.perf_counter() - began)

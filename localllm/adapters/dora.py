@@ -2,59 +2,87 @@
 
     y = m / |W + s B A| * (W + s B A) x + bias
 
-A file holds m; the norms need the base model's weights, so loading such an adapter reads them once.
+A file holds m; the norms need the base model's weights, so loading such an adapter reads them once,
+and keeps the norms beside it (`dora_lengths.py`).
 Source: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", https://arxiv.org/abs/2402.09353
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
+from localllm.adapters.dora_lengths import LENGTHS, KeptLengths
 from localllm.adapters.lora import Gains, LowRank
-from localllm.checkpoint.opening import open_checkpoint
+from localllm.checkpoint.opening import content_digest, open_checkpoint
 from localllm.checkpoint.tensor import Tensor
 from localllm.errors import CheckpointError
 from localllm.models.registry import load_weights
 from localllm.spec import DecoderSpec
-
-# Reads those of the base model's weights that are named, as far as it has them.
-Base = Callable[[Collection[str]], Iterator[tuple[str, Tensor]]]
+from localllm.spec.weights import weight_shapes
 
 _ROWS = 1 << 20  # entries of W that are widened at a time
 _CANCELLED = 1e-2  # of the terms of a squared length: less keeps too few digits
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model's weights. read: those that are named, as far as it has them; digest: of all
+    its content."""
+
+    read: Callable[[Collection[str]], Iterator[tuple[str, Tensor]]]
+    digest: Callable[[], bytes]
 
 
 def weights_in(path: Path, spec: DecoderSpec) -> Base:
     """The weights of the checkpoint at `path`, opened when they are read."""
 
     def read(only: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        wanted = weight_shapes(spec).keys() & only
+        if not wanted:
+            return
         checkpoint = open_checkpoint(path)
         try:
-            yield from load_weights(checkpoint, spec, only=only)
+            yield from load_weights(checkpoint, spec, only=wanted)
         finally:
             checkpoint.close()
 
-    return read
+    return Base(read, cache(lambda: content_digest(path)))
 
 
 def with_gains(
-    path: Path, pairs: Mapping[str, LowRank], magnitudes: Mapping[str, np.ndarray], base: Base
+    path: Path,
+    pairs: Mapping[str, LowRank],
+    magnitudes: Mapping[str, np.ndarray],
+    base: Base,
+    *,
+    keep: bool = True,
 ) -> dict[str, LowRank]:
-    """magnitudes: float32 [out] of each target. Raises CheckpointError for a row without length."""
-    gains: dict[str, np.ndarray] = {}
+    """magnitudes: float32 [out] of each target. keep: the lengths, for the next time.
+
+    Raises CheckpointError for a row without length.
+    """
+    kept = KeptLengths(path / LENGTHS, pairs, base.digest())
+    norms = kept.read()
     offsets: dict[str, np.ndarray] = {}
-    for name, tensor in base({f"{t}.{kind}" for t in pairs for kind in ("weight", "bias")}):
+    kinds = ("bias",) if norms else ("weight", "bias")
+    found = dict(norms or {})
+    for name, tensor in base.read({f"{target}.{kind}" for target in pairs for kind in kinds}):
         target, _, kind = name.rpartition(".")
         if kind == "bias":
             offsets[target] = tensor.to_float32()
-            continue
-        norms = _norms(tensor, pairs[target])
+        else:
+            found[target] = _norms(tensor, pairs[target])
+    if keep and norms is None:
+        kept.write(found)
+    gains: dict[str, np.ndarray] = {}
+    for target in pairs:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            gains[target] = magnitudes[target] / norms
+            gains[target] = magnitudes[target] / found[target]
         if not np.isfinite(gains[target]).all():
             raise CheckpointError(
                 f"{path}: {target} has a row of no length, so DoRA cannot scale it",

@@ -53,7 +53,7 @@ def load_adapter(
                 "at hand",
                 hint="Merge the adapter into its model with PEFT (merge_and_unload).",
             )
-        targets = with_gains(folder, targets, magnitudes, base)
+        targets = with_gains(folder, targets, magnitudes, base, keep=weight == 1.0)
     return make_adapter(name or folder.resolve().name, targets)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from localllm.checkpoint.base import Checkpoint
@@ -11,6 +12,7 @@ from localllm.checkpoint.shards import INDEX, find_shards, is_shard
 from localllm.checkpoint.weight_file import WeightFile
 from localllm.errors import CheckpointError
 
+_BLOCK = 1 << 20  # bytes read at a time
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -26,6 +28,23 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return _open(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def content_digest(path: str | Path) -> bytes:
+    """A sha256 of the names and bytes of the checkpoint's files; reads them all. Raises what
+    `open_checkpoint` raises."""
+    checkpoint = open_checkpoint(path)
+    try:
+        files = checkpoint.files()
+    finally:
+        checkpoint.close()
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0")
+        with file.open("rb") as stream:
+            while block := stream.read(_BLOCK):
+                digest.update(block)
+    return digest.digest()
 
 
 def _open(path: Path) -> Checkpoint:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from localllm.adapters import load_adapter, weights_in
 from localllm.adapters.writing import save_adapter
 from localllm.train.config import TrainConfig
 from localllm.train.lora import LoRAConfig
@@ -44,6 +45,8 @@ class Delivery:
             base_model=self._config.model,
             spec=parts.spec,
         )
+        if parts.tune.dora:  # it keeps the lengths of rows, for which the first chat would wait
+            load_adapter(folder, parts.spec, base=weights_in(parts.tokenizer_at, parts.spec))
         return folder
 
     def sampler(self) -> Sampler:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from localllm import hub
-from localllm.checkpoint import open_checkpoint
+from localllm.checkpoint.opening import content_digest
 from localllm.errors import InvalidRequest, UnsupportedModel
 from localllm.machine import memory, resident_memory
 from localllm.spec import DecoderSpec
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from localllm.train.data import Example, Preference, TrainingData
 
 _SEQ_LEN = 2048  # tokens of an example at most, unless told
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -207,20 +206,7 @@ def available_memory() -> int:
 
 def fingerprint(base: BaseWeights) -> str:
     """A hash of the content of the model's files."""
-    digest = hashlib.sha256()
-    if base.path is None:
-        return ""
-    checkpoint = open_checkpoint(base.path)
-    try:
-        files = checkpoint.files()
-    finally:
-        checkpoint.close()
-    for path in files:
-        digest.update(path.name.encode() + b"\0")
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-    return digest.hexdigest()
+    return "" if base.path is None else content_digest(base.path).hex()
 
 
 def _full_path(name: str) -> str:

@@ -26,6 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from localllm.adapters.dora_lengths import LENGTHS
 from localllm.errors import InvalidRequest, StoreError
 from localllm.hub.disk import sync
 from localllm.hub.lock import try_lock
@@ -34,7 +35,7 @@ from localllm.train.metrics import read_metrics
 
 _FACTS, _LOCK, _LINK = "run.json", "run.lock", ".path"
 _MAX_FACTS = 1 << 20
-DELIVERED = ("adapter_config.json", "adapter_model.safetensors")
+DELIVERED = ("adapter_config.json", "adapter_model.safetensors", LENGTHS)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from localllm.adapters import load_adapter
+from localllm.adapters.dora import Base
 from localllm.checkpoint.tensor import Dense
 from localllm.errors import InvalidRequest
 from tests.adapters.test_refusals import CONFIG, LLAMA, PREFIX, good
@@ -25,12 +26,15 @@ def write(folder: Path, alpha: float, dora: bool) -> Path:
     return write_adapter(folder, {**CONFIG, "lora_alpha": alpha, "use_dora": dora}, tensors)
 
 
-def base(only: Collection[str]) -> Iterator[tuple[str, Dense]]:
+def read(only: Collection[str]) -> Iterator[tuple[str, Dense]]:
     for name in sorted(only):
         if name.endswith(".weight"):
             rows = 16 if ".v." in name else 32
             values = np.linspace(-1, 1, rows * 32, dtype=np.float32).reshape(rows, 32)
             yield name, Dense(values, "float32")
+
+
+base = Base(read, lambda: b"a base")
 
 
 @pytest.mark.parametrize("dora", [False, True])

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localllm.adapters import load_adapter
+from localllm.adapters import load_adapter, weights_in
 from localllm.errors import InvalidRequest, OutOfMemoryPlan, StoreError, TrainingStopped
 from localllm.train import checkpoint as checkpoint_module
 from localllm.train.base import base_weights
@@ -23,6 +23,7 @@ from localllm.train.config import load_config
 from localllm.train.layout import initial, layout_for
 from localllm.train.lora import FullConfig
 from localllm.train.metrics import read_metrics
+from localllm.train.runs import delete_run
 from localllm.train.trainer import Trainer
 from tests.tiny_model import write_tiny_model
 from tests.train.toy import Told, toy_config, toy_parts
@@ -347,6 +348,18 @@ def test_all_weights_are_delivered_to_the_bit(model, tmp_path):
     loaded = initial(layout, 0, made)
     assert loaded.tobytes() == last.arrays["parameters"].tobytes()
     assert loaded.tobytes() != initial(layout, 0, base_weights(model)).tobytes()
+
+
+def test_dora_leaves_what_its_first_use_would_wait_for(model, tmp_path):
+    run = train(toy_config(model, out=str(tmp_path / "run"), lora__dora=True, run__steps=2)).run
+    lengths = tmp_path / "run" / "dora_lengths.f32"
+    assert lengths.exists()
+    written = lengths.stat().st_mtime_ns
+    spec = base_weights(model).spec
+    load_adapter(tmp_path / "run", spec, base=weights_in(model, spec))
+    assert lengths.stat().st_mtime_ns == written
+    delete_run(run)
+    assert not (tmp_path / "run").exists()
 
 
 def test_one_example_is_enough(model, tmp_path):
