@@ -2,82 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from localllm.kernels_metal.contest import Contest
-from localllm.kernels_metal.kernel import Launch, MetalKernel
+from localllm.kernels_metal.kernel import Launch
 from localllm.kernels_metal.reference import causal_conv as reference
+from localllm.kernels_metal.runs import (
+    Carried,
+    Run,
+    Runs,
+    as_array,
+    check_runs,
+    joined,
+    kernel_of_runs,
+    rows_of,
+)
 
 Kind = Literal["delta", "short"]
 DTYPES = (mx.float16, mx.bfloat16, mx.float32)
 _THREADS = 256
 
-_CONV = MetalKernel("causal_conv", ["x", "state", "taps", "run"], ["y", "after"])
 
+def delta_conv(x: mx.array, states: Sequence[mx.array], taps: mx.array, runs: Runs) -> Carried:
+    """(y, states after the sure rows): the convolution before a gated delta net, and SiLU after it.
 
-@dataclass(frozen=True)
-class Run:
-    """Consecutive rows of one sequence among those of a step.
-
-    first: the first of them. count: how many. sure: after so many, 1 at least, the state is wanted.
+    x: T [n, channels], half, bfloat16 or float32. states: of each run, float32 [kernel - 1,
+    channels], the rows before it, the oldest first. taps: float32 [kernel, channels], the oldest
+    row's first. Returns float32 [rows of the runs, channels] and other states. Raises ValueError
+    for other shapes and dtypes. A row's bits depend on it and the kernel - 1 before it alone.
     """
-
-    first: int
-    count: int
-    sure: int
-
-    @property
-    def rows(self) -> slice:
-        return slice(self.first, self.first + self.count)
-
-    @cached_property
-    def array(self) -> mx.array:
-        """int32 [3], as kernels take it."""
-        return mx.array([self.first, self.count, self.sure], mx.int32)
+    return _launched(x, states, taps, runs, "delta")
 
 
-def delta_conv(x: mx.array, state: mx.array, taps: mx.array, run: Run) -> tuple[mx.array, mx.array]:
-    """(y, state after the sure rows): the convolution before a gated delta net, and SiLU after it.
+def short_conv(x: mx.array, states: Sequence[mx.array], taps: mx.array, runs: Runs) -> Carried:
+    """(y, states after the sure rows): LFM2's convolution, between its two gates.
 
-    x: T [n, channels], half, bfloat16 or float32. state: float32 [kernel - 1, channels], the rows
-    before the run, the oldest first. taps: float32 [kernel, channels], the oldest row's first.
-    Returns float32 [count, channels] and another state. Raises ValueError for other shapes and
-    dtypes. A row's bits depend on it and on the kernel - 1 before it alone.
+    x: T [n, 3 * channels]: the gate before, the gate after, and what passes them. Returns T [rows
+    of the runs, channels] and other states, of what passed the first gate. taps may have a row
+    more, which is added. All else is as in `delta_conv`.
     """
-    return _launched(x, state, taps, run, "delta")
+    return _launched(x, states, taps, runs, "short")
 
 
-def short_conv(x: mx.array, state: mx.array, taps: mx.array, run: Run) -> tuple[mx.array, mx.array]:
-    """(y, state after the sure rows): LFM2's convolution, between its two gates.
-
-    x: T [n, 3 * channels]: the gate before, the gate after, and what passes them. Returns T [count,
-    channels] and another state, of what passed the first gate. taps may have a row more, which is
-    added. All else is as in `delta_conv`.
-    """
-    return _launched(x, state, taps, run, "short")
-
-
-def delta_by_ops(
-    x: mx.array, state: mx.array, taps: mx.array, run: Run
-) -> tuple[mx.array, mx.array]:
+def delta_by_ops(x: mx.array, states: Sequence[mx.array], taps: mx.array, runs: Runs) -> Carried:
     """`delta_conv` in MLX's own ops."""
-    y, after = _by_ops(x[run.rows].astype(mx.float32), state, taps, run)
-    return y * mx.sigmoid(y), after
+    outputs, afters = [], []
+    for run, state in zip(runs, states, strict=True):
+        y, after = _by_ops(x[run.rows].astype(mx.float32), state, taps, run)
+        outputs.append(y * mx.sigmoid(y))
+        afters.append(after)
+    return joined(outputs), afters
 
 
-def short_by_ops(
-    x: mx.array, state: mx.array, taps: mx.array, run: Run
-) -> tuple[mx.array, mx.array]:
+def short_by_ops(x: mx.array, states: Sequence[mx.array], taps: mx.array, runs: Runs) -> Carried:
     """`short_conv` in MLX's own ops."""
-    before, gate, inner = mx.split(x[run.rows].astype(mx.float32), 3, axis=-1)
-    y, after = _by_ops(before * inner, state, taps, run)
-    return (gate * y).astype(x.dtype), after
+    outputs, afters = [], []
+    for run, state in zip(runs, states, strict=True):
+        before, gate, inner = mx.split(x[run.rows].astype(mx.float32), 3, axis=-1)
+        y, after = _by_ops(before * inner, state, taps, run)
+        outputs.append((gate * y).astype(x.dtype))
+        afters.append(after)
+    return joined(outputs), afters
 
 
 def _by_ops(rows: mx.array, state: mx.array, taps: mx.array, run: Run) -> tuple[mx.array, mx.array]:
@@ -93,46 +83,48 @@ def _by_ops(rows: mx.array, state: mx.array, taps: mx.array, run: Run) -> tuple[
 
 
 def _launched(
-    x: mx.array, state: mx.array, taps: mx.array, run: Run, kind: Kind
-) -> tuple[mx.array, mx.array]:
-    _check(x, state, taps, run, kind)
+    x: mx.array, states: Sequence[mx.array], taps: mx.array, runs: Runs, kind: Kind
+) -> Carried:
+    _check(x, states, taps, runs, kind)
     gated = kind == "short"
     out = x.dtype if gated else mx.float32
-    kept, channels = state.shape
+    (kept, channels), rows = states[0].shape, rows_of(runs)
     threads = min(_THREADS, -(-channels // 32) * 32)
-    y, after = _CONV(
+    kernel = kernel_of_runs("causal_conv", ("x", "taps"), len(runs))
+    y, *afters = kernel(
         Launch(
-            inputs=[x, state, taps, run.array],
-            grid=(-(-channels // threads) * threads, run.count + kept, 1),
+            inputs=[x, taps, as_array(runs), *states],
+            grid=(-(-channels // threads) * threads, rows + kept * len(runs), 1),
             threadgroup=(threads, 1, 1),
-            output_shapes=[(run.count, channels), (kept, channels)],
-            output_dtypes=[out, mx.float32],
+            output_shapes=[(rows, channels), *[(kept, channels)] * len(runs)],
+            output_dtypes=[out, *[mx.float32] * len(runs)],
             template=[("T", x.dtype), ("U", out), ("GATED", gated)],
         )
     )
-    return y, after
+    return y, afters
 
 
-def _check(x: mx.array, state: mx.array, taps: mx.array, run: Run, kind: Kind) -> None:
-    if x.ndim != 2 or state.ndim != 2 or taps.ndim != 2 or not 0 < run.sure <= run.count:
-        raise ValueError(f"x, state and taps are matrices, and {run} has sure rows")
-    (kept, channels), gated = state.shape, kind == "short"
+def _check(x: mx.array, states: Sequence[mx.array], taps: mx.array, runs: Runs, kind: Kind) -> None:
+    check_runs(runs, states, x.shape[0])
+    if x.ndim != 2 or taps.ndim != 2 or states[0].ndim != 2:
+        raise ValueError("x, taps and states are matrices")
+    (kept, channels), gated = states[0].shape, kind == "short"
     rows = [kept + 1, kept + 2] if gated else [kept + 1]
-    fits = x.shape[1] == (3 if gated else 1) * channels and run.first + run.count <= x.shape[0]
+    fits = x.shape[1] == (3 if gated else 1) * channels
     if not fits or taps.shape[1] != channels or taps.shape[0] not in rows:
         raise ValueError(
-            f"x {list(x.shape)}, state {list(state.shape)} and taps {list(taps.shape)} do not fit "
-            f"each other and {run}"
+            f"x {list(x.shape)}, states {[kept, channels]} and taps {list(taps.shape)} do not fit "
+            "each other"
         )
-    if x.dtype not in DTYPES or {state.dtype, taps.dtype} != {mx.float32}:
-        raise ValueError(f"x must be one of {DTYPES}, state and taps float32")
+    if x.dtype not in DTYPES or taps.dtype != mx.float32:
+        raise ValueError(f"x must be one of {DTYPES}, taps float32")
 
 
 class _Case(NamedTuple):
     x: mx.array
-    state: mx.array
+    states: list[mx.array]
     taps: mx.array
-    run: Run
+    runs: Runs
 
 
 @lru_cache(maxsize=1)
@@ -146,7 +138,7 @@ def case(kind: Kind, rows: int, channels: int, kernel: int, dtype: mx.Dtype) -> 
     width = 3 * channels if kind == "short" else channels
     taps = normal(kernel, channels, size=kernel**-0.5)
     state = normal(kernel - 1, channels)
-    return _Case(normal(rows, width).astype(dtype), state, taps, Run(0, rows, rows))
+    return _Case(normal(rows, width).astype(dtype), [state], taps, (Run(0, rows, rows),))
 
 
 # Of the largest value: float32's own; what LFM2's gives is rounded to the dtype, too.
@@ -174,7 +166,11 @@ def contest(kind: Kind, rows: int, channels: int, kernel: int, dtype: mx.Dtype) 
         return case(kind, rows, channels, kernel, dtype)
 
     def truth() -> list[np.ndarray]:
-        x, state, taps = (np.array(a.astype(mx.float32)).astype(np.float64) for a in made()[:3])
+        work = made()
+        x, state, taps = (
+            np.array(array.astype(mx.float32)).astype(np.float64)
+            for array in (work.x, work.states[0], work.taps)
+        )
         return list(_TRUTH[kind](x, state, taps, rows))
 
     ours, mlx = _WAYS[kind]
@@ -182,15 +178,19 @@ def contest(kind: Kind, rows: int, channels: int, kernel: int, dtype: mx.Dtype) 
     return Contest(
         kernel="causal_conv",
         work=work(kind, rows, channels, kernel, dtype),
-        ours=lambda: list(ours(*made())),
-        mlx=lambda: list(mlx(*made())),
+        ours=lambda: _all_of(*ours(*made())),
+        mlx=lambda: _all_of(*mlx(*made())),
         truth=truth,
         tolerance=_ROUNDED[dtype] if kind == "short" else _TOLERANCE,
         least_bytes=channels * (rows * (wide + out) + 4 * (2 * (kernel - 1) + kernel)),
     )
 
 
-_Way = Callable[[mx.array, mx.array, mx.array, Run], tuple[mx.array, mx.array]]
+def _all_of(y: mx.array, afters: list[mx.array]) -> list[mx.array]:
+    return [y, *afters]
+
+
+_Way = Callable[[mx.array, Sequence[mx.array], mx.array, Runs], Carried]
 _WAYS: dict[Kind, tuple[_Way, _Way]] = {
     "delta": (delta_conv, delta_by_ops),
     "short": (short_conv, short_by_ops),

@@ -21,10 +21,16 @@ inline float softplus(float x) {
 }
 
 //: body
-  const int heads = state_shape[0], value_dim = state_shape[1], key_dim = state_shape[2];
-  const int channels = qkv_shape[1], count = qkv_shape[0];
-  const int values = heads * value_dim, keys = (channels - values) / 2;
-  const int first = run[0], sure = run[2];
+  const device float* const states[] = {STATES};
+  device float* const afters[] = {AFTERS};
+  const int number = threadgroup_position_in_grid.z;
+  const device float* state = states[number];
+  device float* after = afters[number];
+  const int first = runs[3 * number], count = runs[3 * number + 1], sure = runs[3 * number + 2];
+  const int place = first - runs[0];  // of the first row in qkv and y
+
+  const int heads = state_0_shape[0], value_dim = state_0_shape[1], key_dim = state_0_shape[2];
+  const int channels = qkv_shape[1], values = heads * value_dim, keys = (channels - values) / 2;
   const int lane = thread_index_in_simdgroup, head = threadgroup_position_in_grid.y;
   const int column = COLUMNS * (threadgroup_position_in_grid.x * simdgroups_per_threadgroup +
                                 simdgroup_index_in_threadgroup);
@@ -43,7 +49,7 @@ inline float softplus(float x) {
     }
   }
   for (int row = 0; row < count; row++) {
-    const size_t in = size_t(row) * channels;
+    const size_t in = size_t(place + row) * channels;
     float q[KEYS], k[KEYS], qq = 0.0f, kk = 0.0f;
     #pragma clang loop unroll(full)
     for (int i = 0; i < KEYS; i++) {
@@ -79,7 +85,7 @@ inline float softplus(float x) {
         out = fma(s[c][i], q[i], out);
       }
       out = simd_sum(out);
-      if (lane == 0 && column + c < value_dim) y[size_t(row) * values + value] = out;
+      if (lane == 0 && column + c < value_dim) y[size_t(place + row) * values + value] = out;
     }
     if (row + 1 == sure) {
       #pragma clang loop unroll(full)

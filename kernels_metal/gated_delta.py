@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from localllm.kernels_metal.causal_conv import Run
 from localllm.kernels_metal.contest import Contest
-from localllm.kernels_metal.kernel import Launch, MetalKernel
+from localllm.kernels_metal.kernel import Launch
 from localllm.kernels_metal.reference import gated_delta as reference
+from localllm.kernels_metal.runs import (
+    Carried,
+    Run,
+    Runs,
+    as_array,
+    check_runs,
+    joined,
+    kernel_of_runs,
+    rows_of,
+)
 
 DTYPES = (mx.float16, mx.bfloat16, mx.float32)
 LONGEST_KEY = 256  # entries of a key head
 _COLUMNS = 4  # entries of a value head that a simdgroup carries
 _SIMDGROUPS = 4
-
-_DELTA = MetalKernel(
-    "gated_delta", ["qkv", "beta", "decay", "rate", "step", "state", "run"], ["y", "after"]
-)
 
 
 def gated_delta(
@@ -30,32 +35,34 @@ def gated_delta(
     decay: mx.array,
     rate: mx.array,
     step: mx.array,
-    state: mx.array,
-    run: Run,
-) -> tuple[mx.array, mx.array]:
+    states: Sequence[mx.array],
+    runs: Runs,
+) -> Carried:
     """(y, S after the sure rows): a gated delta net between its convolution and its norm.
 
-    qkv: float32 [count, channels], the rows of the run alone: q and k of all key heads, not yet of
-    length 1, then v of all value heads. beta, decay: T [n, heads], half, bfloat16 or float32: what
-    sigmoid and softplus take. rate, step: float32 [heads]. state: float32 [heads, value_dim,
-    key_dim], key_dim <= 256. Returns float32 [count, heads * value_dim] and another state. Raises
-    ValueError for other shapes and dtypes. A row's bits depend on it and on the state before alone.
+    qkv: float32 [rows of the runs, channels]: q and k of all key heads, not yet of length 1, then v
+    of all value heads. beta, decay: T [n, heads], half, bfloat16 or float32, of all rows: what
+    sigmoid and softplus take. rate, step: float32 [heads]. states: of each run, float32 [heads,
+    value_dim, key_dim], key_dim <= 256. Returns float32 [rows of the runs, heads * value_dim] and
+    other states. Raises ValueError for other shapes and dtypes. A row's bits depend on it and on
+    the state before alone.
     """
-    _check(qkv, beta, decay, rate, step, state, run)
-    heads, value_dim, key_dim = state.shape
+    _check(qkv, beta, decay, rate, step, states, runs)
+    shape = heads, value_dim, key_dim = states[0].shape
     simdgroups = min(_SIMDGROUPS, -(-value_dim // _COLUMNS))
     groups = -(-value_dim // (_COLUMNS * simdgroups))
-    y, after = _DELTA(
+    inputs = ("qkv", "beta", "decay", "rate", "step")
+    y, *afters = kernel_of_runs("gated_delta", inputs, len(runs))(
         Launch(
-            inputs=[qkv, beta, decay, rate, step, state, run.array],
-            grid=(groups * simdgroups * 32, heads, 1),
+            inputs=[qkv, beta, decay, rate, step, as_array(runs), *states],
+            grid=(groups * simdgroups * 32, heads, len(runs)),
             threadgroup=(simdgroups * 32, 1, 1),
-            output_shapes=[(run.count, heads * value_dim), state.shape],
-            output_dtypes=[mx.float32, mx.float32],
+            output_shapes=[(rows_of(runs), heads * value_dim), *[shape] * len(runs)],
+            output_dtypes=[mx.float32] * (1 + len(runs)),
             template=[("T", beta.dtype), ("KEYS", -(-key_dim // 32))],
         )
     )
-    return y, after
+    return y, afters
 
 
 def by_ops(
@@ -64,28 +71,30 @@ def by_ops(
     decay: mx.array,
     rate: mx.array,
     step: mx.array,
-    state: mx.array,
-    run: Run,
-) -> tuple[mx.array, mx.array]:
+    states: Sequence[mx.array],
+    runs: Runs,
+) -> Carried:
     """`gated_delta` in MLX's own ops."""
-    heads, value_dim, key_dim = state.shape
+    heads, value_dim, key_dim = states[0].shape
     key_heads = (qkv.shape[1] - heads * value_dim) // (2 * key_dim)
+    rows = slice(runs[0].first, runs[-1].rows.stop)
     q, k, v = mx.split(qkv, [key_heads * key_dim, 2 * key_heads * key_dim], axis=-1)
-    q, k = (_unit(part.reshape(run.count, key_heads, 1, key_dim)) for part in (q, k))
+    q, k = (_unit(part.reshape(-1, key_heads, 1, key_dim)) for part in (q, k))
     q, k = (mx.repeat(part, heads // key_heads, axis=1) for part in (q * key_dim**-0.5, k))
-    v = v.reshape(run.count, heads, value_dim, 1)
-    share = mx.sigmoid(beta[run.rows].astype(mx.float32))[..., None, None]  # [n, H, 1, 1]
-    slowed = mx.logaddexp(decay[run.rows].astype(mx.float32) + step, mx.array(0.0))  # softplus
+    v = v.reshape(-1, heads, value_dim, 1)
+    share = mx.sigmoid(beta[rows].astype(mx.float32))[..., None, None]  # [n, H, 1, 1]
+    slowed = mx.logaddexp(decay[rows].astype(mx.float32) + step, mx.array(0.0))  # softplus
     kept = mx.exp(-mx.exp(rate) * slowed)[..., None, None]
-    outputs, after = [], state
-    for row in range(run.count):
-        state = state * kept[row]
-        change = share[row] * (v[row] - mx.sum(state * k[row], axis=-1, keepdims=True))
-        state = state + change * k[row]
-        outputs.append(mx.sum(state * q[row], axis=-1).reshape(-1))
-        if row + 1 == run.sure:
-            after = state
-    return mx.stack(outputs), after
+    outputs, afters = [], []
+    for run, state in zip(runs, states, strict=True):
+        for row in range(run.first - rows.start, run.rows.stop - rows.start):
+            state = state * kept[row]
+            change = share[row] * (v[row] - mx.sum(state * k[row], axis=-1, keepdims=True))
+            state = state + change * k[row]
+            outputs.append(mx.sum(state * q[row], axis=-1).reshape(1, -1))
+            if row + 1 == run.first - rows.start + run.sure:
+                afters.append(state)
+    return joined(outputs), afters
 
 
 def _unit(x: mx.array) -> mx.array:
@@ -99,30 +108,31 @@ def _check(
     decay: mx.array,
     rate: mx.array,
     step: mx.array,
-    state: mx.array,
-    run: Run,
+    states: Sequence[mx.array],
+    runs: Runs,
 ) -> None:
-    if state.ndim != 3 or state.shape[2] > LONGEST_KEY or not 0 < run.sure <= run.count:
+    check_runs(runs, states, beta.shape[0])
+    shape = states[0].shape
+    if len(shape) != 3 or shape[2] > LONGEST_KEY:
         raise ValueError(
-            f"a state [heads, value_dim, key_dim] with key_dim up to {LONGEST_KEY} and sure rows "
-            f"are needed, not {list(state.shape)} and {run}"
+            f"states [heads, value_dim, key_dim] with key_dim up to {LONGEST_KEY} are needed, not "
+            f"{list(shape)}"
         )
-    heads, value_dim, key_dim = state.shape
+    heads, value_dim, key_dim = shape
     keys = qkv.shape[1] - heads * value_dim if qkv.ndim == 2 else 0
     fits = keys > 0 and keys % (2 * key_dim) == 0 and heads % (keys // (2 * key_dim)) == 0
     gates = beta.shape == decay.shape and beta.ndim == 2 and beta.shape[1] == heads
     if not (fits and gates and rate.shape == step.shape == (heads,)):
         raise ValueError(
             f"qkv {list(qkv.shape)}, beta {list(beta.shape)}, decay {list(decay.shape)}, rate "
-            f"{list(rate.shape)} and step {list(step.shape)} do not fit a state of "
-            f"{list(state.shape)}"
+            f"{list(rate.shape)} and step {list(step.shape)} do not fit states of {list(shape)}"
         )
-    if qkv.shape[0] != run.count or run.first + run.count > beta.shape[0]:
-        raise ValueError(f"{qkv.shape[0]} rows of qkv and {beta.shape[0]} of gates for {run}")
+    if qkv.shape[0] != rows_of(runs):
+        raise ValueError(f"{qkv.shape[0]} rows of qkv for {runs}")
     if beta.dtype not in DTYPES or decay.dtype != beta.dtype:
         raise ValueError(f"beta and decay must have one dtype of {DTYPES}")
-    if {qkv.dtype, rate.dtype, step.dtype, state.dtype} != {mx.float32}:
-        raise ValueError("qkv, rate, step and state must be float32")
+    if {qkv.dtype, rate.dtype, step.dtype} != {mx.float32}:
+        raise ValueError("qkv, rate and step must be float32")
 
 
 class _Case(NamedTuple):
@@ -131,8 +141,8 @@ class _Case(NamedTuple):
     decay: mx.array
     rate: mx.array
     step: mx.array
-    state: mx.array
-    run: Run
+    states: list[mx.array]
+    runs: Runs
 
 
 @lru_cache(maxsize=1)
@@ -151,8 +161,8 @@ def case(
         normal(rows, heads).astype(dtype),
         normal(heads) - 2,
         normal(heads),
-        normal(heads, value_dim, key_dim),
-        Run(0, rows, rows),
+        [normal(heads, value_dim, key_dim)],
+        (Run(0, rows, rows),),
     )
 
 
@@ -185,8 +195,9 @@ def contest(
         return case(*shape)
 
     def truth() -> list[np.ndarray]:
+        *parts, (before,), _ = made()
         qkv, beta, decay, rate, step, state = (
-            np.array(a.astype(mx.float32)).astype(np.float64) for a in made()[:6]
+            np.array(a.astype(mx.float32)).astype(np.float64) for a in (*parts, before)
         )
         return list(reference.gated_delta(qkv, beta, decay, rate, step, state, rows))
 
@@ -195,9 +206,13 @@ def contest(
     return Contest(
         kernel="gated_delta",
         work=work(*shape),
-        ours=lambda: list(gated_delta(*made())),
-        mlx=lambda: list(by_ops(*made())),
+        ours=lambda: _all_of(*gated_delta(*made())),
+        mlx=lambda: _all_of(*by_ops(*made())),
         truth=truth,
         tolerance=_TOLERANCE,
         least_bytes=gates + 4 * (entries + 2 * heads * value_dim * key_dim),
     )
+
+
+def _all_of(y: mx.array, afters: list[mx.array]) -> list[mx.array]:
+    return [y, *afters]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -74,12 +74,20 @@ class MetalKernel:
     The file has helpers, a line `//: body`, and the body of the kernel; MLX writes the signature
     around it, from the names of inputs and outputs and from which of `thread_position_in_grid`,
     `x_shape`, … the body mentions. `#include "other.metal"` takes in a file without a body.
+    macros: what the file finds defined, such as the names of inputs whose number varies.
     """
 
-    def __init__(self, name: str, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        macros: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
+        self._macros = macros or {}
 
     @cached_property
     def header(self) -> str:
@@ -94,14 +102,17 @@ class MetalKernel:
         """Of the header and of the body."""
         all_lines = _expanded(f"{self.name}.metal", set())
         (at,) = (i for i, line in enumerate(all_lines) if line.text == _BODY)
-        using = SourceLine("using namespace metal;\n", f"{self.name}.metal", 1)
-        return [using, *all_lines[:at]], all_lines[at + 1 :]
+        before = ["using namespace metal;\n"]
+        before += [f"#define {name} {text}\n" for name, text in self._macros.items()]
+        own = [SourceLine(line, f"{self.name}.metal", 1) for line in before]
+        return [*own, *all_lines[:at]], all_lines[at + 1 :]
 
     @cached_property
     def built(self) -> Any:
         """The object of `mx.fast.metal_kernel`."""
+        variant = f"_{len(self.inputs)}" if self._macros else ""  # MLX keeps what it built by name
         return mx.fast.metal_kernel(
-            name=f"localllm_{self.name}",
+            name=f"localllm_{self.name}{variant}",
             input_names=list(self.inputs),
             output_names=list(self.outputs),
             source=self.source,

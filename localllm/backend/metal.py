@@ -46,9 +46,9 @@ from localllm.backend.protocol import (
 )
 from localllm.checkpoint.tensor import Dense, Tensor
 from localllm.errors import InvalidRequest
-from localllm.kernels_metal.causal_conv import Run
 from localllm.kernels_metal.dispatch import Chooser
 from localllm.kernels_metal.kernel import Executor, executed_by
+from localllm.kernels_metal.runs import Run
 from localllm.spec import DecoderSpec
 from localllm.spec.memory import state_bytes
 

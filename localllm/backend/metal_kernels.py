@@ -27,11 +27,11 @@ from localllm.kernels_metal import (
 )
 from localllm.kernels_metal import rope_kv as ropes
 from localllm.kernels_metal.affine import ACTIVATIONS, BITS, GROUPS, Affine
-from localllm.kernels_metal.causal_conv import Run
 from localllm.kernels_metal.dispatch import Always, Chooser, Measured
 from localllm.kernels_metal.kernel import Executor
 from localllm.kernels_metal.paged_contests import Shape
 from localllm.kernels_metal.paged_pool import Pool, QuantizedPool
+from localllm.kernels_metal.runs import Carried, Runs
 from localllm.spec import AttentionSpec
 from localllm.spec.decoder import Activation
 
@@ -178,18 +178,18 @@ class KernelOps(Ops):
         return mx.concatenate([out for _, out in parts])[mx.array(np.argsort(places))]
 
     def delta_conv(
-        self, x: mx.array, state: mx.array, taps: mx.array, run: Run
-    ) -> tuple[mx.array, mx.array]:
-        if self._convolves("delta", x, state, run):
-            return causal_conv.delta_conv(x, state, taps, run)
-        return super().delta_conv(x, state, taps, run)
+        self, x: mx.array, states: Sequence[mx.array], taps: mx.array, runs: Runs
+    ) -> Carried:
+        if self._convolves("delta", x, states[0], runs):
+            return causal_conv.delta_conv(x, states, taps, runs)
+        return super().delta_conv(x, states, taps, runs)
 
     def short_conv(
-        self, x: mx.array, state: mx.array, taps: mx.array, run: Run
-    ) -> tuple[mx.array, mx.array]:
-        if self._convolves("short", x, state, run):
-            return causal_conv.short_conv(x, state, taps, run)
-        return super().short_conv(x, state, taps, run)
+        self, x: mx.array, states: Sequence[mx.array], taps: mx.array, runs: Runs
+    ) -> Carried:
+        if self._convolves("short", x, states[0], runs):
+            return causal_conv.short_conv(x, states, taps, runs)
+        return super().short_conv(x, states, taps, runs)
 
     def gated_delta(
         self,
@@ -198,18 +198,17 @@ class KernelOps(Ops):
         decay: mx.array,
         rate: mx.array,
         step: mx.array,
-        state: mx.array,
-        run: Run,
-    ) -> tuple[mx.array, mx.array]:
-        heads, value_dim, key_dim = state.shape
+        states: Sequence[mx.array],
+        runs: Runs,
+    ) -> Carried:
+        heads, value_dim, key_dim = states[0].shape
         key_heads = (qkv.shape[1] - heads * value_dim) // (2 * key_dim)
-        rows = min(_bucket(run.count), _MEASURED_RUN)
-        shape = (rows, key_heads, heads, key_dim, value_dim, beta.dtype)
+        shape = (_longest(runs), key_heads, heads, key_dim, value_dim, beta.dtype)
         serves = key_dim <= gated_delta.LONGEST_KEY and self._choose.uses(
             "gated_delta", gated_delta.work(*shape), lambda: gated_delta.contest(*shape)
         )
         advance = gated_delta.gated_delta if serves else super().gated_delta
-        return advance(qkv, beta, decay, rate, step, state, run)
+        return advance(qkv, beta, decay, rate, step, states, runs)
 
     def lora(self, y: mx.array, x: mx.array, stack: Stack, slots: np.ndarray) -> mx.array | None:
         rows, rank, inner, out = x.shape[0], stack.a.shape[1], x.shape[1], y.shape[1]
@@ -222,9 +221,9 @@ class KernelOps(Ops):
             return None
         return lora.lora(y, x, stack.a, stack.b, mx.array(slots))
 
-    def _convolves(self, kind: causal_conv.Kind, x: mx.array, state: mx.array, run: Run) -> bool:
+    def _convolves(self, kind: causal_conv.Kind, x: mx.array, state: mx.array, runs: Runs) -> bool:
         kept, channels = state.shape
-        shape = (kind, min(_bucket(run.count), _MEASURED_RUN), channels, kept + 1, x.dtype)
+        shape = (kind, _longest(runs), channels, kept + 1, x.dtype)
         return self._choose.uses(
             "causal_conv", causal_conv.work(*shape), lambda: causal_conv.contest(*shape)
         )
@@ -333,6 +332,11 @@ def _affine(matrix: Matrix) -> Affine | None:
     if matrix.bits not in BITS or matrix.group not in GROUPS or len(matrix.shape) != 2:
         return None
     return Affine(matrix.codes, matrix.scales, matrix.biases, matrix.bits, matrix.group)
+
+
+def _longest(runs: Runs) -> int:
+    """The rows of a contest for them."""
+    return min(_bucket(max(run.count for run in runs)), _MEASURED_RUN)
 
 
 def _bucket(count: int) -> int:

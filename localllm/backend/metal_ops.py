@@ -13,7 +13,7 @@ from localllm.backend.metal_attention import ChunkRows, attend
 from localllm.backend.metal_kv import KvPool, Rows, quantize
 from localllm.backend.metal_weights import Matrix
 from localllm.kernels_metal import causal_conv, gated_delta
-from localllm.kernels_metal.causal_conv import Run
+from localllm.kernels_metal.runs import Carried, Runs
 from localllm.spec import AttentionSpec, NormSpec
 from localllm.spec.decoder import Activation
 
@@ -115,16 +115,16 @@ class Ops:
         return attend(spec, pool, layer, chunks, q, sinks)
 
     def delta_conv(
-        self, x: mx.array, state: mx.array, taps: mx.array, run: Run
-    ) -> tuple[mx.array, mx.array]:
+        self, x: mx.array, states: Sequence[mx.array], taps: mx.array, runs: Runs
+    ) -> Carried:
         """See `causal_conv.delta_conv`."""
-        return causal_conv.delta_by_ops(x, state, taps, run)
+        return causal_conv.delta_by_ops(x, states, taps, runs)
 
     def short_conv(
-        self, x: mx.array, state: mx.array, taps: mx.array, run: Run
-    ) -> tuple[mx.array, mx.array]:
+        self, x: mx.array, states: Sequence[mx.array], taps: mx.array, runs: Runs
+    ) -> Carried:
         """See `causal_conv.short_conv`."""
-        return causal_conv.short_by_ops(x, state, taps, run)
+        return causal_conv.short_by_ops(x, states, taps, runs)
 
     def gated_delta(
         self,
@@ -133,11 +133,11 @@ class Ops:
         decay: mx.array,
         rate: mx.array,
         step: mx.array,
-        state: mx.array,
-        run: Run,
-    ) -> tuple[mx.array, mx.array]:
+        states: Sequence[mx.array],
+        runs: Runs,
+    ) -> Carried:
         """See `gated_delta.gated_delta`."""
-        return gated_delta.by_ops(qkv, beta, decay, rate, step, state, run)
+        return gated_delta.by_ops(qkv, beta, decay, rate, step, states, runs)
 
     def lora(self, y: mx.array, x: mx.array, stack: Stack, slots: np.ndarray) -> mx.array | None:
         """y + B A x, rows of several adapters at once: int32 [n] slots, -1 for none. None: chunk by

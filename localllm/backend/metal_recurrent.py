@@ -6,13 +6,13 @@ a step at once. Between, `recur` carries the state of each sequence over its own
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
 from localllm.backend.metal_ops import Ops, activate
 from localllm.backend.metal_parts import Adapt, Weights, adapted, linear_of, vector_of
-from localllm.kernels_metal.causal_conv import Run
+from localllm.kernels_metal.runs import Runs
 from localllm.spec import GatedDeltaNetSpec, RecurrentSpec, ShortConvSpec
 
 # What a recurrence takes of each row, T [n, …] each.
@@ -20,9 +20,9 @@ Inputs = tuple[mx.array, ...]
 # float32: the convolution's last inputs [kernel - 1, channels], the oldest first; of a delta net
 # also S of each head, [value_heads, value_dim, key_dim].
 State = tuple[mx.array, ...]
-# (inputs of all rows, the rows of one sequence, its state) -> [rows, …] of these, the state after
-# those of them that are sure.
-Advance = Callable[[Inputs, Run, State], tuple[mx.array, State]]
+# (inputs of all rows, the rows of some sequences, their states) -> [rows, …] of these, the states
+# after those of them that are sure.
+Advance = Callable[[Inputs, Runs, Sequence[State]], tuple[mx.array, list[State]]]
 # (layer, how it advances, inputs) -> [n, …], every sequence carried on.
 Recur = Callable[[int, Advance, Inputs], mx.array]
 
@@ -53,13 +53,15 @@ class GatedDeltaNet:
         mixed = (y * activate(z, "silu")).astype(x.dtype)
         return adapted(adapt, layer, "delta.o", mixed, ops.linear(mixed, self._o))
 
-    def advance(self, inputs: Inputs, run: Run, state: State) -> tuple[mx.array, State]:
+    def advance(
+        self, inputs: Inputs, runs: Runs, states: Sequence[State]
+    ) -> tuple[mx.array, list[State]]:
         """See `Advance`. inputs: q, k and v of all heads, then beta and decay of each."""
         qkv, beta, decay = inputs
-        seen, s = state
-        qkv, seen = self._ops.delta_conv(qkv, seen, self._taps, run)
-        y, s = self._ops.gated_delta(qkv, beta, decay, self._rate, self._step, s, run)
-        return y, (seen, s)
+        seen, s = ([state[part] for state in states] for part in range(2))
+        qkv, seen = self._ops.delta_conv(qkv, seen, self._taps, runs)
+        y, s = self._ops.gated_delta(qkv, beta, decay, self._rate, self._step, s, runs)
+        return y, list(zip(seen, s, strict=True))
 
     def empty(self) -> State:
         """The state before a sequence."""
@@ -88,10 +90,12 @@ class ShortConv:
         mixed = recur(layer, self.advance, (three,))
         return adapted(adapt, layer, "conv.out", mixed, ops.linear(mixed, self._out))
 
-    def advance(self, inputs: Inputs, run: Run, state: State) -> tuple[mx.array, State]:
+    def advance(
+        self, inputs: Inputs, runs: Runs, states: Sequence[State]
+    ) -> tuple[mx.array, list[State]]:
         """See `Advance`. inputs: the gate before, the gate after, and what passes them."""
-        y, seen = self._ops.short_conv(inputs[0], state[0], self._taps, run)
-        return y, (seen,)
+        y, seen = self._ops.short_conv(inputs[0], [s for (s,) in states], self._taps, runs)
+        return y, [(part,) for part in seen]
 
     def empty(self) -> State:
         """The state before a sequence."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from localllm.backend.metal_recurrent import Advance, Inputs, Recurrent, State
 from localllm.backend.protocol import StateSlots
-from localllm.kernels_metal.causal_conv import Run
+from localllm.kernels_metal.runs import MOST_RUNS, Run, joined
 
 
 class StatePool:
@@ -43,11 +43,10 @@ class StatePool:
 
     def replay(self, chunk: int, first: int, rows: int, source: int, target: int) -> None:
         """See `Backend.replay`."""
-        run = Run(first, rows, rows)
-        after = {
-            layer: mixer.advance(self._guesses[layer, chunk], run, self.state(layer, source))[1]
-            for layer, mixer in self._mixers.items()
-        }
+        run, after = Run(first, rows, rows), {}
+        for layer, mixer in self._mixers.items():
+            inputs, state = self._guesses[layer, chunk], self.state(layer, source)
+            _, (after[layer],) = mixer.advance(inputs, (run,), [state])
         mx.eval(list(after.values()))
         self._slots[target] = after
 
@@ -80,7 +79,7 @@ class StateStep:
 
     def __init__(self, pool: StatePool, chunks: Sequence[tuple[StateSlots, Run]]) -> None:
         self._pool = pool
-        self._chunks = chunks
+        self._waves = _waves(chunks)
         self.written: dict[tuple[int, int], State] = {}  # by layer and slot
         self.guesses: dict[tuple[int, int], Inputs] = {}  # by layer and chunk
 
@@ -90,15 +89,33 @@ class StateStep:
         return [array for part in parts for array in part]
 
     def recur(self, layer: int, advance: Advance, inputs: Inputs) -> mx.array:
-        """See `Recur`. The chunks in their order, so that one may begin where another ends."""
-        outputs = []
-        for number, (slots, run) in enumerate(self._chunks):
-            state = None if slots.source is None else self.written.get((layer, slots.source))
-            state = state or self._pool.state(layer, slots.source)
-            y, self.written[layer, slots.target] = advance(inputs, run, state)
+        """See `Recur`."""
+        outputs, number = [], 0
+        for wave in self._waves:
+            before = [self._before(layer, slots.source) for slots, _ in wave]
+            y, after = advance(inputs, tuple(run for _, run in wave), before)
             outputs.append(y)
-            if slots.guesses:
-                # Gathered, for a slice would keep the rows of the whole step.
-                rows = mx.arange(run.first + run.sure, run.first + run.count)
-                self.guesses[layer, number] = tuple(part[rows] for part in inputs)
-        return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
+            for (slots, run), state in zip(wave, after, strict=True):
+                self.written[layer, slots.target] = state
+                if slots.guesses:
+                    # Gathered, for a slice would keep the rows of the whole step.
+                    rows = mx.arange(run.first + run.sure, run.first + run.count)
+                    self.guesses[layer, number] = tuple(part[rows] for part in inputs)
+                number += 1
+        return joined(outputs)
+
+    def _before(self, layer: int, source: int | None) -> State:
+        written = None if source is None else self.written.get((layer, source))
+        return written or self._pool.state(layer, source)
+
+
+def _waves(chunks: Sequence[tuple[StateSlots, Run]]) -> list[list[tuple[StateSlots, Run]]]:
+    """The chunks in their order, in lists that are carried on at once: no chunk begins with what
+    another of its list leaves."""
+    waves: list[list[tuple[StateSlots, Run]]] = []
+    for slots, run in chunks:
+        left = {other.target for other, _ in waves[-1]} if waves else set()
+        if not waves or slots.source in left or len(waves[-1]) == MOST_RUNS:
+            waves.append([])
+        waves[-1].append((slots, run))
+    return waves

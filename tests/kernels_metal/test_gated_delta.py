@@ -8,11 +8,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from localllm.kernels_metal.causal_conv import Run
 from localllm.kernels_metal.emulator import Emulator
 from localllm.kernels_metal.gated_delta import contests, gated_delta
 from localllm.kernels_metal.kernel import executed_by
 from localllm.kernels_metal.reference import gated_delta as reference
+from localllm.kernels_metal.runs import MOST_RUNS, Run
 from tests.kernels_metal.lanes import bits, in_every_order, wide
 from tests.kernels_metal.running import DTYPES, check_contest, dtype_id
 
@@ -30,8 +30,12 @@ class Net(NamedTuple):
     state: mx.array
 
     def run(self, run: Run, state: mx.array | None = None) -> tuple[mx.array, mx.array]:
-        own = self if state is None else self._replace(state=state)
-        return gated_delta(*own._replace(qkv=self.qkv[run.rows]), run)
+        y, (after,) = self.runs((run,), [self.state if state is None else state])
+        return y, after
+
+    def runs(self, runs: tuple[Run, ...], states: list[mx.array]) -> tuple[mx.array, list]:
+        qkv = self.qkv[runs[0].first : runs[-1].rows.stop]
+        return gated_delta(qkv, *self[1:5], states, runs)
 
     def truth(self, run: Run) -> tuple[np.ndarray, np.ndarray]:
         qkv, beta, decay, *others = map(wide, self)
@@ -96,6 +100,23 @@ def test_neither_chunks_nor_guesses_show_in_a_result():
     assert bits(state) == bits(after)
 
 
+@pytest.mark.parametrize("count", [2, MOST_RUNS])
+def test_sequences_are_carried_on_side_by_side_as_if_alone(count):
+    case = net(3 * count, 2, 4, 40, 24, mx.bfloat16)
+    states = [case.state * (1 + n) for n in range(count)]
+    runs = [Run(0, 3, 2), Run(3, 1, 1)]
+    runs += [Run(n + 2, 1, 1) for n in range(2, count)]
+    y, *afters = in_every_order(lambda: flat(case.runs(tuple(runs), states)))
+    with executed_by(Emulator()):
+        alone = [case.run(run, state) for run, state in zip(runs, states, strict=True)]
+    assert bits(y) == bits(mx.concatenate([part for part, _ in alone]))
+    assert [bits(after) for after in afters] == [bits(after) for _, after in alone]
+
+
+def flat(carried: tuple[mx.array, list[mx.array]]) -> list[mx.array]:
+    return [carried[0], *carried[1]]
+
+
 def test_what_does_not_fit_is_refused():
     case, run = net(3, 1, 2, 8, 8), Run(0, 3, 3)
     with pytest.raises(ValueError, match="key_dim up to 256"):
@@ -103,10 +124,12 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="do not fit"):
         case._replace(qkv=case.qkv[:, :-1]).run(run)
     with pytest.raises(ValueError, match="rows of qkv"):
-        gated_delta(*case, Run(0, 2, 2))
+        gated_delta(*case[:5], [case.state], (Run(0, 2, 2),))
     with pytest.raises(ValueError, match="one dtype"):
         case._replace(beta=case.beta.astype(mx.float16)).run(run)
     with pytest.raises(ValueError, match="must be float32"):
+        case._replace(rate=case.rate.astype(mx.float16)).run(run)
+    with pytest.raises(ValueError, match="float32, of 8 values"):
         case._replace(state=case.state.astype(mx.float16)).run(run)
 
 
