@@ -23,7 +23,7 @@ from typing import Any
 from localllm.errors import InvalidRequest, StoreError
 from localllm.hub.store import Store
 from localllm.tui.learning import write_lines
-from localllm.tui.settings import write_atomically
+from localllm.tui.settings import write_private
 
 _JOB, _LOG, _DATA = "job.json", "log.txt", "data.jsonl"
 _MOST_LINES = 200_000  # of metrics, kept in memory
@@ -182,7 +182,7 @@ class Jobs:
                 "command": words,
                 "out": str(out),
             }
-            write_atomically(folder / _JOB, json.dumps(facts, indent=1))
+            write_private(folder / _JOB, json.dumps(facts, indent=1))
         except OSError as error:
             raise StoreError(f"the run cannot be started: {error}") from error
         job = self._known[folder] = Job(folder, facts)

@@ -7,13 +7,12 @@ chats (`messages`): the formats of docs/training-data.md.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from localllm.errors import StoreError
+from localllm.files import replace_file
 from localllm.tui.store import Pair
 
 PAIRS, EXAMPLES = "pairs.jsonl", "examples.jsonl"
@@ -56,25 +55,22 @@ def doubles(pairs: Sequence[Pair]) -> list[int]:
 
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> int:
     """Writes JSON lines, whole or not at all, and returns how many. Raises StoreError."""
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     count = 0
+
+    def written() -> Iterator[bytes]:
+        nonlocal count
+        for line in lines:
+            yield (json.dumps(line, ensure_ascii=False) + "\n").encode()
+            count += 1
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("w", encoding="utf-8") as file:
-            for line in lines:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                count += 1
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
+        replace_file(path, written())
     except (OSError, UnicodeEncodeError) as error:
         raise StoreError(
             f"{path} cannot be written: {getattr(error, 'strerror', None) or error}",
             hint="choose another folder",
         ) from error
-    finally:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
     return count
 
 

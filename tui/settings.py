@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from localllm.errors import InvalidRequest
+from localllm.files import replace_file
 
 DEFAULT_MODEL = "smollm2:135m"
 _STARTS = ("new", "resume")
@@ -76,21 +76,16 @@ def write_settings(path: Path, settings: Settings) -> None:
         for field in fields(Settings)
         if (value := getattr(settings, field.name)) != field.default
     ]
-    write_atomically(path, "".join(lines))
+    write_private(path, "".join(lines))
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """A reader, or a kill at any moment, finds the old file or the new one. Raises OSError."""
+def write_private(path: Path, text: str) -> None:
+    """Whole or not at all, in a folder that is made if need be. Only its owner may read it.
+
+    Raises OSError.
+    """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with scratch.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    replace_file(path, [text.encode()], mode=0o600)
 
 
 def read_toml(path: Path) -> tuple[dict[str, Any], list[str]]:

@@ -16,10 +16,11 @@ import numpy as np
 
 from localllm.adapters.naming import Module, keeps_conv1d, modules_of, short_names
 from localllm.adapters.peft import PREFIX, WEIGHTS
-from localllm.checkpoint.atomic import sync_folder, write_json
+from localllm.checkpoint.atomic import write_json
 from localllm.checkpoint.safetensors import write_safetensors
 from localllm.checkpoint.shards import read_json
 from localllm.errors import CheckpointError, InvalidRequest
+from localllm.files import sync_folder
 from localllm.spec import DecoderSpec
 
 if TYPE_CHECKING:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 
+from localllm.checkpoint.atomic import write_parts
 from localllm.checkpoint.tensor import Dense, DType
 from localllm.checkpoint.weight_file import WeightFile, missing_tensor
 from localllm.errors import CheckpointError, UnsupportedModel
@@ -223,10 +223,8 @@ def write_safetensors(
         header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    try:
-        _write_atomically(path, text, [stored[name][1] for name in order])
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
+    size = len(text).to_bytes(8, "little")
+    write_parts(path, chain([size, text], _little_endian(stored[name][1] for name in order)))
 
 
 def _to_write(path: Path, name: str, tensor: Dense | np.ndarray) -> tuple[str, np.ndarray]:
@@ -238,19 +236,7 @@ def _to_write(path: Path, name: str, tensor: Dense | np.ndarray) -> tuple[str, n
     return _WRITTEN[array.dtype.name], array
 
 
-def _write_atomically(path: Path, header: bytes, arrays: list[np.ndarray]) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(len(header).to_bytes(8, "little"))
-            file.write(header)
-            for array in arrays:
-                little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-                file.write(np.ascontiguousarray(little).reshape(-1).view(np.uint8).data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+def _little_endian(arrays: Iterable[np.ndarray]) -> Iterator[memoryview]:
+    for array in arrays:
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        yield np.ascontiguousarray(little).reshape(-1).view(np.uint8).data

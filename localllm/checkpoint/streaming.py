@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from localllm.checkpoint.atomic import sync_folder
 from localllm.errors import CheckpointError
+from localllm.files import sync_folder
 
 _NAMES: dict[str, np.dtype] = {
     "F32": np.dtype("<f4"),

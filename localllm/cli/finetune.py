@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from localllm.train import Trainer
     from localllm.train.callbacks import Callback
-    from localllm.train.trainer import Result
+    from localllm.train.progress import Result
 
 _PREVIEWED = 3  # examples
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from localllm.adapters import LoraAdapter, LowRank
-from localllm.checkpoint.atomic import sync_folder
 from localllm.checkpoint.tensor import Dense
 from localllm.errors import CheckpointError, InvalidRequest, UnsupportedModel
 from localllm.export.gguf import gguf_layout
 from localllm.export.source import Source
+from localllm.files import sync_folder
 from localllm.models.writing import Stored, stored_tensors
 
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from localllm.checkpoint.atomic import sync_folder
 from localllm.checkpoint.gguf import GGUFCheckpoint
 from localllm.errors import CheckpointError, InvalidRequest, UnsupportedModel
 from localllm.export.source import Source
+from localllm.files import sync_folder
 from localllm.models import load_kinds
 from localllm.models.gguf import names_of
 from localllm.models.gguf_check import require_told

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from localllm.train.config import TrainConfig
     from localllm.train.lora import LoRAConfig
-    from localllm.train.trainer import Result, Trainer
+    from localllm.train.progress import Result
+    from localllm.train.trainer import Trainer
 
 __all__ = ["LoRAConfig", "Result", "TrainConfig", "Trainer"]
 
 _HOMES = {
     "Trainer": "localllm.train.trainer",
-    "Result": "localllm.train.trainer",
+    "Result": "localllm.train.progress",
     "TrainConfig": "localllm.train.config",
     "LoRAConfig": "localllm.train.lora",
 }

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from localllm.checkpoint import open_checkpoint
-from localllm.checkpoint.atomic import sync_folder, write_bytes, write_json
+from localllm.checkpoint.atomic import write_bytes, write_json
 from localllm.checkpoint.streaming import Entry, SafetensorsWriter
 from localllm.checkpoint.tensor import Dense, Tensor
 from localllm.errors import CheckpointError
+from localllm.files import sync_folder
 from localllm.models.hub_config import hub_config
 from localllm.models.layout import norm_offset, own_prefix
 from localllm.models.registry import ARCHITECTURES

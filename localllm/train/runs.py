@@ -15,10 +15,8 @@ A run elsewhere leaves LOCALLLM_HOME/runs/NAME.path, which holds its place.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +26,7 @@ from typing import Any
 
 from localllm.adapters.dora_lengths import LENGTHS
 from localllm.errors import InvalidRequest, StoreError
-from localllm.hub.disk import sync
+from localllm.files import replace_file
 from localllm.hub.lock import try_lock
 from localllm.hub.store import Store, folder_size
 from localllm.train.metrics import read_metrics
@@ -71,7 +69,8 @@ class Run:
     def update(self, **changes: Any) -> Run:
         """The run with other facts, written for all to see."""
         facts = {**self.facts, **changes, "updated": _now()}
-        write_atomically(self.folder / _FACTS, json.dumps(facts, indent=1, ensure_ascii=False))
+        text = json.dumps(facts, indent=1, ensure_ascii=False)
+        replace_file(self.folder / _FACTS, [text.encode()])
         return Run(self.name, self.folder, facts)
 
 
@@ -193,22 +192,6 @@ def in_use(folder: Path) -> bool:
         return False
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """The file holds the old text or the new one, never a part."""
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-        sync(path.parent)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
-
-
 def _read(folder: Path) -> Run:
     path = folder / _FACTS
     try:
@@ -246,7 +229,7 @@ def _link(home: Path, folder: Path) -> str:
         name = stem if number == 1 else f"{stem}-{number}"
         link = home / f"{name}{_LINK}"
         if not (home / name).exists() and (not link.exists() or _followed(link) in (None, folder)):
-            write_atomically(link, str(folder))
+            replace_file(link, [str(folder).encode()])
             return name
         number += 1
 

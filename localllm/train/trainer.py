@@ -3,111 +3,37 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from threading import Event as Flag
 from typing import Any
 
 import numpy as np
 
-from localllm.errors import (
-    CheckpointError,
-    InvalidRequest,
-    OutOfMemoryPlan,
-    StoreError,
-    TrainingStopped,
-)
-from localllm.hub.progress import human_bytes
-from localllm.hub.store import folder_size
-from localllm.machine import (
-    forget_peak_memory,
-    give_large_blocks_back,
-    resident_memory,
-    return_freed_memory,
-)
-from localllm.train.base import base_weights
+from localllm.errors import CheckpointError, InvalidRequest, StoreError
+from localllm.files import replace_file
+from localllm.machine import give_large_blocks_back, resident_memory
 from localllm.train.batching import Batches
 from localllm.train.callbacks import Callback, Event
-from localllm.train.checkpoint import Checkpoints, Snapshot
-from localllm.train.config import TrainConfig, differences, load_config, make_config, to_toml
+from localllm.train.config import TrainConfig, load_config, make_config, to_toml
 from localllm.train.delivery import Delivery
 from localllm.train.distributed import Group, join_group
-from localllm.train.guard import Guard
+from localllm.train.fitting import plan_run, rehearse
 from localllm.train.metrics import MetricsFile
-from localllm.train.parts import (
-    Opened,
-    Parts,
-    available_memory,
-    lengths_of,
-    open_data,
-    open_parts,
-    tokens_of,
-)
-from localllm.train.planner import (
-    MemoryPlan,
-    Needs,
-    Wish,
-    advice,
-    plan_memory,
-    require_fit,
-)
-from localllm.train.runs import Run, create_run, open_run, refuse_run, training, write_atomically
+from localllm.train.parts import Opened, Parts, open_data, open_parts, tokens_of
+from localllm.train.planner import MemoryPlan
+from localllm.train.progress import Progress, Result
+from localllm.train.runs import Run, create_run, open_run, refuse_run, training
 from localllm.train.samples import Sampler
+from localllm.train.saving import Copies, Saving
 from localllm.train.stepping import Stepper
 
 _OFTEN = 10  # evaluations and checkpoints a run, unless told otherwise
-_KEPT = ("step", "eval", "samples", "warning")  # in metrics.jsonl
-_ENGINE = 128 << 20  # bytes of an engine beside its weights
-_ASKED = 2000  # steps that are asked for the memory they take
-_SHOWN = 12  # digits of a hash
 _APART = 200  # but no more steps between two
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a run ended.
-
-    status: "finished", "early-stop", "interrupted" (resume goes on), "diverged". reason: of the
-    last two. loss: of the last step; valid_loss: of the last evaluation. best_step: where that was
-    lowest. adapter: the folder of what was trained, None if nothing could be delivered.
-    """
-
-    status: str
-    run: Run
-    step: int
-    steps: int
-    loss: float | None
-    valid_loss: float | None
-    best_loss: float | None
-    best_step: int | None
-    adapter: Path | None
-    reason: str | None = None
-
-
-@dataclass
-class Progress:
-    """What a run knows beside its arrays. All of it is in every checkpoint."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    loss: float | None = None
-    valid_loss: float | None = None
-    best_loss: float | None = None
-    best_step: int | None = None
-    worse: int = 0  # evaluations in a row without a new best
-    guard: Guard = field(default_factory=Guard)
-
-    def facts(self) -> dict[str, Any]:
-        return {**vars(self), "guard": self.guard.facts()}
-
-    @classmethod
-    def restored(cls, facts: Mapping[str, Any]) -> Progress:
-        return cls(**{**facts, "guard": Guard.restored(facts["guard"])})
+_KEPT = ("step", "eval", "samples", "warning")  # in metrics.jsonl
 
 
 class Trainer:
@@ -142,9 +68,9 @@ class Trainer:
         self._progress = Progress()
         self._run: Run | None = None
         self._metrics: MetricsFile | None = None
-        self._checkpoints: Checkpoints | None = None
+        self._saving: Saving | None = None
         self._sampler: Sampler | None = None
-        self._copies: dict[str, np.ndarray] = {}
+        self._copies = Copies()
 
     @classmethod
     def resumed(
@@ -230,7 +156,22 @@ class Trainer:
                 "processes": self._group.size,
             }
         )
-        self.plan = self._make_plan(parts)
+        planned = plan_run(parts, self.config, self._batches, self._stepper)
+        if self.leads:
+            self._copies.take(self._parameters, self._stepper.optimizer)
+        measured = rehearse(planned, self._stepper, self._parameters)
+        self.plan = planned.plan
+        self._tell(
+            {
+                "type": "plan",
+                "items": [vars(item) for item in self.plan.items],
+                "total_bytes": self.plan.total,
+                "available_bytes": self.plan.available,
+                "dry_step_peak_bytes": measured,
+                "steps": self.config.run.steps,
+                "lines": self.plan.lines(),
+            }
+        )
         return self.plan
 
     def train(self) -> Result:
@@ -362,15 +303,15 @@ class Trainer:
         self._delivery = Delivery(parts, self.config)
         if leader:
             self._run = run = self._enter_run(stack)
-            self._checkpoints = Checkpoints(run.checkpoints, keep=self.config.run.keep)
-            stack.callback(self._checkpoints.close)
+            self._saving = Saving(run, parts, self.config, self._copies, self._warn)
+            stack.callback(self._saving.close)
         position = self._take_up() if self._resume else 0
-        if leader:
+        if self._saving is not None:
             self._metrics = MetricsFile(run.metrics, position=position)
             stack.callback(self._metrics.close)
-            write_atomically(run.config, to_toml(self.config))
+            replace_file(run.config, [to_toml(self.config).encode()])
             self._note(status="running", reason=None)
-            self._warn_of_little_space()
+            self._saving.warn_of_little_space(self._parameters, self._stepper.optimizer)
             if self.config.run.sample_every:
                 self._sampler = self._delivery.sampler()
                 stack.callback(self._sampler.close)
@@ -395,45 +336,13 @@ class Trainer:
         stack.enter_context(training(run))
         return run
 
-    def _warn_of_little_space(self) -> None:
-        """Before the first step rather than at the end: a full disk costs the result."""
-        assert self._run is not None
-        one = sum(array.nbytes for array in self._copied().values())
-        # Those kept, the best, the one being written, and the result.
-        needed = (self.config.run.keep + 2) * one + self._parameters.nbytes
-        free = shutil.disk_usage(self._run.folder).free + folder_size(self._run.checkpoints)
-        if needed > free:
-            self._warn(
-                f"checkpoints and the result take up to {human_bytes(needed)}, and "
-                f"{human_bytes(free)} are free in {self._run.folder} (a lower --keep takes less, "
-                "another --out may have more)"
-            )
-
     def _take_up(self) -> int:
         """The newest sound checkpoint's state, on every process; where its metrics ended."""
         packed = b""
         arrays: Mapping[str, np.ndarray] = {}
-        if self._checkpoints is not None:
-            assert self._run is not None
-            self._checkpoints.sweep()
-            snapshot, complaints = self._checkpoints.newest()
-            for complaint in complaints:
-                self._warn(complaint)
-            if snapshot is None:
-                if complaints:
-                    raise TrainingStopped(
-                        f"no checkpoint of {self._run.name} is sound",
-                        hint="train it anew in another --out, or here after "
-                        f"`localllm runs delete {self._run.name}`",
-                    )
-                self._warn(f"{self._run.name} has no checkpoint yet: it begins anew")
-            else:
-                self._refuse_changes(snapshot)
-                if complaints:
-                    self._warn(f"going back to the checkpoint of step {snapshot.step}")
-                self._checkpoints.drop_after(snapshot.step)
-                arrays = snapshot.arrays
-                packed = json.dumps(snapshot.facts).encode()
+        if self._saving is not None and (snapshot := self._saving.newest()) is not None:
+            arrays = snapshot.arrays
+            packed = json.dumps(snapshot.facts).encode()
         packed = self._group.first(packed)
         if not packed:
             return 0
@@ -449,72 +358,22 @@ class Trainer:
         )
         return int(facts["metrics"])
 
-    def _refuse_changes(self, snapshot: Snapshot) -> None:
-        """Raises InvalidRequest naming what is not as it was."""
-        assert self._run is not None
-        before = load_config(self._run.config)
-        changed = differences(before, self.config)
-        mine = self._identity()
-        for name, value in snapshot.facts["identity"].items():
-            if mine[name] != value:
-                changed.append(f"{name} was {value[:_SHOWN]} and is {mine[name][:_SHOWN]}")
-        if changed:
-            raise InvalidRequest(
-                f"{self._run.name} cannot go on as it began: " + "; ".join(changed),
-                hint="put it back as it was, or train anew in another --out",
-            )
-
-    def _identity(self) -> dict[str, str]:
-        """What must be the same for the rest of a run to be what it would have been."""
-        parts = self._opened
-        return {
-            "the data's content": parts.data.fingerprint,
-            "the model's content": parts.fingerprint,
-            "the program": parts.program.name,
-            "the trained parameters": parts.layout_digest,
-        }
-
     def _save(self) -> None:
-        if self._checkpoints is None:
+        if self._saving is None:
             return
         started = time.perf_counter()
         self._tell_problems()
         assert self._metrics is not None
-        self._checkpoints.wait()  # its copy is about to be written over
-        arrays = self._copied()
-        facts = {
-            "progress": self._progress.facts(),
-            "metrics": self._metrics.position(),
-            "identity": self._identity(),
-            "arrays": {name: (array.dtype.str, array.shape) for name, array in arrays.items()},
-            "seed": self.config.seed,  # all randomness is a function of it and the step
-        }
-        step = self._progress.step
-        self._checkpoints.save(Snapshot(step, arrays, facts), best=self._progress.best_step)
+        self._saving.save(
+            self._progress, self._parameters, self._stepper.optimizer, self._metrics.position()
+        )
         self._note()
         took = round(time.perf_counter() - started, 4)  # that the run stood still
-        self._tell({"type": "checkpoint", "step": step, "seconds": took})
-
-    def _copied(self) -> dict[str, np.ndarray]:
-        """Parameters and optimizer as they are now, for the writing thread.
-
-        Always in the same memory: new copies amid the steps' own would break the heap into pieces.
-        """
-        state = self._stepper.optimizer.state()
-        now = {"parameters": self._parameters}
-        now |= {f"optimizer.{name}": array for name, array in state.items()}
-        for name, array in now.items():
-            kept = self._copies.get(name)
-            if kept is None or kept.shape != array.shape or kept.dtype != array.dtype:
-                self._copies[name] = np.array(array)
-            else:
-                np.copyto(kept, array)
-        return dict(self._copies)
+        self._tell({"type": "checkpoint", "step": self._progress.step, "seconds": took})
 
     def _tell_problems(self) -> None:
-        if self._checkpoints is not None:
-            for problem in self._checkpoints.problems():
-                self._warn(f"{problem} ({problem.hint})" if problem.hint else str(problem))
+        if self._saving is not None:
+            self._saving.tell_problems()
         if self._metrics is not None and self._metrics.failed is not None:
             failed, self._metrics.failed = self._metrics.failed, None
             self._warn(f"metrics are being lost: {failed}")
@@ -523,9 +382,9 @@ class Trainer:
         status, reason = ended
         progress = self._progress
         adapter: Path | None = None
-        if self._checkpoints is not None:
+        if self._saving is not None:
             assert self._run is not None
-            self._checkpoints.wait()
+            self._saving.checkpoints.wait()
             self._tell_problems()
             chosen = self._chosen(status)
             if chosen is not None:
@@ -568,11 +427,11 @@ class Trainer:
         )
 
     def _deliver(self, folder: Path, parameters: np.ndarray) -> Path:
-        assert self._checkpoints is not None
+        assert self._saving is not None
         try:
             return self._delivery.write(folder, parameters)
         except (OSError, CheckpointError) as error:
-            saved = self._checkpoints.steps()
+            saved = self._saving.checkpoints.steps()
             raise StoreError(
                 f"what was trained could not be written: {error}",
                 hint=f"free some space, then `localllm finetune --resume {folder}` goes on from "
@@ -583,10 +442,10 @@ class Trainer:
 
     def _chosen(self, status: str) -> np.ndarray | None:
         """The parameters that the run delivers; of a diverged one those of its last checkpoint."""
-        assert self._checkpoints is not None
+        assert self._saving is not None
         step: int | None = self._progress.step
         if status == "diverged":
-            steps = self._checkpoints.steps()
+            steps = self._saving.checkpoints.steps()
             step = self._progress.best_step or (steps[-1] if steps else None)
         elif self.config.run.final == "best" and self._progress.best_step is not None:
             step = self._progress.best_step
@@ -594,82 +453,7 @@ class Trainer:
             return None
         if step == self._progress.step and status != "diverged":
             return self._parameters
-        return self._checkpoints.read(step).arrays["parameters"]
-
-    # ---- memory
-
-    def _make_plan(self, parts: Parts) -> MemoryPlan:
-        """Computes what the run will hold, refuses what cannot fit, and tries the largest piece."""
-        batch = self.config.batch
-        largest = self._largest(parts)
-        return_freed_memory()
-        needs = Needs(
-            resident=resident_memory()[0] or 0,
-            examples=tuple(lengths_of(parts.data.train[place]) for place in largest),
-            working=parts.program.working_bytes,
-            vector=4 * parts.layout.size,
-            accumulated=batch.accumulate > 1,
-            optimizer=sum(array.nbytes for array in self._stepper.optimizer.state().values()),
-            beside=_engine_bytes(self.config),
-        )
-        wish = Wish(
-            batch.size,
-            batch.accumulate,
-            self.config.data.seq_len or 0,
-            parts.budget,
-            shortest=1 + min(max(lengths_of(example)) for example in parts.data.train),
-        )
-        plan = plan_memory(needs, available_memory())
-        require_fit(plan, needs, wish)
-        if self._group.rank == 0:
-            self._copied()
-        try:
-            measured = self._dry_step(largest)
-        except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            raise OutOfMemoryPlan(
-                f"the largest micro-batch ({sum(needs.lengths):,} tokens) ran out of memory: "
-                f"{error}",
-                # It was a fifth of the micro-batch too much, at least.
-                hint=advice(needs, wish, plan.total - needs.working(needs.lengths) // 5),
-            ) from error
-        self._tell(
-            {
-                "type": "plan",
-                "items": [vars(item) for item in plan.items],
-                "total_bytes": plan.total,
-                "available_bytes": plan.available,
-                "dry_step_peak_bytes": measured,
-                "steps": self.config.run.steps,
-                "lines": plan.lines(),
-            }
-        )
-        return plan
-
-    def _largest(self, parts: Parts) -> tuple[int, ...]:
-        """The micro-batch that takes most memory, longest example first.
-
-        That need not be the one of most tokens, so those of the first epoch are asked for as well.
-        """
-        asked = [self._batches.largest]
-        for step in range(min(self._batches.steps_in(1), self.config.run.steps or 1, _ASKED)):
-            asked += self._batches.at(step).micro_batches
-
-        def taken(places: tuple[int, ...]) -> int:
-            rows = [length for place in places for length in lengths_of(parts.data.train[place])]
-            return parts.program.working_bytes(rows)
-
-        most = max(asked, key=taken)
-        return tuple(sorted(most, key=lambda place: -tokens_of(parts.data.train[place])))
-
-    def _dry_step(self, places: tuple[int, ...]) -> int | None:
-        """Computes the largest micro-batch for nothing; the process's memory at its highest."""
-        loading = resident_memory()[1]
-        alone = forget_peak_memory()  # else the highest may have been while loading
-        self._stepper.dry(places, self._parameters)
-        self._loading_peak = loading or 0
-        return resident_memory()[1] if alone else None
+        return self._saving.checkpoints.read(step).arrays["parameters"]
 
     # ---- telling
 
@@ -736,22 +520,3 @@ def _with_steps(config: TrainConfig, batches: Batches, valid: bool) -> TrainConf
     if optimizer.lr is None:
         optimizer = replace(optimizer, lr=2e-4 if config.tune == "lora" else 2e-5)
     return replace(config, run=run, optimizer=optimizer)
-
-
-def _engine_bytes(config: TrainConfig) -> int:
-    """What the engine for sample answers takes: the model's files again, and a small KV cache."""
-    if not config.run.sample_every:
-        return 0
-    path = base_weights(config.model, offline=config.offline or None).path
-    if path is None:
-        return 0
-    files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
-    return sum(file.stat().st_size for file in files) + _ENGINE
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Python says MemoryError; C++ and MLX say it in words."""
-    words = str(error).lower()
-    return isinstance(error, MemoryError) or any(
-        word in words for word in ("bad_alloc", "out of memory", "unable to allocate", "malloc")
-    )

@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from localllm.errors import InvalidRequest, StoreError
+from localllm.files import replace_file
 
 MOST_BYTES = 1 << 30  # of a file of chats
 
 
 def write_whole(path: Path, parts: Iterable[str]) -> None:
     """Only its owner may read it. Raises StoreError."""
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            for part in parts:
-                file.write(part.encode("utf-8", "replace"))
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
+        replace_file(path, (part.encode("utf-8", "replace") for part in parts), mode=0o600)
     except OSError as error:
         raise StoreError(
             f"{path} cannot be written: {error.strerror or error}", hint="choose another folder"
         ) from error
-    finally:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
 
 
 def parsed(data: bytes | str, what: str) -> Any:
