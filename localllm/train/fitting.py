@@ -67,7 +67,7 @@ def rehearse(planned: Planned, stepper: Stepper, parameters: np.ndarray) -> int 
     try:
         stepper.dry(planned.largest, parameters)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemoryPlan(
             f"the largest micro-batch ({sum(needs.lengths):,} tokens) ran out of memory: {error}",
@@ -107,7 +107,7 @@ def _engine_bytes(config: TrainConfig) -> int:
     return sum(file.stat().st_size for file in files) + _ENGINE
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Python says MemoryError; C++ and MLX say it in words."""
     words = str(error).lower()
     return isinstance(error, MemoryError) or any(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from localllm.errors import CheckpointError, InvalidRequest, StoreError
+from localllm.errors import CheckpointError, InvalidRequest, OutOfMemoryPlan, StoreError
 from localllm.files import replace_file
 from localllm.machine import give_large_blocks_back, resident_memory
 from localllm.train.batching import Batches
@@ -21,7 +21,7 @@ from localllm.train.callbacks import Callback, Event
 from localllm.train.config import TrainConfig, load_config, make_config, to_toml
 from localllm.train.delivery import Delivery
 from localllm.train.distributed import Group, join_group
-from localllm.train.fitting import plan_run, rehearse
+from localllm.train.fitting import is_out_of_memory, plan_run, rehearse
 from localllm.train.metrics import MetricsFile
 from localllm.train.parts import Opened, Parts, open_data, open_parts, tokens_of
 from localllm.train.planner import MemoryPlan
@@ -185,6 +185,8 @@ class Trainer:
                 return self._finish(self._loop())
             except BaseException as error:
                 self._note(status="failed", reason=str(error) or type(error).__name__)
+                if is_out_of_memory(error):
+                    raise self._out_of_memory(error) from error
                 raise
 
     # ---- the loop
@@ -424,6 +426,21 @@ class Trainer:
             progress.best_step,
             adapter,
             reason,
+        )
+
+    def _out_of_memory(self, error: BaseException) -> OutOfMemoryPlan:
+        """The largest step had fitted before the first: something else takes the memory now."""
+        goes_on = ""
+        if self._run is not None and self._saving is not None:
+            self._saving.checkpoints.wait()
+            if saved := self._saving.checkpoints.steps():
+                goes_on = (
+                    f"; `localllm finetune --resume {self._run.folder}` goes on from its "
+                    f"checkpoint of step {saved[-1]}"
+                )
+        return OutOfMemoryPlan(
+            f"memory ran out after step {self._progress.step}: {error}",
+            hint=f"end other programs that take memory{goes_on}",
         )
 
     def _deliver(self, folder: Path, parameters: np.ndarray) -> Path:

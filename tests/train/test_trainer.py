@@ -23,7 +23,7 @@ from localllm.train.config import load_config
 from localllm.train.layout import initial, layout_for
 from localllm.train.lora import FullConfig
 from localllm.train.metrics import read_metrics
-from localllm.train.runs import delete_run
+from localllm.train.runs import delete_run, open_run
 from localllm.train.trainer import Trainer
 from tests.tiny_model import write_tiny_model
 from tests.train.toy import Told, toy_config, toy_parts
@@ -512,6 +512,19 @@ def test_out_of_memory_in_the_first_step_is_advice(model, tmp_path):
         train(config, parts=broken(0, out_of_memory))
     assert "--batch-size 2 --accumulate 2" in (error.value.hint or "")
     assert not (tmp_path / "run").exists()
+
+
+def test_out_of_memory_later_on_says_how_to_go_on(model, tmp_path):
+    config = toy_config(model, out=str(tmp_path / "run"), run__save_every=2)
+    with pytest.raises(OutOfMemoryPlan, match="memory ran out after step 5") as error:
+        train(config, parts=broken(6, out_of_memory))  # the dry step is one
+    assert f"--resume {tmp_path / 'run'}` goes on from its checkpoint of step 4" in (
+        error.value.hint or ""
+    )
+    assert open_run(tmp_path / "run").status == "failed"
+    train(toy_config(model, out=str(tmp_path / "whole"), run__save_every=2))
+    train(config, resume=True)
+    assert delivered(tmp_path / "run") == delivered(tmp_path / "whole")
 
 
 def test_two_processes_cannot_train_one_run(model, tmp_path):
