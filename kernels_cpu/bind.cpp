@@ -507,7 +507,7 @@ NB_MODULE(_native, m) {
       .def_prop_ro("experts", &ExpertCache::experts, "Experts of all layers.")
       .def_prop_ro("slot_bytes", &ExpertCache::slot_bytes)
       .def_prop_ro("read_speed", &ExpertCache::read_speed,
-                   "Bytes a second at which the file was read when the slots were filled.")
+                   "Bytes a second at which one expert after the other was read from the file.")
       .def_prop_ro("memory_speed", &ExpertCache::memory_speed,
                    "Bytes a second at which the slots are read.")
       .def_prop_ro(

@@ -19,6 +19,7 @@ namespace {
 
 constexpr int kCandidates = 64;  // slots looked at for the coldest one
 constexpr size_t kLeastMemory = size_t{1} << 20, kMeasured = size_t{256} << 20;
+constexpr size_t kTimedAlone = 16;
 constexpr double kHalfLife = 128.0;  // steps after which a choice counts half
 
 constexpr size_t align64(size_t n) { return (n + 63) / 64 * 64; }
@@ -93,13 +94,24 @@ ExpertCache::ExpertCache(const WeightStore& store, const Program& program, size_
   first.resize(slots);
   for (size_t i = 0; i < first.size(); ++i)
     experts_[static_cast<size_t>(first[i])].slot = static_cast<int>(i);
+  // Steps wait for one expert, seldom for more, and one at a time is slower than many: the last
+  // few are read like that, and the one in the middle is typical.
+  const size_t together = first.size() - std::min(kTimedAlone, (first.size() + 1) / 2);
   try {
-    read(first);
+    if (together > 0) read({first.begin(), first.begin() + static_cast<ptrdiff_t>(together)});
+    std::vector<double> speeds;
+    for (size_t i = together; i < first.size(); ++i) {
+      counts_ = {};
+      read({first[i]});
+      speeds.push_back(static_cast<double>(counts_.bytes) / std::max(counts_.seconds, 1e-9));
+    }
+    const auto middle = speeds.begin() + static_cast<ptrdiff_t>(speeds.size() / 2);
+    std::nth_element(speeds.begin(), middle, speeds.end());
+    read_speed_ = *middle;
   } catch (...) {
     close(file_);
     throw;
   }
-  read_speed_ = static_cast<double>(counts_.bytes) / std::max(counts_.seconds, 1e-9);
   counts_ = {};
   memory_speed_ = read_bandwidth(memory_.data(), std::min(memory_.size(), kMeasured), pool_);
 }

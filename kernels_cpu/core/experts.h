@@ -26,7 +26,7 @@ class ExpertCache {
 
   // The experts of `program` that `store` left in its file. budget: bytes for slots. uses: how
   // often each was chosen before, layer by layer; empty where that is unknown. Fills the slots with
-  // the most used ones, which also tells how fast the file is read. Throws std::invalid_argument
+  // the most used ones, which also tells how fast one is read. Throws std::invalid_argument
   // for a budget too small for one token, std::runtime_error when reading fails.
   ExpertCache(const WeightStore& store, const Program& program, size_t budget,
               const std::vector<float>& uses, ThreadPool* pool);
@@ -37,7 +37,7 @@ class ExpertCache {
   int slots() const { return static_cast<int>(slots_.size()); }
   int experts() const { return static_cast<int>(experts_.size()); }
   size_t slot_bytes() const { return slot_bytes_; }
-  // Bytes a second that filling the slots read.
+  // Bytes a second of reading one expert after the other, as steps do.
   double read_speed() const { return read_speed_; }
   // Bytes a second at which the slots are read.
   double memory_speed() const { return memory_speed_; }
