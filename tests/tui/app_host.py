@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import html
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +14,6 @@ from localllm.tui.settings import Settings
 from localllm.tui.store import Store
 from tests.tui.fake_engine import FakeEngine
 
-_TEXTS = re.compile(r'<text [^>]*x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]*)</text>')
 NOWHERE = Path("/nonexistent/localllm-config")
 
 
@@ -70,8 +67,4 @@ def told(app: ChatApp) -> list[tuple[str, str]]:
 
 def shown(app: ChatApp) -> str:
     """The text on the screen, lines in order."""
-    lines: dict[float, list[tuple[float, str]]] = {}
-    for x, y, text in _TEXTS.findall(app.export_screenshot(simplify=True)):
-        lines.setdefault(float(y), []).append((float(x), html.unescape(text)))
-    ordered = (sorted(lines[y]) for y in sorted(lines))
-    return "\n".join("".join(text for _, text in line) for line in ordered).replace("\xa0", " ")
+    return "\n".join(strip.text for strip in app.screen._compositor.render_strips())

@@ -44,6 +44,20 @@ def test_a_question_is_answered_shown_and_kept():
     asyncio.run(run())
 
 
+def test_what_is_typed_before_a_chat_is_open_is_said_and_what_follows_stays():
+    async def run() -> None:
+        app = chat_app()
+        async with app.run_test(size=WIDE):
+            assert not app.ready
+            for key in ("h", "i", "enter", "m", "e"):
+                app.simulate_key(key)
+            await until(lambda: app.ready and len(app.store.chats()) == 1)
+            await until(lambda: app.chat_screen.composer.text == "me")
+            assert told(app)[0] == ("user", "hi")
+
+    asyncio.run(run())
+
+
 def test_a_question_asked_while_the_model_loads_waits_for_it():
     async def run() -> None:
         engine = FakeEngine("Here I am.")

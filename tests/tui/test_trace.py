@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -116,10 +117,15 @@ def test_lanes_show_each_request_in_each_step():
     assert "step 3: 2 rows in 10.0 ms, 2 running, 1 waiting" in lines[-1]
 
 
-@given(st.integers(1, 200))
-def test_lanes_fit_any_width(width):
+@pytest.fixture(scope="module")
+def long_trace():
     trace = EngineTrace()
     for number in range(300):
         trace.add("StepDone", step((number % 3, "decode", 1, 0)))
-    for line in lanes(trace, width).plain.split("\n")[:-1]:
+    return trace
+
+
+@given(st.integers(1, 200))
+def test_lanes_fit_any_width(long_trace, width):
+    for line in lanes(long_trace, width).plain.split("\n")[:-1]:
         assert len(line) <= max(width, 2)

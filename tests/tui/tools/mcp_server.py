@@ -6,6 +6,9 @@ import asyncio
 import os
 import sys
 
+if "--broken" in sys.argv:
+    sys.exit("no configuration found")
+
 from mcp.server import MCPServer
 
 server = MCPServer("test")
@@ -45,6 +48,4 @@ def die() -> str:
 
 
 if __name__ == "__main__":
-    if "--broken" in sys.argv:
-        sys.exit("no configuration found")
     server.run()
