@@ -123,14 +123,17 @@ AdapterSource adapter_source(const AnyMatrix& a, const AnyMatrix& b, float scale
 }
 
 void add_pair(Adapter& adapter, int layer, Target target, AnyMatrix a, AnyMatrix b, float scale,
-              std::optional<Array<float, 1>> gains) {
+              std::optional<Array<float, 1>> gains, std::optional<int> expert) {
   AdapterSource source = adapter_source(a, b, scale);
   if (gains) {
     check(to_int(gains->shape(0)) == source.out, "an adapter needs one gain for each output");
     source.gains = gains->data();
   }
   const nb::gil_scoped_release release;
-  adapter.add(layer, target, source);
+  if (expert)
+    adapter.add_to_expert(layer, *expert, target, source);
+  else
+    adapter.add(layer, target, source);
 }
 
 // The first position that some layer of the group still sees from `position`.
@@ -499,7 +502,9 @@ NB_MODULE(_native, m) {
            }),
            nb::arg("layers"), nb::arg("bytes"), "bytes: what all its pairs together take.")
       .def("add", &add_pair, nb::arg("layer"), nb::arg("target"), nb::arg("a"), nb::arg("b"),
-           nb::arg("scale"), nb::arg("gains").none() = nb::none())
+           nb::arg("scale"), nb::arg("gains").none() = nb::none(),
+           nb::arg("expert").none() = nb::none(),
+           "expert: whose gate, up or down it is; None for a linear of the layer's own.")
       .def_prop_ro("nbytes", &Adapter::bytes);
 
   nb::class_<ExpertCache>(m, "ExpertCache", "Experts in memory, of more that lie in a file.")

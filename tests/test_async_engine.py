@@ -21,6 +21,7 @@ from localllm import LLM, AsyncEngine, SamplingParams
 from localllm.backend.protocol import StepCancelled
 from localllm.engine.events import Ended, Queued, StepDone
 from localllm.errors import InvalidRequest, LocalLLMError, PromptTooLong, TooManyRequests
+from tests.examples import examples
 from tests.tiny_model import write_tiny_model
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
@@ -333,7 +334,7 @@ clients = st.lists(
 )
 
 
-@settings(max_examples=40, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(40), suppress_health_check=list(HealthCheck))
 @given(clients)
 def test_whoever_leaves_at_any_time_changes_nothing_for_the_others(llm, plans):
     async def client(engine, index, how, after, length, seeded):

@@ -35,12 +35,27 @@ size_t Adapter::packed_bytes(WeightKind a, WeightKind b, int in, int rank, int o
 Adapter::Adapter(int layers, size_t bytes)
     : region_(Region::allocate(bytes)), layers_(static_cast<size_t>(layers)) {}
 
-void Adapter::add(int layer, Target target, const AdapterSource& s) {
+void Adapter::add(int layer, Target target, const AdapterSource& source) {
+  put(layer_at(layer).own[static_cast<size_t>(target)], source);
+}
+
+void Adapter::add_to_expert(int layer, int expert, Target target, const AdapterSource& source) {
+  check(expert >= 0, "no such expert");
+  std::vector<Pairs>& experts = layer_at(layer).experts;
+  if (experts.size() <= static_cast<size_t>(expert))
+    experts.resize(static_cast<size_t>(expert) + 1);
+  put(experts[static_cast<size_t>(expert)][static_cast<size_t>(target)], source);
+}
+
+Adapter::Layer& Adapter::layer_at(int layer) {
   check(layer >= 0 && layer < static_cast<int>(layers_.size()), "no such layer");
+  return layers_[static_cast<size_t>(layer)];
+}
+
+void Adapter::put(AdapterPair& pair, const AdapterSource& s) {
   check(s.in > 0 && s.rank > 0 && s.out > 0, "empty adapter matrix");
   check(s.a_kind <= WeightKind::kBfloat16 && s.b_kind <= WeightKind::kBfloat16,
         "adapter matrices are dense");
-  AdapterPair& pair = layers_[static_cast<size_t>(layer)][static_cast<size_t>(target)];
   check(!pair.present(), "an adapter names a linear twice");
   check(used_ + packed_bytes(s.a_kind, s.b_kind, s.in, s.rank, s.out) <= region_.size(),
         "the adapter is larger than was said");
@@ -60,12 +75,24 @@ bool Adapter::fits(const Program& program) const {
     const Matrix* const linears[kTargets] = {
         attention.q, attention.k,    attention.v,  attention.o, ffn.gate,     ffn.up,
         ffn.down,    attention.gate, recurrent.in, recurrent.z, recurrent.out};
-    for (int t = 0; t < kTargets; ++t) {
-      const AdapterPair* pair = find(i, static_cast<Target>(t));
-      if (pair &&
-          !(linears[t] && linears[t]->cols == pair->a.size && linears[t]->rows == pair->b.size))
-        return false;
-    }
+    const auto fit = [](const Pairs& pairs, const Matrix* const* to) {
+      for (int t = 0; t < kTargets; ++t) {
+        const AdapterPair* pair = present(pairs, static_cast<Target>(t));
+        if (pair && !(to[t] && to[t]->cols == pair->a.size && to[t]->rows == pair->b.size))
+          return false;
+      }
+      return true;
+    };
+    if (!fit(layers_[i].own, linears)) return false;
+    if (!has_experts(i)) continue;
+    const std::vector<FeedForward>& experts = program.layers[i].moe.experts;
+    if (layers_[i].experts.size() > experts.size()) return false;
+    const Matrix* of_expert[kTargets] = {};
+    of_expert[static_cast<int>(Target::kGate)] = experts[0].gate;  // all are of one size
+    of_expert[static_cast<int>(Target::kUp)] = experts[0].up;
+    of_expert[static_cast<int>(Target::kDown)] = experts[0].down;
+    for (const Pairs& pairs : layers_[i].experts)
+      if (!fit(pairs, of_expert)) return false;
   }
   return true;
 }

@@ -41,17 +41,35 @@ class Adapter {
   Adapter(int layers, size_t bytes);
   // Throws std::invalid_argument when the pair makes no sense, is there already, or has no room.
   void add(int layer, Target target, const AdapterSource& source);
+  // The same for one of the layer's experts.
+  void add_to_expert(int layer, int expert, Target target, const AdapterSource& source);
 
   // Null where the adapter leaves the linear as it is.
   const AdapterPair* find(size_t layer, Target target) const {
-    const AdapterPair& pair = layers_[layer][static_cast<size_t>(target)];
-    return pair.present() ? &pair : nullptr;
+    return present(layers_[layer].own, target);
   }
+  const AdapterPair* find_in_expert(size_t layer, size_t expert, Target target) const {
+    const std::vector<Pairs>& experts = layers_[layer].experts;
+    return expert < experts.size() ? present(experts[expert], target) : nullptr;
+  }
+  bool has_experts(size_t layer) const { return !layers_[layer].experts.empty(); }
   bool fits(const Program& program) const;
   int widest_rank() const { return widest_rank_; }
   size_t bytes() const { return region_.size(); }
 
  private:
+  using Pairs = std::array<AdapterPair, kTargets>;
+  struct Layer {
+    Pairs own;
+    std::vector<Pairs> experts;  // as far as the last one that is adapted
+  };
+
+  static const AdapterPair* present(const Pairs& pairs, Target target) {
+    const AdapterPair& pair = pairs[static_cast<size_t>(target)];
+    return pair.present() ? &pair : nullptr;
+  }
+  Layer& layer_at(int layer);
+  void put(AdapterPair& pair, const AdapterSource& source);
   AdapterMatrix pack_down(const void* values, WeightKind kind, int rank, int in);
   AdapterMatrix pack_up(const void* values, WeightKind kind, int out, int rank);
   uint8_t* take(size_t bytes);
@@ -60,7 +78,7 @@ class Adapter {
   size_t used_ = 0;
   int widest_rank_ = 0;
   std::vector<std::vector<float>> gains_;
-  std::vector<std::array<AdapterPair, kTargets>> layers_;
+  std::vector<Layer> layers_;
 };
 
 }  // namespace localllm

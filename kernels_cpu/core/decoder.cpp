@@ -286,14 +286,17 @@ void Decoder::multiply(const Input& in, std::initializer_list<Product> products)
 // Panels [first, last) of act(gate) * up, in place in `gate` (in `up` when not gated).
 void Decoder::hidden_panels(const LayerConfig& c, const FeedForward& f, const Input& in,
                             float* gate, float* up, ptrdiff_t stride, int first, int last,
-                            void* scratch, int adapted_layer) {
+                            void* scratch, int adapted_layer, int expert, int first_slot) {
   if (f.gate) k_.matmul(*f.gate, in, gate, stride, first, last, scratch);
   k_.matmul(*f.up, in, up, stride, first, last, scratch);
   const int at = first * kLanes, n = std::min(last * kLanes, f.up->rows) - at;
   for (int r = 0; r < in.rows; ++r) {
     float* g = gate + r * stride + at;
     float* u = up + r * stride + at;
-    if (adapted_layer >= 0) {
+    if (expert >= 0) {
+      add_expert_delta(adapted_layer, expert, Target::kUp, first_slot + r, at, n, u);
+      add_expert_delta(adapted_layer, expert, Target::kGate, first_slot + r, at, n, g);
+    } else if (adapted_layer >= 0) {
       add_delta(adapted_layer, Target::kUp, r, at, n, u);
       if (f.gate) add_delta(adapted_layer, Target::kGate, r, at, n, g);
     }

@@ -132,6 +132,12 @@ class Decoder {
                             float* out);
   void feed_forward(const Step& step, int index);
   void mixture(const Step& step, int index);
+  // What adapters add to linears of these experts; `slots` of rows sorted by expert.
+  void adapt_experts(int layer, const std::vector<int>& experts, const std::vector<int>& slots,
+                     const MatmulRows& in, std::initializer_list<Target> targets);
+  // `add_delta` for a slot of an expert.
+  void add_expert_delta(int layer, int expert, Target target, int slot, int first, int n,
+                        float* y) const;
   // The step's rows of these experts through them.
   void run_experts(int index, const std::vector<int>& experts);
   void choose_experts(const Step& step, const Layer& layer);
@@ -143,6 +149,18 @@ class Decoder {
                     float* out);
   // Logits of the first `rows` of normed_; bias: of each logit, or null.
   void run_head(int rows, const Matrix& head, const float* bias, float* out);
+
+  // Some rows that share an adapter's pair.
+  struct AdapterItem {
+    const AdapterPair* pair;
+    const int* rows;
+    int count;
+    const FloatRows* out;
+  };
+  // Cuts rows into items that threads share.
+  void add_items(const AdapterPair* pair, const int* rows, int count, Target target,
+                 std::vector<AdapterItem>* items) const;
+  void run_items(const MatmulRows& in, const std::vector<AdapterItem>& items);
 
   void group_adapters(const Step& step);
   // What the step's adapters add to some linears of one input. It stays until the linears of
@@ -161,7 +179,7 @@ class Decoder {
   void multiply(const Input& in, std::initializer_list<Product> products);
   void hidden_panels(const LayerConfig& c, const FeedForward& f, const Input& in, float* gate,
                      float* up, ptrdiff_t stride, int first, int last, void* scratch,
-                     int adapted_layer = -1);
+                     int adapted_layer = -1, int expert = -1, int first_slot = 0);
   int panel_grain(const Matrix& w, int panels, int rows) const;
   // f(row) for rows of about `width` floats each; small jobs stay on this thread.
   template <class F>
@@ -206,7 +224,7 @@ class Decoder {
   // Adapters: rows by adapter, each row's own, and what they add. Linears of one input take
   // different ones of `deltas_`.
   std::vector<AdapterRows> adapter_rows_;
-  std::vector<const Adapter*> row_adapter_;
+  std::vector<const Adapter*> row_adapter_, slot_adapter_;
   FloatRows deltas_[4];
 
   // Mixture of experts: rows sorted by expert.

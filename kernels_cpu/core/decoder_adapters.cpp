@@ -14,13 +14,6 @@ ptrdiff_t rank_stride(int rank) {
   return (rank + kAdapterRanks - 1) / kAdapterRanks * kAdapterRanks;
 }
 
-struct AdapterItem {
-  const AdapterPair* pair;
-  const int* rows;
-  int count;
-  const FloatRows* out;
-};
-
 }  // namespace
 
 void Decoder::group_adapters(const Step& step) {
@@ -40,17 +33,22 @@ void Decoder::group_adapters(const Step& step) {
     widest = std::max(widest, chunk.adapter->widest_rank());
   }
   if (adapter_rows_.empty()) return;
-  int width = program_.config.hidden, kv = 1, gate = 0;
-  for (const Layer& layer : program_.layers) {
+  int width = program_.config.hidden, kv = 1, gate = 0, rows = step.rows;
+  for (size_t i = 0; i < program_.layers.size(); ++i) {
+    const Layer& layer = program_.layers[i];
     const LayerConfig& c = layer.config;
+    const bool experts =
+        std::any_of(adapter_rows_.begin(), adapter_rows_.end(),
+                    [&](const AdapterRows& g) { return g.adapter->has_experts(i); });
+    if (experts) rows = std::max(rows, step.rows * c.top_k);
     width = std::max({width, layer.attention.q_width, c.hidden});
     kv = std::max(kv, layer.attention.kv_width);
     if (c.mixer != Mixer::kAttention) width = std::max(width, layer.recurrent.in->rows);
     if (c.mixer == Mixer::kDelta) width = std::max(width, c.heads * c.head_dim);
     if (c.gate) gate = std::max(gate, layer.attention.q_width);
   }
-  deltas_[0].reserve(step.rows, width);
-  deltas_[1].reserve(step.rows, width);
+  deltas_[0].reserve(rows, width);
+  deltas_[1].reserve(rows, width);
   deltas_[2].reserve(step.rows, kv);
   if (gate > 0) deltas_[3].reserve(step.rows, gate);
   const auto ranks = static_cast<size_t>(rank_stride(widest));
@@ -78,19 +76,59 @@ void Decoder::add_delta(int layer, Target target, int row, int first, int n, flo
   for (int i = 0; i < n; ++i) y[i] *= pair->gains[first + i];
 }
 
+void Decoder::add_expert_delta(int layer, int expert, Target target, int slot, int first, int n,
+                               float* y) const {
+  if (adapter_rows_.empty()) return;
+  const Adapter* adapter = slot_adapter_[static_cast<size_t>(slot)];
+  if (adapter &&
+      adapter->find_in_expert(static_cast<size_t>(layer), static_cast<size_t>(expert), target))
+    k_.add_scaled(deltas_of(target).row(slot) + first, n, 1.0f, y);
+}
+
 void Decoder::adapt(int layer, const MatmulRows& in, std::initializer_list<Target> targets) {
   std::vector<AdapterItem> items;
-  int64_t work = 0;
   for (const AdapterRows& group : adapter_rows_)
-    for (const Target target : targets) {
-      const AdapterPair* pair = group.adapter->find(static_cast<size_t>(layer), target);
-      if (!pair) continue;
-      const int rows = static_cast<int>(group.rows.size());
-      work += static_cast<int64_t>(rows) * pair->a.rank * (pair->a.size + pair->b.size);
-      for (int at = 0; at < rows; at += kTileRows)
-        items.push_back(
-            {pair, group.rows.data() + at, std::min(kTileRows, rows - at), &deltas_of(target)});
+    for (const Target target : targets)
+      add_items(group.adapter->find(static_cast<size_t>(layer), target), group.rows.data(),
+                static_cast<int>(group.rows.size()), target, &items);
+  run_items(in, items);
+}
+
+void Decoder::adapt_experts(int layer, const std::vector<int>& experts,
+                            const std::vector<int>& slots, const MatmulRows& in,
+                            std::initializer_list<Target> targets) {
+  if (adapter_rows_.empty()) return;
+  std::vector<AdapterItem> items;
+  size_t at = 0;
+  for (const int e : experts) {
+    const size_t end = at + static_cast<size_t>(expert_start_[static_cast<size_t>(e) + 1] -
+                                                expert_start_[static_cast<size_t>(e)]);
+    while (at < end) {  // runs of slots that have the same adapter
+      const Adapter* adapter = slot_adapter_[static_cast<size_t>(slots[at])];
+      const size_t first = at;
+      while (at < end && slot_adapter_[static_cast<size_t>(slots[at])] == adapter) ++at;
+      if (!adapter) continue;
+      for (const Target target : targets)
+        add_items(
+            adapter->find_in_expert(static_cast<size_t>(layer), static_cast<size_t>(e), target),
+            slots.data() + first, static_cast<int>(at - first), target, &items);
     }
+  }
+  run_items(in, items);
+}
+
+void Decoder::add_items(const AdapterPair* pair, const int* rows, int count, Target target,
+                        std::vector<AdapterItem>* items) const {
+  if (!pair) return;
+  for (int at = 0; at < count; at += kTileRows)
+    items->push_back({pair, rows + at, std::min(kTileRows, count - at), &deltas_of(target)});
+}
+
+void Decoder::run_items(const MatmulRows& in, const std::vector<AdapterItem>& items) {
+  int64_t work = 0;
+  for (const AdapterItem& item : items)
+    work += static_cast<int64_t>(item.count) * item.pair->a.rank *
+            (item.pair->a.size + item.pair->b.size);
   const int count = static_cast<int>(items.size());
   const int grain = work <= kInlineWork ? count : std::max(1, count / (8 * pool_.size()));
   pool_.parallel(count, grain, [&](int first, int last, int thread) {

@@ -131,28 +131,34 @@ void Decoder::run_experts(int index, const std::vector<int>& experts) {
       while (first < last) {
         const int e = experts[static_cast<size_t>(first / panels)];
         const int from = first % panels, to = std::min(panels, from + last - first);
-        work(weights_of(e), start_of(e), start_of(e + 1) - start_of(e), from, to, scratch);
+        work(e, start_of(e), start_of(e + 1) - start_of(e), from, to, scratch);
         first += to - from;
       }
     });
   };
   const FeedForward& any = layer.moe.experts[0];
+  adapt_experts(index, experts, slots, expert_in_, {Target::kGate, Target::kUp});
   share(any.up->panels(), *any.up,
-        [&](const FeedForward& f, int start, int rows, int from, int to, void* scratch) {
+        [&](int e, int start, int rows, int from, int to, void* scratch) {
           const ptrdiff_t stride = expert_inner_.stride();
-          hidden_panels(c, f, expert_in_.input(start, rows, quantized), expert_inner_.row(start),
-                        up_.row(0) + start * stride, stride, from, to, scratch);
+          hidden_panels(c, weights_of(e), expert_in_.input(start, rows, quantized),
+                        expert_inner_.row(start), up_.row(0) + start * stride, stride, from, to,
+                        scratch, index, e, start);
         });
   each_row(rows_of_all, 2 * c.hidden,
            [&](int i) { quantize(&expert_inner_, slots[static_cast<size_t>(i)], c.hidden); });
+  adapt_experts(index, experts, slots, expert_inner_, {Target::kDown});
   share(any.down->panels(), *any.down,
-        [&](const FeedForward& f, int start, int rows, int from, int to, void* scratch) {
+        [&](int e, int start, int rows, int from, int to, void* scratch) {
+          const FeedForward& f = weights_of(e);
           k_.matmul(*f.down, expert_inner_.input(start, rows, quantized), expert_out_.row(start),
                     expert_out_.stride(), from, to, scratch);
-          if (!f.down_bias) return;
           const int at = from * kLanes, n = std::min(to * kLanes, width) - at;
-          for (int r = 0; r < rows; ++r)
-            k_.add_scaled(f.down_bias + at, n, 1.0f, expert_out_.row(start + r) + at);
+          for (int r = 0; r < rows; ++r) {
+            float* y = expert_out_.row(start + r) + at;
+            add_expert_delta(index, e, Target::kDown, start + r, at, n, y);
+            if (f.down_bias) k_.add_scaled(f.down_bias + at, n, 1.0f, y);
+          }
         });
 }
 
@@ -179,10 +185,12 @@ void Decoder::mixture(const Step& step, int index) {
     expert_start_[e + 1] += expert_start_[e];
   std::vector<int> next(expert_start_.begin(), expert_start_.end() - 1);
   slot_of_.resize(static_cast<size_t>(slots));
+  slot_adapter_.resize(static_cast<size_t>(slots));
   for (int i = 0; i < slots; ++i) {
     const int slot = next[static_cast<size_t>(chosen_[static_cast<size_t>(i)])]++;
     slot_of_[static_cast<size_t>(i)] = slot;
     const int r = i / c.top_k;
+    slot_adapter_[static_cast<size_t>(slot)] = row_adapter_[static_cast<size_t>(r)];
     std::memcpy(expert_in_.row(slot), normed_.row(r), static_cast<size_t>(width) * sizeof(float));
     if (!quantized) continue;
     const auto groups = static_cast<size_t>(normed_.groups());

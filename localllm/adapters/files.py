@@ -17,12 +17,17 @@ MAX_SCALE = 1e6
 
 @dataclass(frozen=True)
 class ModulePair:
-    """A module's two matrices, and DoRA's magnitudes [out], not read yet."""
+    """A module's two matrices, and DoRA's magnitudes [out], not read yet.
+
+    experts: of how many it holds the pairs, A [E * r, in] by expert and B [out, r * E] by rank;
+        None for those of a linear.
+    """
 
     a: StoredTensor
     b: StoredTensor
     scale: float
     magnitude: StoredTensor | None = None
+    experts: int | None = None
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,8 @@ class AdapterFile:
 
     transposed: A is [in, r] and B [r, out], as MLX-LM keeps them.
     layers: the layers that the config allows, None for all. last_layers: the same, from the end.
-    named: modules that the config lists, of which those that the model has must be here.
+    named, named_experts: modules, and stacked experts, that the config lists, of which those that
+        the model has must be here.
     """
 
     file: SafetensorsFile
@@ -40,6 +46,7 @@ class AdapterFile:
     layers: frozenset[int] | None = None
     last_layers: int | None = None
     named: tuple[str, ...] = ()
+    named_experts: tuple[str, ...] = ()
 
 
 class Endings(NamedTuple):

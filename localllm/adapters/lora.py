@@ -26,6 +26,8 @@ LINEARS = (
     "ffn.up",
     "ffn.down",
 )
+# Of a mixture, stacked: each expert has a pair of its own.
+EXPERTS = ("moe.gate", "moe.up", "moe.down")
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class Gains:
 class LowRank:
     """y = W x + B (scale * (A x)), and with DoRA each row of that times its gain.
 
-    a: [r, in], b: [out, r], in the dtype of the file. The scale stays a number of its own, so that
-    16-bit matrices are held in 16 bits without loss.
+    a: [r, in], b: [out, r], in the dtype of the file; of experts [E, r, in] and [E, out, r]. The
+    scale stays a number of its own, so that 16-bit matrices are held in 16 bits without loss.
     """
 
     a: Dense
@@ -59,24 +61,24 @@ class LowRank:
 
     @property
     def rank(self) -> int:
-        return self.a.shape[0]
+        return self.a.shape[-2]
 
     @property
     def nbytes(self) -> int:
         return self.a.nbytes + self.b.nbytes + (0 if self.gains is None else self.gains.nbytes)
 
     def delta(self) -> np.ndarray:
-        """scale * B A: float32 [out, in]."""
+        """scale * B A: float32 [out, in], of experts [E, out, in]."""
         product: np.ndarray = self.b.to_float32() @ self.a.to_float32()
         return product * np.float32(self.scale)
 
     def merged(self, weight: np.ndarray) -> np.ndarray:
-        """What takes W's place: float32 [out, in]."""
+        """What takes W's place: float32, of W's shape."""
         whole: np.ndarray = weight + self.delta()
         return whole if self.gains is None else whole * self.gains.values[:, None]
 
     def scaled_b(self) -> np.ndarray:
-        """B with scale and gain in it: float32 [out, r]."""
+        """B with scale and gain in it: float32, of B's shape."""
         b = self.b.to_float32() * np.float32(self.scale)
         return b if self.gains is None else b * self.gains.values[:, None]
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from localllm.adapters.files import MAX_RANK, AdapterFile, ModulePair, names_match
-from localllm.adapters.lora import LINEARS, LowRank
+from localllm.adapters.lora import EXPERTS, LINEARS, LowRank
 from localllm.checkpoint.finite import require_finite
 from localllm.checkpoint.safetensors import SafetensorsFile, StoredTensor
 from localllm.checkpoint.tensor import Dense
@@ -51,8 +51,11 @@ def map_targets(adapter: AdapterFile, spec: DecoderSpec) -> Mapped:
     """
     table = _Table(spec)
     shapes = weight_shapes(spec)
-    for name in adapter.named:
-        if table.has(name) and not any(names_match(module, (name,)) for module in adapter.pairs):
+    for name in (*adapter.named, *adapter.named_experts):
+        stems = EXPERTS if name in adapter.named_experts else LINEARS
+        if table.has(name, stems) and not any(
+            names_match(module, (name,)) for module in adapter.pairs
+        ):
             raise CheckpointError(
                 f"{adapter.file.path}: has no tensors for {name!r}, which adapter_config.json "
                 "names",
@@ -61,7 +64,7 @@ def map_targets(adapter: AdapterFile, spec: DecoderSpec) -> Mapped:
     found: dict[str, LowRank] = {}
     magnitudes: dict[str, np.ndarray] = {}
     for module, pair in adapter.pairs.items():
-        places = table.places(adapter.file, module)
+        places = table.places(adapter.file, module, experts=pair.experts is not None)
         _check_layer(adapter, module, places[0].layer, len(spec.layers))
         targets = {f"layers.{p.layer}.{p.stem}": p for p in places}
         for target in targets:
@@ -71,8 +74,14 @@ def map_targets(adapter: AdapterFile, spec: DecoderSpec) -> Mapped:
                 )
             if target in found:
                 raise CheckpointError(f"{adapter.file.path}: two modules adapt {target}")
-        inner = shapes[f"{next(iter(targets))}.weight"][1]
-        total = sum(shapes[f"{target}.weight"][0] for target in targets)
+        *experts, _, inner = shapes[f"{next(iter(targets))}.weight"]
+        if pair.experts is not None and [pair.experts] != experts:
+            raise CheckpointError(
+                f"{adapter.file.path}: {module} has {pair.experts} experts; this model has "
+                f"{experts[0]}",
+                hint="The adapter belongs to another model.",
+            )
+        total = sum(shapes[f"{target}.weight"][-2] for target in targets)
         whole = _read(adapter, module, pair, total, inner)
         parts = {target: _part(spec, whole, place) for target, place in targets.items()}
         found |= _own_ranks(parts, dora=pair.magnitude is not None) if len(parts) > 1 else parts
@@ -83,18 +92,23 @@ def map_targets(adapter: AdapterFile, spec: DecoderSpec) -> Mapped:
 
 
 def _part_of(spec: DecoderSpec, vector: np.ndarray, place: _Place) -> np.ndarray:
-    if place.source.part is None:
-        return vector
-    rows, _ = part_rows(spec, place.source.part, place.layer)
-    return vector[rows]
+    rows = _rows_of(spec, place)
+    return vector if rows is None else vector[rows]
 
 
 def _part(spec: DecoderSpec, whole: LowRank, place: _Place) -> LowRank:
     """What a module's pair does to one of the linears in it."""
+    rows = _rows_of(spec, place)
+    return whole if rows is None else replace(whole, b=_rows(whole.b, rows))
+
+
+def _rows_of(spec: DecoderSpec, place: _Place) -> slice | np.ndarray | None:
+    """Those of a module that are this linear's; None for all."""
     if place.source.part is None:
-        return whole
-    rows, _ = part_rows(spec, place.source.part, place.layer)
-    return replace(whole, b=_rows(whole.b, rows))
+        return None
+    if place.source.alternate:
+        return slice(0 if place.source.part == "gate" else 1, None, 2)
+    return part_rows(spec, place.source.part, place.layer)[0]
 
 
 def _own_ranks(parts: Mapping[str, LowRank], *, dora: bool) -> dict[str, LowRank]:
@@ -103,7 +117,8 @@ def _own_ranks(parts: Mapping[str, LowRank], *, dora: bool) -> dict[str, LowRank
     A part with no ranks of its own is not adapted, unless DoRA scales it.
     """
     used: dict[str, np.ndarray] = {
-        target: np.any(pair.b.to_float32() != 0, axis=0) for target, pair in parts.items()
+        target: np.any(pair.b.to_float32().reshape(-1, pair.rank) != 0, axis=0)
+        for target, pair in parts.items()
     }
     if not any(columns.any() for columns in used.values()):
         return dict(parts)
@@ -117,8 +132,8 @@ def _own_ranks(parts: Mapping[str, LowRank], *, dora: bool) -> dict[str, LowRank
 def _with_ranks(pair: LowRank, kept: np.ndarray) -> LowRank:
     """kept: bool [r], of which one stays in any case."""
     kept = kept if kept.any() else np.arange(len(kept)) == 0
-    a = replace(pair.a, data=np.ascontiguousarray(pair.a.data[kept]))
-    b = replace(pair.b, data=np.ascontiguousarray(pair.b.data[:, kept]))
+    a = replace(pair.a, data=np.ascontiguousarray(pair.a.data[..., kept, :]))
+    b = replace(pair.b, data=np.ascontiguousarray(pair.b.data[..., kept]))
     return replace(pair, a=a, b=b)
 
 
@@ -130,7 +145,7 @@ class _Table:
             raise UnsupportedModel(f"adapters of {spec.architecture} models are not supported")
         self._spec = spec
         self._weights = {name.removesuffix(".weight") for name in weight_shapes(spec)}
-        self._linears = {name.split(".", 2)[-1] for name in self._weights} & set(LINEARS)
+        self._stems = {name.split(".", 2)[-1] for name in self._weights}
         names = ARCHITECTURES[spec.architecture].names
         self._entries = [
             (re.compile(_as_pattern(source.name)), stem, source)
@@ -138,9 +153,11 @@ class _Table:
             for source in sources(names, stem)
         ]
 
-    def places(self, file: SafetensorsFile, module: str) -> list[_Place]:
-        """At least one, all of one layer."""
+    def places(self, file: SafetensorsFile, module: str, *, experts: bool) -> list[_Place]:
+        """At least one, all of one layer. experts: the module is a stack of matrices."""
         found = list(self._find(module))
+        if experts:
+            found = [place for place in found if place.stem in EXPERTS]
         # One name may stand for parts of which a model has the one or the other.
         here = [place for place in found if f"layers.{place.layer}.{place.stem}" in self._weights]
         found = here or found
@@ -150,7 +167,7 @@ class _Table:
                 hint="The adapter may belong to another model.",
             )
         for place in found:
-            if place.stem not in LINEARS:
+            if place.stem not in (EXPERTS if experts else LINEARS):
                 what = _NOT_ADAPTED.get(place.stem.split(".")[0], "no linear")
                 raise UnsupportedModel(
                     f"{file.path}: {module} is {what}, which adapters cannot change here",
@@ -165,13 +182,14 @@ class _Table:
             )
         return found
 
-    def has(self, name: str) -> bool:
-        """Whether some layer of the model has a linear that is called so, or ends so.
+    def has(self, name: str, stems: Collection[str]) -> bool:
+        """Whether some layer of the model has one of these that is called so, or ends so.
 
         PEFT lets a list name modules that a model has not.
         """
         return any(
-            stem in self._linears
+            stem in stems
+            and stem in self._stems
             and (names_match(source.name, (name,)) or expression.fullmatch(name))
             for expression, stem, source in self._entries
         )
@@ -201,9 +219,9 @@ def _check_layer(adapter: AdapterFile, module: str, layer: int, layers: int) -> 
 
 def _read(adapter: AdapterFile, module: str, pair: ModulePair, out: int, inner: int) -> LowRank:
     """Shapes are compared before a byte is read."""
-    turned = adapter.transposed
+    turned, experts = adapter.transposed, pair.experts or 1
     rank = pair.a.shape[turned] if len(pair.a.shape) == 2 else 0
-    if not 1 <= rank <= MAX_RANK:
+    if not 1 <= rank <= MAX_RANK * experts:
         raise CheckpointError(
             f"{adapter.file.path}: {pair.a.name} has the shape {list(pair.a.shape)}, no matrix of "
             f"a rank from 1 to {MAX_RANK}"
@@ -218,7 +236,12 @@ def _read(adapter: AdapterFile, module: str, pair: ModulePair, out: int, inner: 
                 hint="The adapter belongs to another model.",
             )
         sides.append(_dense(adapter.file, stored, turned))
-    return LowRank(sides[0], sides[1], pair.scale)
+    a, b = sides
+    if pair.experts is not None:
+        a = replace(a, data=a.data.reshape(experts, -1, inner))
+        b = replace(b, data=b.data.reshape(out, -1, experts))
+        b = replace(b, data=np.ascontiguousarray(b.data.transpose(2, 0, 1)))
+    return LowRank(a, b, pair.scale)
 
 
 def _magnitude(adapter: AdapterFile, module: str, stored: StoredTensor, out: int) -> np.ndarray:
@@ -239,4 +262,4 @@ def _dense(file: SafetensorsFile, stored: StoredTensor, turned: bool) -> Dense:
 
 
 def _rows(tensor: Dense, rows: slice | np.ndarray) -> Dense:
-    return replace(tensor, data=np.ascontiguousarray(tensor.data[rows]))
+    return replace(tensor, data=np.ascontiguousarray(tensor.data[..., rows, :]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from localllm.adapters.files import (
     check_targets,
     checked_scale,
     find_pairs,
+    names_match,
 )
 from localllm.adapters.patterns import MAX_NAME, pattern
 from localllm.checkpoint.safetensors import SafetensorsFile
@@ -40,19 +41,22 @@ _KNOWN = frozenset(
         *("inference_mode", "lora_dropout", "exclude_modules", "layers_pattern", "peft_version"),
         *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_config"),
         *("megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying"),
+        "target_parameters",
     }
 )
 _REFUSED = {
     "lora_bias": "biases of LoRA's own are not computed",
     "modules_to_save": "modules trained in full cannot be loaded beside the base model",
     "trainable_token_indices": "trained token embeddings cannot be loaded beside the base model",
-    "target_parameters": "parameters outside of linears (experts) cannot be adapted",
     "layer_replication": "replicated layers are another model than the base",
     "use_qalora": "QALoRA pools the inputs of A",
     "alora_invocation_tokens": "activated LoRA begins in the middle of a prompt",
     "arrow_config": "Arrow routes each token among several adapters",
 }
 _MERGE = "Merge the adapter into its model with PEFT (merge_and_unload) and load that."
+# Of transformers' modules of experts, in the order in which PEFT wraps them one around the other.
+EXPERT_PARAMETERS = ("gate_up_proj", "down_proj")
+WRAPPED = ".base_layer"
 # Ways to begin that leave the base model as it is; the others (PiSSA, OLoRA …) change it.
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
@@ -69,6 +73,7 @@ def read_peft(folder: Path, values: Mapping[str, Any]) -> AdapterFile:
     try:
         found = find_pairs(file, _ENDINGS, dora=config.flag("use_dora", False))
         scales = _Scales(config)
+        parameters = _target_parameters(config)
         pairs = {}
         for stem, (a, b, magnitude) in found.items():
             module = stem.removeprefix(PREFIX)
@@ -76,13 +81,46 @@ def read_peft(folder: Path, values: Mapping[str, Any]) -> AdapterFile:
                 raise UnsupportedModel(f"{file.path}: {a.name} does not begin with {PREFIX!r}")
             if len(module) > MAX_NAME:
                 raise CheckpointError(f"{file.path}: a module name of {len(module)} characters")
-            scale = scales.of(file.path, module, a.shape[0] if len(a.shape) == 2 else 0)
-            pairs[module] = ModulePair(a, b, scale, magnitude)
-        named = _check_modules(config, file.path, pairs)
+            rank = a.shape[0] if len(a.shape) == 2 else 0
+            parameter = _parameter(module, parameters)
+            if parameter is None:
+                scale = scales.of(file.path, module, rank)
+                pairs[module] = ModulePair(a, b, scale, magnitude)
+            else:
+                scale, experts = scales.of_experts(file.path, parameter, rank)
+                pairs[parameter] = ModulePair(a, b, scale, magnitude, experts)
+        linears = [module for module, pair in pairs.items() if pair.experts is None]
+        named = _check_modules(config, file.path, linears, optional=bool(parameters))
     except BaseException:
         file.close()
         raise
-    return AdapterFile(file, pairs, layers=_layers(config), named=named)
+    return AdapterFile(file, pairs, layers=_layers(config), named=named, named_experts=parameters)
+
+
+def _target_parameters(config: Config) -> tuple[str, ...]:
+    values = config.values.get("target_parameters") or ()
+    if (
+        not isinstance(values, list | tuple)
+        or not all(isinstance(value, str) for value in values)
+        or len(values) > 10_000
+    ):
+        raise config.bad("target_parameters", "must be a list of parameter names")
+    return tuple(values)
+
+
+def _parameter(module: str, targets: tuple[str, ...]) -> str | None:
+    """The stacked experts that a pair by this name changes, None for a linear's.
+
+    PEFT wraps a module once for each of its parameters, and names a pair by the wrapper: what was
+    wrapped first has one `.base_layer` for each wrapper around it.
+    """
+    owner = module
+    while owner.endswith(WRAPPED):
+        owner = owner.removesuffix(WRAPPED)
+    around = (len(module) - len(owner)) // len(WRAPPED)
+    names = [f"{owner}.{name}" for name in EXPERT_PARAMETERS]
+    adapted = [name for name in names if names_match(name, targets)]
+    return adapted[-1 - around] if around < len(adapted) else None
 
 
 def _refuse_others(config: Config) -> None:
@@ -130,12 +168,28 @@ class _Scales:
         self._alphas = _patterns(config, "alpha_pattern")
 
     def of(self, path: Path, module: str, found: int) -> float:
-        rank = _first(self._ranks, module)
-        wanted = self._rank if rank is None else int(rank)
+        wanted = self._rank_of(module)
         if found != wanted:
             raise CheckpointError(
                 f"{path}: the rank of {module} is {found}; adapter_config.json says {wanted}"
             )
+        return self._scale(path, module, wanted)
+
+    def of_experts(self, path: Path, parameter: str, found: int) -> tuple[float, int]:
+        """The scale, and how many experts there are; found: the ranks of all together."""
+        wanted = self._rank_of(parameter)
+        if not found or found % wanted:
+            raise CheckpointError(
+                f"{path}: the experts of {parameter} have {found} ranks together; "
+                f"adapter_config.json says {wanted} each"
+            )
+        return self._scale(path, parameter, wanted), found // wanted
+
+    def _rank_of(self, module: str) -> int:
+        rank = _first(self._ranks, module)
+        return self._rank if rank is None else int(rank)
+
+    def _scale(self, path: Path, module: str, wanted: int) -> float:
         special = _first(self._alphas, module)
         alpha = self._alpha if special is None else special
         return checked_scale(path, module, alpha / (math.sqrt(wanted) if self._root else wanted))
@@ -165,9 +219,17 @@ def _first(patterns: list[tuple[re.Pattern[str], float]], module: str) -> float 
     return next((value for found, value in patterns if found.fullmatch(module)), None)
 
 
-def _check_modules(config: Config, path: Path, modules: Mapping[str, object]) -> tuple[str, ...]:
-    """The names whose tensors must be here, as far as the model has such modules."""
+def _check_modules(
+    config: Config, path: Path, modules: Collection[str], *, optional: bool
+) -> tuple[str, ...]:
+    """The names whose tensors must be here, as far as the model has such modules.
+
+    optional: the config may name none.
+    """
     targets = config.values.get("target_modules")
+    if optional and not targets:
+        check_targets(path, modules, ())
+        return ()
     if isinstance(targets, list | tuple):
         if not targets or not all(isinstance(t, str) for t in targets) or len(targets) > 10_000:
             raise config.bad("target_modules", "must be a list of module names")

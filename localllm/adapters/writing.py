@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from localllm.adapters.naming import Module, keeps_conv1d, modules_of, short_names
-from localllm.adapters.peft import PREFIX, WEIGHTS
+from localllm.adapters.peft import EXPERT_PARAMETERS, PREFIX, WEIGHTS, WRAPPED
 from localllm.checkpoint.atomic import write_json
 from localllm.checkpoint.safetensors import write_safetensors
 from localllm.checkpoint.shards import read_json
@@ -69,14 +69,20 @@ def save_adapter(
     alphas = [config.alpha, *config.alpha_pattern.values()]
     tensors: dict[str, np.ndarray] = {}
     modules: dict[str, tuple[int, float]] = {}
-    for module in modules_of(spec, layout.targets):
+    found = modules_of(spec, layout.targets)
+    experts = [module.name for module in found if module.experts is not None]
+    for module in found:
         scale = layout.scales[module.adapted[0]]
         pair = _joined(module, layout, values, scale)
+        rank = pair["lora_A.weight"].shape[-2]
         for ending, array in pair.items():
-            tensors[f"{PREFIX}{module.name}.{ending}"] = array
-        rank = pair["lora_A.weight"].shape[0]
+            if module.experts is None:
+                tensors[f"{PREFIX}{module.name}.{ending}"] = array
+            else:
+                wrapper = _wrapper(module.name, experts)
+                tensors[f"{PREFIX}{wrapper}.{ending}"] = _flat(ending, array)
         modules[module.name] = rank, _alpha(scale, rank, config.rslora, alphas)
-    settings = _settings(modules, config, base_model, spec)
+    settings = _settings(modules, experts, config, base_model, spec)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if _differs(folder / CONFIG, settings):
@@ -104,16 +110,17 @@ def _joined(
     if parts == module.targets and len(parts) == 1:
         a, b = values[f"{parts[0]}.a"], values[f"{parts[0]}.b"]
     else:
-        a = np.concatenate([values[f"{part}.a"] for part in parts])
-        b = np.zeros((sum(module.rows.values()), len(a)), np.float32)
+        a = np.concatenate([values[f"{part}.a"] for part in parts], axis=-2)
+        *stacked, ranks, _ = a.shape
+        b = np.zeros((*stacked, sum(module.rows.values()), ranks), np.float32)
         row = column = 0
         for target in module.targets:
             rows = module.rows[target]
             if target in parts:
                 own = values[f"{target}.b"]
                 ratio = np.float32(layout.scales[target] / scale)  # 1 unless ranks differ
-                b[row : row + rows, column : column + own.shape[1]] = own * ratio
-                column += own.shape[1]
+                b[..., row : row + rows, column : column + own.shape[-1]] = own * ratio
+                column += own.shape[-1]
             row += rows
     found = {"lora_A.weight": a, "lora_B.weight": b}
     if all(magnitudes):
@@ -122,8 +129,23 @@ def _joined(
         )
     if module.mixed is not None:
         for name in found.keys() - {"lora_A.weight"}:
-            found[name] = found[name][module.mixed]
+            found[name] = np.take(found[name], module.mixed, axis=0 if found[name].ndim < 3 else 1)
     return found
+
+
+def _wrapper(name: str, adapted: Sequence[str]) -> str:
+    """What PEFT calls its wrapper of a parameter: the last of a module's is the outermost."""
+    owner, _, parameter = name.rpartition(".")
+    later = EXPERT_PARAMETERS[EXPERT_PARAMETERS.index(parameter) + 1 :]
+    return owner + WRAPPED * sum(f"{owner}.{other}" in adapted for other in later)
+
+
+def _flat(ending: str, array: np.ndarray) -> np.ndarray:
+    """A [E, r, in] as [E * r, in], B [E, out, r] as [out, r * E]."""
+    if ending == "lora_B.weight":
+        array = array.transpose(1, 2, 0)
+        return np.ascontiguousarray(array.reshape(len(array), -1))
+    return array.reshape(-1, array.shape[-1])
 
 
 def _alpha(scale: float, rank: int, root: bool, likely: list[float]) -> float:
@@ -136,6 +158,7 @@ def _alpha(scale: float, rank: int, root: bool, likely: list[float]) -> float:
 
 def _settings(
     modules: Mapping[str, tuple[int, float]],
+    experts: Sequence[str],
     config: AdapterConfig,
     base_model: str,
     spec: DecoderSpec,
@@ -155,7 +178,8 @@ def _settings(
         "bias": "none",
         "fan_in_fan_out": keeps_conv1d(spec),
         "init_lora_weights": True,
-        "target_modules": short_names(spec, modules),
+        "target_modules": short_names(spec, modules.keys() - set(experts)),
+        **({"target_parameters": sorted(experts)} if experts else {}),
         "rank_pattern": {name: own for name, (own, _) in modules.items() if own != rank},
         "alpha_pattern": {
             name: _plain(own) for name, (_, own) in modules.items() if own != alpha

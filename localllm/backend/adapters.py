@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-from localllm.adapters.lora import LINEARS, LoraAdapter
-from localllm.errors import CheckpointError, InvalidRequest, OutOfMemoryPlan
+from localllm.adapters.lora import EXPERTS, LINEARS, LoraAdapter
+from localllm.errors import CheckpointError, InvalidRequest, OutOfMemoryPlan, UnsupportedModel
 from localllm.spec import DecoderSpec
 from localllm.spec.weights import weight_shapes
 
@@ -19,16 +19,27 @@ def check_adapter(spec: DecoderSpec, adapter: LoraAdapter) -> None:
     shapes = weight_shapes(spec)
     for target, pair in adapter.targets.items():
         stem = target.split(".", 2)[-1]
-        wanted = shapes.get(f"{target}.weight") if stem in LINEARS else None
+        wanted = shapes.get(f"{target}.weight") if stem in (*LINEARS, *EXPERTS) else None
         if wanted is None:
             raise CheckpointError(
                 f"adapter {adapter.name!r}: this {spec.architecture} model has no linear {target}"
             )
-        found = (pair.b.shape[0], pair.a.shape[1])
-        if found != wanted or pair.a.shape[0] != pair.b.shape[1]:
+        rank = pair.rank
+        if pair.a.shape != (*wanted[:-2], rank, wanted[-1]) or pair.b.shape != (*wanted[:-1], rank):
             raise CheckpointError(
                 f"adapter {adapter.name!r}: {target} takes {list(pair.b.shape)} x "
                 f"{list(pair.a.shape)} where {list(wanted)} is needed"
+            )
+
+
+def require_no_experts(backend: str, adapter: LoraAdapter) -> None:
+    """UnsupportedModel for an adapter that changes experts, on a backend that cannot."""
+    for target in adapter.targets:
+        if target.split(".", 2)[-1] in EXPERTS:
+            raise UnsupportedModel(
+                f"adapter {adapter.name!r} changes experts ({target}), which the {backend} backend "
+                "cannot do beside the base model",
+                hint="merge it into the model with `localllm fuse`, or give --backend reference",
             )
 
 

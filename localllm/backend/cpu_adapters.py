@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
-from localllm.adapters.lora import LINEARS, LoraAdapter
+from localllm.adapters.lora import EXPERTS, LINEARS, LoraAdapter, LowRank
 from localllm.backend.cpu_weights import row_orders
 from localllm.checkpoint.tensor import Dense
 from localllm.kernels_cpu import _native
@@ -30,8 +32,9 @@ def packed_bytes(adapter: LoraAdapter) -> int:
 
 def _matrix_bytes(adapter: LoraAdapter) -> int:
     return sum(
-        int(_native.adapter_pair_bytes(pair.a.data, pair.b.data))
+        int(_native.adapter_pair_bytes(a, b))
         for pair in adapter.targets.values()
+        for a, b in _matrices(pair)
     )
 
 
@@ -47,6 +50,10 @@ def pack_adapter(spec: DecoderSpec, adapter: LoraAdapter) -> _native.Adapter:
         pair = adapter.targets[target]
         _, layer, stem = target.split(".", 2)
         linear = _TARGETS.get(stem, stem.split(".")[1])
+        if stem in EXPERTS:
+            for expert, sides in enumerate(_matrices(pair)):
+                packed.add(int(layer), _native.Target[linear], *sides, pair.scale, expert=expert)
+            continue
         order = orders.get(f"{target}.weight")
         b = pair.b if order is None else pair.b.rows(order)
         gains = None if pair.gains is None else pair.gains.values  # biases come after them here
@@ -58,7 +65,15 @@ def pack_adapter(spec: DecoderSpec, adapter: LoraAdapter) -> _native.Adapter:
 
 def _place(target: str) -> tuple[int, int]:
     _, layer, stem = target.split(".", 2)
-    return int(layer), LINEARS.index(stem)
+    return int(layer), (*LINEARS, *EXPERTS).index(stem)
+
+
+def _matrices(pair: LowRank) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """A [r, in] and B [out, r], of experts those of one after the other."""
+    if len(pair.a.shape) == 2:
+        yield _array(pair.a), _array(pair.b)
+    else:
+        yield from zip(_array(pair.a), _array(pair.b), strict=True)
 
 
 def _array(matrix: Dense) -> np.ndarray:

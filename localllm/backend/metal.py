@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from localllm.adapters.lora import LoraAdapter
-from localllm.backend.adapters import MAX_ADAPTERS, AdapterTable, check_adapter
+from localllm.backend.adapters import MAX_ADAPTERS, AdapterTable, check_adapter, require_no_experts
 from localllm.backend.metal_adapters import (
     Loaded,
     RowAdapters,
@@ -209,6 +209,7 @@ class MetalBackend:
 
     def add_adapter(self, adapter: LoraAdapter) -> int:
         """See `Backend.add_adapter`."""
+        require_no_experts(self.name, adapter)
         check_adapter(self.spec, adapter)
         self._adapters.require_room()
         with self._working():
@@ -225,6 +226,7 @@ class MetalBackend:
 
     def adapter_bytes(self, adapter: LoraAdapter) -> int:
         """See `Backend.adapter_bytes`."""
+        require_no_experts(self.name, adapter)
         return loaded_bytes(adapter, self.dtype)
 
     def copy_block(self, group: int, source: int, target: int) -> None:

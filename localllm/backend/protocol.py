@@ -169,7 +169,8 @@ class Backend(Protocol):
     def add_adapter(self, adapter: LoraAdapter) -> int:
         """Loads it and returns its index, for chunks to name until it is removed.
 
-        Raises CheckpointError for one that does not fit the model, OutOfMemoryPlan when all of the
+        Raises CheckpointError for one that does not fit the model, UnsupportedModel for one on
+        experts where the backend cannot compute these, OutOfMemoryPlan when all of the
         `max_adapters` slots are taken or there is no memory for it.
         """
         ...
@@ -179,7 +180,7 @@ class Backend(Protocol):
         ...
 
     def adapter_bytes(self, adapter: LoraAdapter) -> int:
-        """What loading it takes."""
+        """What loading it takes. Raises UnsupportedModel as `add_adapter` does."""
         ...
 
     def copy_block(self, group: int, source: int, target: int) -> None: ...

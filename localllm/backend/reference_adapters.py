@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
 
 from localllm.adapters.lora import LoraAdapter, LowRank
+from localllm.backend.reference_parts import Routed
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A transposed [in, r], B transposed times the scale [r, out]; float32.
+    """A transposed [in, r], B transposed times the scale [r, out]; float32. Of experts [E, in, r]
+    and [E, r, out].
 
     With DoRA B has the gains in it, too; gain, offset [out]: for y.
     """
@@ -30,6 +33,9 @@ class Pair:
             y = y + self.offset
         return y + (x @ self.a) @ self.b
 
+    def of(self, expert: int) -> Pair:
+        return Pair(self.a[expert], self.b[expert])
+
 
 Loaded = Mapping[str, Pair]
 
@@ -39,7 +45,8 @@ def to_loaded(adapter: LoraAdapter) -> Loaded:
 
 
 def _pair(pair: LowRank) -> Pair:
-    a, b = mx.array(pair.a.to_float32().T.copy()), mx.array(pair.scaled_b().T)
+    a = mx.array(np.ascontiguousarray(pair.a.to_float32().swapaxes(-1, -2)))
+    b = mx.array(np.ascontiguousarray(pair.scaled_b().swapaxes(-1, -2)))
     if pair.gains is None:
         return Pair(a, b)
     offset = pair.gains.offset
@@ -57,17 +64,22 @@ class RowAdapters:
     """rows: of each chunk of a step, in order; adapters: theirs, None for the base alone."""
 
     def __init__(self, rows: Sequence[int], adapters: Sequence[Loaded | None]) -> None:
-        self._parts = list(zip(rows, adapters, strict=True))
+        self._edges = np.cumsum([0, *rows])
+        self._adapters = adapters
 
-    def __call__(self, target: str, x: mx.array, y: mx.array) -> mx.array:
-        """y [n, out], with what a row's adapter makes of it where it has the target; x: [n, in]."""
-        if not any(adapter and target in adapter for _, adapter in self._parts):
+    def __call__(
+        self, target: str, x: mx.array, y: mx.array, routed: Routed | None = None
+    ) -> mx.array:
+        """See `Adapt`."""
+        pairs = [adapter.get(target) if adapter else None for adapter in self._adapters]
+        if not any(pairs):
             return y
-        parts, at = [], 0
-        for rows, adapter in self._parts:
-            part = y[at : at + rows]
-            if adapter and target in adapter:
-                part = adapter[target](x[at : at + rows], part)
-            parts.append(part)
-            at += rows
+        edges = self._edges
+        if routed is not None:
+            edges = np.searchsorted(routed.rows, edges)
+            pairs = [pair and pair.of(routed.expert) for pair in pairs]
+        parts = []
+        for begin, end, pair in zip(edges[:-1].tolist(), edges[1:].tolist(), pairs, strict=True):
+            part = y[begin:end]
+            parts.append(part if pair is None else pair(x[begin:end], part))
         return mx.concatenate(parts)

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from localllm.backend.reference_linear import Linear, Matrix, Part
-from localllm.backend.reference_parts import Adapt, Norm, Weight, Weights, activate
+from localllm.backend.reference_parts import Adapt, Norm, Routed, Weight, Weights, activate
 from localllm.backend.reference_recurrent import Recur, Recurrent, recurrent
 from localllm.spec import (
     AttentionSpec,
@@ -154,8 +154,8 @@ class MixtureOfExperts(Part):
         self.expert_post_norm = own("expert_post")
         self.shared_post_norm = own("shared_post") if spec.shared else None
 
-    def __call__(self, x: mx.array, normed: mx.array) -> mx.array:
-        y = self._routed(x, normed)
+    def __call__(self, x: mx.array, normed: mx.array, adapt: Adapt) -> mx.array:
+        y = self._routed(x, normed, adapt)
         if self.shared is None:
             return y
         shared = self.shared(normed, _unadapted)
@@ -163,15 +163,17 @@ class MixtureOfExperts(Part):
             shared = mx.sigmoid(self.shared_gate(normed)) * shared
         return y + _apply(self.shared_post_norm, shared)
 
-    def _routed(self, x: mx.array, normed: mx.array) -> mx.array:
+    def _routed(self, x: mx.array, normed: mx.array, adapt: Adapt) -> mx.array:
         """float32 [n, D]: the chosen experts' outputs by their weights."""
         chosen, weights = self._route(normed if self.router_norm is None else self.router_norm(x))
         x = normed if self.expert_norm is None else self.expert_norm(x)
         # The experts in rising order: a row's sum does not depend on its neighbours.
         y = mx.zeros_like(x)
         for expert in np.unique(chosen):
-            row, slot = (mx.array(at) for at in np.nonzero(chosen == expert))
-            y = y.at[row].add(self._expert(int(expert), x[row]) * weights[row, slot][:, None])
+            rows, slots = np.nonzero(chosen == expert)
+            row, slot = mx.array(rows), mx.array(slots)
+            out = self._expert(x[row], Routed(int(expert), rows), adapt)
+            y = y.at[row].add(out * weights[row, slot][:, None])
         return _apply(self.expert_post_norm, y)
 
     def _route(self, x: mx.array) -> tuple[np.ndarray, mx.array]:
@@ -189,9 +191,14 @@ class MixtureOfExperts(Part):
             weights = weights * self.expert_scale[mx.array(chosen)]
         return chosen, weights * spec.weight_scale
 
-    def _expert(self, index: int, x: mx.array) -> mx.array:
-        inner = gated(self.gate[index](x), self.up[index](x), self.spec.activation)
-        return self.down[index](inner)
+    def _expert(self, x: mx.array, routed: Routed, adapt: Adapt) -> mx.array:
+        gate, up, down = (part[routed.expert] for part in (self.gate, self.up, self.down))
+        inner = gated(
+            adapt("moe.gate", x, gate(x), routed),
+            adapt("moe.up", x, up(x), routed),
+            self.spec.activation,
+        )
+        return adapt("moe.down", inner, down(inner), routed)
 
 
 def best_experts(choice: np.ndarray, spec: MoESpec) -> np.ndarray:
@@ -289,7 +296,7 @@ class Layer(Part):
         x = x + _apply(self.attn_post_norm, y) * self.residual_scale
         normed = _apply(self.ffn_norm, x)
         if isinstance(self.ffn, MixtureOfExperts):
-            y = self.ffn(x, normed)
+            y = self.ffn(x, normed, adapt)
         else:
             y = self.ffn(normed, adapt)
         x = x + _apply(self.ffn_post_norm, y) * self.residual_scale
@@ -377,8 +384,14 @@ class Decoder(Part):
             def attend_here(q: mx.array, kv: KeysValues, at: int = index) -> mx.array:
                 return attend(at, q, kv)
 
-            def adapt_here(name: str, x: mx.array, y: mx.array, at: int = index) -> mx.array:
-                return y if adapt is None else adapt(f"layers.{at}.{name}", x, y)
+            def adapt_here(
+                target: str,
+                x: mx.array,
+                y: mx.array,
+                routed: Routed | None = None,
+                at: int = index,
+            ) -> mx.array:
+                return y if adapt is None else adapt(f"layers.{at}.{target}", x, y, routed)
 
             def recur_here(rows: mx.array, at: int = index) -> mx.array:
                 assert recur is not None, "a model with recurrent layers"
@@ -433,7 +446,7 @@ def softcap(x: mx.array, cap: float) -> mx.array:
     return cap * mx.tanh(x / cap)
 
 
-def _unadapted(target: str, x: mx.array, y: mx.array) -> mx.array:
+def _unadapted(target: str, x: mx.array, y: mx.array, routed: Routed | None = None) -> mx.array:
     return y
 
 

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
 
 import mlx.core as mx
+import numpy as np
 
 from localllm.backend.reference_linear import Linear, Matrix, Part
 from localllm.spec import NormSpec
 from localllm.spec.decoder import Activation
 
-# (target, x [n, in], y [n, out] = W x) -> y with what adapters add; target: "attn.q", and at the
-# decoder "layers.0.attn.q" …
-Adapt = Callable[[str, mx.array, mx.array], mx.array]
+
+class Routed(NamedTuple):
+    """Which of a mixture's experts is at work, and on which of the step's rows, int [n] rising."""
+
+    expert: int
+    rows: np.ndarray
+
+
+class Adapt(Protocol):
+    def __call__(
+        self, target: str, x: mx.array, y: mx.array, routed: Routed | None = None
+    ) -> mx.array:
+        """y [n, out] = W x, with what adapters add; x: [n, in].
+
+        target: "attn.q", and at the decoder "layers.0.attn.q" … routed: None where x has all rows.
+        """
+        ...
+
+
 Weight = mx.array | Matrix | list[Matrix]  # a vector, a matrix, or one matrix per expert
 
 

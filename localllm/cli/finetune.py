@@ -103,7 +103,10 @@ def finetune(
     alpha: Annotated[float | None, typer.Option(help="Its strength; 16 unless told.")] = None,
     targets: Annotated[
         str | None,
-        typer.Option(help="all-linear, or names with commas: attn.q,attn.v or q_proj,v_proj."),
+        typer.Option(
+            help="all-linear, or names with commas: attn.q,attn.v or q_proj,v_proj; experts are "
+            "moe.gate,moe.up,moe.down."
+        ),
     ] = None,
     dropout: Annotated[float | None, typer.Option(help="On the adapter's input.")] = None,
     dora: Annotated[bool, typer.Option("--dora", help="DoRA: magnitudes of their own.")] = False,

@@ -31,8 +31,8 @@ class WrittenAdapter:
 
 
 def write_adapter_gguf(source: Source, path: Path) -> WrittenAdapter:
-    """Float32. Raises InvalidRequest without an adapter, UnsupportedModel for DoRA, which
-    llama.cpp does not know, CheckpointError where the file cannot be written."""
+    """Float32. Raises InvalidRequest without an adapter, UnsupportedModel for one on experts or of
+    DoRA, which llama.cpp does not know, CheckpointError where the file cannot be written."""
     import gguf
 
     adapter = source.adapter
@@ -41,6 +41,11 @@ def write_adapter_gguf(source: Source, path: Path) -> WrittenAdapter:
     if any(pair.gains is not None for pair in adapter.targets.values()):
         raise UnsupportedModel(
             "llama.cpp has no DoRA adapters", hint="export the model with the adapter merged in"
+        )
+    if any(len(pair.a.shape) == 3 for pair in adapter.targets.values()):
+        raise UnsupportedModel(
+            "adapters on experts are not written as LoRA in GGUF",
+            hint="export the model with the adapter merged in",
         )
     name, names, has = gguf_layout(source)
     pairs = [

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from localllm.adapters.files import names_match
-from localllm.adapters.lora import LINEARS
+from localllm.adapters.lora import EXPERTS, LINEARS
 from localllm.errors import InvalidRequest
 from localllm.models.layout import sources
 from localllm.models.registry import ARCHITECTURES
@@ -21,12 +21,14 @@ from localllm.train.lora import LoRAConfig, TuneConfig
 from localllm.train.program import Layout
 
 T = TypeVar("T")
+ALL_LINEAR = "all-linear"
 
 
 def layout_for(spec: DecoderSpec, config: TuneConfig) -> Layout:
     """Every trained parameter's shape, and each target's scale.
 
-    Raises InvalidRequest for a name that no linear of the model has, naming those that are there.
+    Raises InvalidRequest for a name that no linear of the model has, naming those that are there,
+    and for dropout or DoRA on experts.
     """
     if not isinstance(config, LoRAConfig):
         return Layout(weight_shapes(spec), {})
@@ -38,11 +40,16 @@ def layout_for(spec: DecoderSpec, config: TuneConfig) -> Layout:
     shapes: dict[str, tuple[int, ...]] = {}
     scales: dict[str, float] = {}
     for target in chosen:
-        out, inner = names.linears[target]
+        *experts, out, inner = names.linears[target]
+        if experts and (config.dropout or config.dora):
+            raise InvalidRequest(
+                f"{target}: adapters on experts have neither dropout nor DoRA, as in PEFT",
+                hint="leave both out, or the experts",
+            )
         rank = names.first(target, config.rank_pattern) or config.rank
         alpha = names.first(target, config.alpha_pattern) or config.alpha
-        shapes[f"{target}.a"] = (rank, inner)
-        shapes[f"{target}.b"] = (out, rank)
+        shapes[f"{target}.a"] = (*experts, rank, inner)
+        shapes[f"{target}.b"] = (*experts, out, rank)
         if config.dora:
             shapes[f"{target}.magnitude"] = (out,)
         scales[target] = alpha / (math.sqrt(rank) if config.rslora else rank)
@@ -60,7 +67,7 @@ def initial(layout: Layout, seed: int, weights: BaseWeights | None = None) -> np
     views = layout.views(flat)
     for name, view in views.items():
         if layout.scales and name.endswith(".a"):
-            bound = np.float32(1 / math.sqrt(view.shape[1]))
+            bound = np.float32(1 / math.sqrt(view.shape[-1]))
             view[...] = uniform(seed, name, view.size).reshape(view.shape) * bound
     magnitudes = {t: views[f"{t}.magnitude"] for t in layout.targets if f"{t}.magnitude" in views}
     if magnitudes or not layout.scales:
@@ -95,7 +102,8 @@ class _Names:
     def __init__(self, spec: DecoderSpec) -> None:
         self._spec = spec
         shapes = weight_shapes(spec)
-        names = (f"layers.{n}.{stem}" for n in range(len(spec.layers)) for stem in LINEARS)
+        stems = (*LINEARS, *EXPERTS)
+        names = (f"layers.{n}.{stem}" for n in range(len(spec.layers)) for stem in stems)
         self.linears: dict[str, tuple[int, ...]] = {
             name: shapes[f"{name}.weight"] for name in names if f"{name}.weight" in shapes
         }
@@ -104,15 +112,21 @@ class _Names:
     def targets(self, wanted: tuple[str, ...] | str) -> list[str]:
         if not self.linears:
             raise InvalidRequest(f"this {self._spec.architecture} model has no linear to adapt")
-        if wanted == "all-linear":
-            return list(self.linears)
         patterns = (wanted,) if isinstance(wanted, str) else wanted
         for pattern in patterns:
-            if not any(self.match(target, pattern) for target in self.linears):
+            if not any(self._chosen(target, pattern) for target in self.linears):
                 raise self.unknown(pattern)
-        return [t for t in self.linears if any(self.match(t, pattern) for pattern in patterns)]
+        return [t for t in self.linears if any(self._chosen(t, pattern) for pattern in patterns)]
+
+    def _chosen(self, target: str, pattern: str) -> bool:
+        if pattern == ALL_LINEAR:
+            return not _of_experts(target)
+        return self.match(target, pattern)
 
     def match(self, target: str, pattern: str) -> bool:
+        if _of_experts(target):
+            # "down_proj" is a linear's name; experts are named by what they are in.
+            return "." in pattern and any(names_match(n, (pattern,)) for n in self._known[target])
         return any(names_match(name, (pattern,)) for name in self._known[target])
 
     def first(self, target: str, patterns: Mapping[str, T]) -> T | None:
@@ -132,6 +146,10 @@ class _Names:
         if architecture is not None:
             for source in sources(architecture.names, stem):
                 yield source.name.replace("{n}", layer)
+
+
+def _of_experts(target: str) -> bool:
+    return target.split(".", 2)[2] in EXPERTS
 
 
 def _unique(items: Iterable[str]) -> list[str]:

@@ -18,7 +18,10 @@ class LoRAConfig:
     rank, alpha: B A x is multiplied by alpha / rank, or with `rslora` by alpha / sqrt(rank)
         (https://arxiv.org/abs/2312.03732).
     targets: "all-linear", or names of linears: "attn.q" or "q_proj" in every layer,
-        "layers.0.attn.q" in one; as in PEFT a name stands for all that end like it.
+        "layers.0.attn.q" in one; as in PEFT a name stands for all that end like it. A mixture's
+        experts are no linears there, so they are named beside: "moe.gate", "moe.up", "moe.down", or
+        as PEFT's target_parameters "experts.gate_up_proj", "experts.down_proj". Each expert then
+        has a pair of its own. Routers stay as they are.
     dropout: chance that an entry of A's input is zeroed in training.
     dora: the rows of W + B A are brought to a trained length (https://arxiv.org/abs/2402.09353).
     lora_plus: B learns so many times as fast as A (https://arxiv.org/abs/2402.12354); None: alike.

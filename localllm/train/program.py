@@ -54,7 +54,8 @@ class Layout:
 
     For low-rank adapters the names are a target of `localllm.adapters` and what of it:
     "layers.0.attn.q.a" [r, in], "layers.0.attn.q.b" [out, r], with DoRA also
-    "layers.0.attn.q.magnitude" [out]; for full fine-tuning the weights' own names.
+    "layers.0.attn.q.magnitude" [out], and of experts "layers.0.moe.up.a" [E, r, in] and "….b"
+    [E, out, r]; for full fine-tuning the weights' own names.
     scales: by target, what multiplies B A x (alpha / r, or alpha / sqrt(r)).
     """
 

@@ -15,13 +15,14 @@ import numpy as np
 from localllm.backend.reference_attention import attention
 from localllm.backend.reference_decoder import (
     Decoder,
+    FeedForward,
     KeysValues,
     Layer,
     PerLayerInputs,
     Turns,
 )
 from localllm.backend.reference_linear import SLAB, Linear
-from localllm.backend.reference_parts import Weight, Weights
+from localllm.backend.reference_parts import Routed, Weight, Weights
 from localllm.backend.reference_recurrent import GatedDeltaNet, Recurrent
 from localllm.backend.weights import checked_weights
 from localllm.errors import InvalidRequest
@@ -341,12 +342,20 @@ class _Step:
                 self.spec.layers[index], Weights(trained(arrays), at), self.spec.per_layer
             )
         linears = {} if self._whole or not arrays else _linears(layer)
+        # Cut once: the gradient of a slice would have the size of all experts.
+        experts = {
+            name: [part[0] for part in mx.split(array, array.shape[0])]
+            for name, array in arrays.items()
+            if array.ndim == 3 and not self._whole
+        }
 
-        def adapt(stem: str, x: mx.array, y: mx.array) -> mx.array:
+        def adapt(target: str, x: mx.array, y: mx.array, routed: Routed | None = None) -> mx.array:
             if not linears:
                 return y
+            if routed is not None:
+                return self._adapters.apply_to_expert(f"{at}{target}", routed.expert, x, y, experts)
             return self._adapters.apply(
-                f"{at}{stem}", linears[stem], x, y, arrays, self._numbers, self._noise
+                f"{at}{target}", linears[target], x, y, arrays, self._numbers, self._noise
             )
 
         own = None if self._own is None else extras[0]
@@ -440,7 +449,8 @@ def _linears(layer: Layer) -> dict[str, Linear]:
         found = {"delta.qkv": mixer.qkv, "delta.z": mixer.z, "delta.o": mixer.o}
     elif mixer is not None:
         found = {"conv.in": mixer.into, "conv.out": mixer.out}
-    found |= {f"ffn.{name}": getattr(layer.ffn, name) for name in ("gate", "up", "down")}
+    if isinstance(layer.ffn, FeedForward):
+        found |= {f"ffn.{name}": getattr(layer.ffn, name) for name in ("gate", "up", "down")}
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -51,6 +51,23 @@ class Adapters:
         # PEFT's sum: where a gain is 1 and B zero, nothing changes by a bit.
         plain = y if linear.bias is None else y - linear.bias
         return y + ((gain - 1) * plain + gain * added)
+
+    def apply_to_expert(
+        self,
+        target: str,
+        expert: int,
+        x: mx.array,
+        y: mx.array,
+        pairs: Mapping[str, Sequence[mx.array]],
+    ) -> mx.array:
+        """x float32 [n, in], y float32 [n, out] -> the adapted output of one of the experts.
+
+        pairs: "{target}.a" and "{target}.b" of every expert, [r, in] and [out, r].
+        """
+        if f"{target}.a" not in pairs:
+            return y
+        a, b = pairs[f"{target}.a"][expert], pairs[f"{target}.b"][expert]
+        return y + ((x @ a.T) @ b.T) * self._scales[target]
 
     def _length(
         self, target: str, linear: Linear, a: mx.array, b: mx.array, scale: float

@@ -85,6 +85,37 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "float32",
         {"r": 3, "lora_alpha": 4, "target_modules": [*_ATTENTION, "in_proj", "out_proj", "w1"]},
     ),
+    "qwen3_moe-experts": (
+        "qwen3_moe-norm-topk",
+        "float32",
+        {
+            "r": 3,
+            "lora_alpha": 4,
+            "target_modules": _ATTENTION,
+            "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+            "rank_pattern": {"experts.down_proj": 2},
+        },
+    ),
+    "gpt_oss-experts": (
+        "gpt_oss-top2-yarn",
+        "float32",
+        {
+            "r": 2,
+            "lora_alpha": 3,
+            "target_modules": [],
+            "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+        },
+    ),
+    "glm4_moe-one-layers-down": (
+        "glm4_moe-one-dense",
+        "bfloat16",
+        {
+            "r": 4,
+            "lora_alpha": 4,
+            "target_modules": ["q_proj"],
+            "target_parameters": ["layers.1.mlp.experts.down_proj"],
+        },
+    ),
     "gemma3-regex": (
         "gemma3-pattern",
         "float32",
@@ -156,6 +187,8 @@ def write_golden(name: str) -> None:
         if isinstance(config["target_modules"], list)
         else config["target_modules"]
     )
+    if config.get("target_parameters"):
+        config["target_parameters"] = sorted(config["target_parameters"])
     facts = {"model": base, "dtype": dtype, "config": config, "shapes": shapes}
     (GOLDEN / f"{name}.json").write_text(json.dumps(facts) + "\n")
     np.savez_compressed(GOLDEN / f"{name}.npz", logits=logits)

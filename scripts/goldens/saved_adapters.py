@@ -35,6 +35,8 @@ def peft_logits(case: Saved, folder: Path) -> np.ndarray:
         warnings.simplefilter("error")  # missing and unexpected keys are told as warnings
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
+        # Said of ranks of parameters though they are taken: the shapes would not fit otherwise.
+        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys")
         adapted = PeftModel.from_pretrained(_load(base.config, folder / "model"), adapter).eval()
     with torch.no_grad():
         logits = adapted(torch.tensor([base.tokens]), use_cache=False).logits[0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from localllm.adapters.lora import LINEARS
+from localllm.adapters.lora import EXPERTS, LINEARS
 from localllm.spec import DecoderSpec
 from localllm.spec.weights import weight_shapes
 from localllm.train.program import Layout
@@ -25,8 +25,10 @@ class Settings:
 
 
 def linears(spec: DecoderSpec) -> list[str]:
+    """All that an adapter may touch, experts too."""
     shapes = weight_shapes(spec)
-    names = (f"layers.{n}.{stem}" for n in range(len(spec.layers)) for stem in LINEARS)
+    stems = (*LINEARS, *EXPERTS)
+    names = (f"layers.{n}.{stem}" for n in range(len(spec.layers)) for stem in stems)
     return [name for name in names if f"{name}.weight" in shapes]
 
 
@@ -40,9 +42,10 @@ def layout(
     shapes: dict[str, tuple[int, ...]] = {}
     scales: dict[str, float] = {}
     for target in linears(spec) if targets is None else targets:
-        out, inner = weight_shapes(spec)[f"{target}.weight"]
+        *experts, out, inner = weight_shapes(spec)[f"{target}.weight"]
         r = rank(target)
-        shapes[f"{target}.a"], shapes[f"{target}.b"] = (r, inner), (out, r)
+        shapes[f"{target}.a"] = (*experts, r, inner)
+        shapes[f"{target}.b"] = (*experts, out, r)
         if settings.dora:
             shapes[f"{target}.magnitude"] = (out,)
         scales[target] = settings.alpha / (r**0.5 if settings.rslora else r)

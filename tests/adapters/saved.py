@@ -69,5 +69,12 @@ CASES = {
     "gpt2": Saved("gpt2-tied", Settings(alpha=8)),
     "gpt2-dora": Saved("gpt2-tied", Settings(alpha=8, dora=True)),
     "mixture": Saved("qwen3_moe-norm-topk", Settings(alpha=8), chosen=lambda t: ".attn." in t),
+    "mixture-experts": Saved("qwen3_moe-norm-topk", Settings(alpha=8), rank=_by_place),
+    "mixture-up-alone": Saved("qwen3_moe-norm-topk", Settings(), chosen=lambda t: "moe.up" in t),
+    "gpt_oss-experts": Saved(
+        "gpt_oss-top2-yarn",
+        Settings(alpha=6, rslora=True),
+        chosen=lambda t: "moe" in t or "1.attn.q" in t,
+    ),
     "glm4": Saved("glm4-gqa", Settings(alpha=8)),
 }

@@ -22,6 +22,7 @@ from localllm.models.config import Config
 from localllm.models.registry import ARCHITECTURES
 from localllm.spec import DecoderSpec
 from tests.adapters.tiny import write_adapter
+from tests.examples import examples
 from tests.models.running import golden
 
 Tensors = dict[str, Dense]
@@ -81,7 +82,6 @@ def test_what_the_other_tests_spoil_is_good(tmp_path: Path):
         ({"bias": "lora_only"}, "bias"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
-        ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "target_parameters"),
         ({"layer_replication": [[0, 1], [0, 1]]}, "layer_replication"),
         ({"use_qalora": True}, "use_qalora"),
         ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens"),
@@ -246,6 +246,58 @@ def test_experts_are_refused_with_the_reason(model: str, module: str, tmp_path: 
     assert "Merge" in error.value.hint
 
 
+QWEN3_MOE = "qwen3_moe-norm-topk"  # hidden 32, 6 experts of 20
+OF_EXPERTS = {
+    "target_modules": [],
+    "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
+}
+
+
+def expert_pairs() -> Tensors:
+    """Rank 4 each: down in the outer wrapper, gate and up in the inner one."""
+    at = "model.layers.0.mlp.experts"
+    return pair(at, 32, 20, 6 * 4) | pair(f"{at}.base_layer", 40, 32, 6 * 4)
+
+
+def test_what_the_next_tests_spoil_is_good_too(tmp_path: Path):
+    folder = write_adapter(tmp_path, {**CONFIG, **OF_EXPERTS}, expert_pairs())
+    targets = load_adapter(folder, spec_of(QWEN3_MOE)).targets
+    assert {name: (pair.a.shape, pair.b.shape) for name, pair in targets.items()} == {
+        "layers.0.moe.gate": ((6, 4, 32), (6, 20, 4)),
+        "layers.0.moe.up": ((6, 4, 32), (6, 20, 4)),
+        "layers.0.moe.down": ((6, 4, 20), (6, 32, 4)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "tensors", "named"),
+    [
+        ({"r": 3}, {}, "has 8 experts; this model has 6"),
+        ({"r": 5}, {}, "have 24 ranks together.*says 5 each"),
+        ({"target_parameters": "down_proj"}, {}, "target_parameters.*must be a list"),
+        ({}, pair("model.layers.0.mlp.experts.base_layer", 32, 40, 24), "lora_A.*shape.*calls for"),
+        ({"target_parameters": ["experts.down_proj"]}, {}, "base_layer"),
+        ({"target_modules": ["q_proj"]}, {}, "'q_proj'"),
+        ({"use_dora": True}, {}, "lora_magnitude_vector is missing"),
+    ],
+    ids=str,
+)
+def test_pairs_of_experts_that_do_not_fit_are_named(changes, tensors, named, tmp_path: Path):
+    config = {**CONFIG, **OF_EXPERTS, **changes}
+    folder = write_adapter(tmp_path, config, expert_pairs() | tensors)
+    with pytest.raises(LocalLLMError, match=named):
+        load_adapter(folder, spec_of(QWEN3_MOE))
+
+
+def test_experts_that_the_config_names_must_be_there(tmp_path: Path):
+    only_down = pair("model.layers.0.mlp.experts", 32, 20, 24)
+    config = {**CONFIG, **OF_EXPERTS, "target_parameters": ["experts.down_proj"]}
+    load_adapter(write_adapter(tmp_path / "down", config, only_down), spec_of(QWEN3_MOE))
+    config = {**CONFIG, **OF_EXPERTS}
+    with pytest.raises(CheckpointError, match=r"no tensors for .experts\.gate_up_proj"):
+        load_adapter(write_adapter(tmp_path / "both", config, only_down), spec_of(QWEN3_MOE))
+
+
 def test_attention_beside_experts_can_be_adapted_but_no_dense_layer_that_is_not_there(
     tmp_path: Path,
 ):
@@ -349,7 +401,7 @@ class TestMlx:
 
 @settings(
     deadline=None,
-    max_examples=60,
+    max_examples=examples(60),
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from localllm.adapters import LoraAdapter, LowRank
-from localllm.adapters.lora import LINEARS, Gains, make_adapter
+from localllm.adapters.lora import EXPERTS, LINEARS, Gains, make_adapter
 from localllm.checkpoint.tensor import Affine, Dense, GroupValues, Tensor
 from localllm.spec import (
     AttentionSpec,
@@ -266,6 +266,12 @@ def linears_of(spec: DecoderSpec) -> list[str]:
     return [name for name in names if name.split(".", 2)[-1] in LINEARS]
 
 
+def experts_of(spec: DecoderSpec) -> list[str]:
+    """The stacks of matrices that an adapter may touch: `layers.0.moe.gate` …"""
+    names = [name.removesuffix(".weight") for name in weight_shapes(spec) if ".weight" in name]
+    return [name for name in names if name.split(".", 2)[-1] in EXPERTS]
+
+
 def random_adapter(
     spec: DecoderSpec,
     seed: int = 0,
@@ -274,22 +280,25 @@ def random_adapter(
     dtype: str = "float32",
     share: float = 1.0,
     dora: dict[str, np.ndarray] | None = None,
+    experts: bool = True,
 ) -> LoraAdapter:
     """On so large a share of the linears, one at least; it changes them by half of their size.
 
-    dora: the base's weights, to give every other linear the gains of DoRA.
+    dora: the base's weights, to give every other linear the gains of DoRA. experts: count as such.
     """
     rng = np.random.default_rng(seed)
     shapes = weight_shapes(spec)
-    linears = linears_of(spec)
+    linears = linears_of(spec) + (experts_of(spec) if experts else [])
     chosen = [name for name in linears if rng.random() < share] or linears[:1]
     targets = {}
     for name in chosen:
-        out, inner = shapes[f"{name}.weight"]
+        *stacked, out, inner = shapes[f"{name}.weight"]
         targets[name] = LowRank(
-            random_dense(rng, (rank, inner), dtype), random_dense(rng, (out, rank), dtype), 0.5
+            random_dense(rng, (*stacked, rank, inner), dtype),
+            random_dense(rng, (*stacked, out, rank), dtype),
+            0.5,
         )
-        if dora is not None and len(targets) % 2:
+        if dora is not None and len(targets) % 2 and not stacked:
             gain = rng.uniform(0.5, 1.5, out).astype(np.float32)
             bias = dora.get(f"{name}.bias")
             offset = None if bias is None else (bias * (1 - gain)).astype(np.float32)

@@ -27,6 +27,7 @@ from tests.backend.random_models import (
     random_adapter,
     random_weights,
 )
+from tests.backend.test_experts import mixture
 
 KERNELS = _native.usable_kernels()
 
@@ -89,8 +90,8 @@ class TestOneArithmetic:
                 assert np.array_equal(states(threads=threads, kernels=kernels), wanted)
 
     @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-    def test_adapters_do_not_change_that(self, dtype):
-        spec = llama(hidden=96)
+    @pytest.mark.parametrize("spec", [llama(hidden=96), mixture(experts=3)], ids=["llama", "moe"])
+    def test_adapters_do_not_change_that(self, spec, dtype):
         adapters = [random_adapter(spec, n, rank=7, dtype=dtype, share=0.7) for n in range(3)]
 
         def answers(**options) -> np.ndarray:

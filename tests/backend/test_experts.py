@@ -26,7 +26,7 @@ from localllm.planning import expected_speed as expected_before
 from localllm.spec import DecoderSpec, LayerSpec, MoESpec, NormSpec
 from localllm.spec.weights import weight_shapes
 from tests.backend.conformance import Sequence, run
-from tests.backend.random_models import PACKINGS, dense, llama, random_weights
+from tests.backend.random_models import PACKINGS, dense, llama, random_adapter, random_weights
 from tests.examples import examples
 
 EXPERTS, TOP_K, LAYERS = 7, 2, 3
@@ -101,6 +101,21 @@ def test_the_same_bits_however_few_experts_are_in_memory(folder, slots, seed, da
     assert (use.in_memory, use.experts) == (slots, LAYERS * EXPERTS)
     assert slots < LAYERS * EXPERTS or use.read == 0
     assert all_of_them.experts is None
+
+
+def test_adapters_on_experts_are_as_good_with_few_in_memory(folder):
+    adapters = [random_adapter(SPEC, seed, rank=4) for seed in (1, 2)]
+    answers = []
+    for slots in (TOP_K, None):
+        backend = opened(folder, slots)
+        indices = [backend.add_adapter(adapter) for adapter in adapters]
+        chunks = [
+            Sequence(np.arange(12), np.arange(4) + 4 * at).next(12, adapter=index)
+            for at, index in enumerate((indices[1], None, indices[0]))
+        ]
+        answers.append(run(backend, *chunks))
+    assert np.array_equal(*answers)
+    assert not np.array_equal(answers[0][:12], answers[0][12:24])
 
 
 def test_experts_that_are_used_often_stay_in_memory(folder):

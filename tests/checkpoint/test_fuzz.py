@@ -20,9 +20,12 @@ from hypothesis import strategies as st
 from localllm.checkpoint import open_checkpoint
 from localllm.errors import LocalLLMError
 from tests.checkpoint.files import random_blocks, write_gguf
+from tests.examples import examples
 
 EXAMPLES = settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(80),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 MEMORY = 32 << 20  # the files are some kilobytes
 

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localllm.kernels_cpu import _native
+from tests.examples import examples
 
 KERNELS = _native.usable_kernels()
 # Largest error over the largest entry of v: rounding of the cache, then of 8- and 4-bit entries.
@@ -48,7 +49,7 @@ def entries(seed, tokens, heads, kv_heads, dim):
     st.sampled_from([1, 2, 5, 16]),
     st.integers(0, 2**31),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 def test_it_is_near_the_oracle_and_every_way_gives_the_same_bits(
     bits, block, dim, heads, tokens, window, together, seed
 ):

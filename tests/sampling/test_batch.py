@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from localllm.errors import LocalLLMError
 from localllm.sampling import Draw, Sampler, SamplingParams, batch, draw_batch, noise
 from localllm.sampling.processors import softmax
+from tests.examples import examples
 
 pytest.importorskip("localllm.kernels_cpu._native")
 
@@ -81,7 +82,7 @@ def drawn(monkeypatch, native: bool, make, steps: list[np.ndarray]) -> list[list
         ]
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.data(), st.sampled_from([1, 2, 5, 63, 64, 65, 200, 1500]))
 def test_the_native_module_draws_what_numpy_draws(data, vocab):
     """And a batch what its rows draw alone, errors included."""

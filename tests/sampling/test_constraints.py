@@ -21,6 +21,7 @@ from localllm.sampling import (
     with_breaker_ids,
 )
 from localllm.tokenizer import Tokenizer, load_tokenizer
+from tests.examples import examples
 
 SCHEMAS = {
     "object": {
@@ -166,7 +167,7 @@ def test_a_lark_grammar_is_followed(tokenizers):
         assert re.fullmatch(r"[1-9]\d{0,2}(\+[1-9]\d{0,2}){1,3}=", tokenizer.decode(tokens))
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=6), st.integers(0, 2**32))
 def test_one_of_the_choices_comes_out_whatever_they_hold(choices, seed):
     vocabulary = letters()

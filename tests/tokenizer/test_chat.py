@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from localllm.errors import TemplateError
 from localllm.tokenizer import Tokenizer
+from tests.examples import examples
 from tests.tokenizer.conftest import Make, bos_of, eos_of, reference
 from tests.tokenizer.templates import (
     GEMMA3,
@@ -267,7 +268,7 @@ def test_any_mixture_of_token_pieces_stays_text(build: Make, name: str) -> None:
         "".join
     )
 
-    @settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=examples(40), suppress_health_check=[HealthCheck.too_slow])
     @given(texts, texts)
     def check(first: str, second: str) -> None:
         def messages(text: str) -> Messages:

@@ -24,6 +24,7 @@ from localllm.tokenizer.answers import (
 from localllm.tokenizer.call_bodies import ToolCall
 from localllm.tokenizer.reasoning import reasoning_variables, with_reasoning
 from localllm.tokenizer.tool_calls import MOST_CHARACTERS
+from tests.examples import examples
 from tests.tokenizer.conftest import Make
 from tests.tokenizer.family_templates import ARGUMENTS, CHATS, FAMILIES, TOOLS, cases
 
@@ -102,7 +103,7 @@ def read(form: str, text: str, cuts: list[int] = [], end: str = "") -> tuple[Any
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(cuts=st.lists(st.integers(0, 400), max_size=12))
 def test_reasoning_and_a_call_are_read_however_the_answer_is_cut(
     family: str, cuts: list[int]
@@ -131,7 +132,7 @@ def test_reasoning_and_a_call_are_read_however_the_answer_is_cut(
         ("harmony", "<|channel|>commentary to=functions.now<|message|>{}", [("now", {})]),
     ],
 )  # fmt: skip
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(cuts=st.lists(st.integers(0, 200), max_size=8))
 def test_calls_in_the_forms_of_each_family(
     form: str, text: str, calls: list[Any], cuts: list[int]
@@ -159,7 +160,7 @@ def test_calls_in_the_forms_of_each_family(
         ("tags", '{"name": "weather", "arguments": [1]}'),
     ],
 )
-@settings(max_examples=10)
+@settings(max_examples=examples(10))
 @given(cuts=st.lists(st.integers(0, 200), max_size=8))
 def test_a_call_that_cannot_be_read_is_text_with_a_note_and_nothing_is_run(
     form: str, body: str, cuts: list[int]
@@ -185,7 +186,7 @@ def test_a_call_that_cannot_be_read_is_text_with_a_note_and_nothing_is_run(
         ("<|channel|>fin", "", "ended inside of a message's header"),
     ],
 )  # fmt: skip
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(cuts=st.lists(st.integers(0, 700), max_size=8))
 def test_harmony_that_cannot_be_read_is_text_with_a_note(
     text: str, shown: str, note: str | None, cuts: list[int]
@@ -207,7 +208,7 @@ PIECES = st.sampled_from(
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.lists(PIECES, max_size=16), st.lists(st.integers(0, 300), max_size=10))
 def test_the_way_an_answer_is_cut_changes_nothing(
     form: str, pieces: list[str], cuts: list[int]

@@ -225,7 +225,8 @@ class Autodiff:
                 mixer = self.spec.layers[layer].mixer
                 return attention(mixer, q, *kv, positions, positions)
 
-            def adapt(target, x, y, first=first):
+            def adapt(target, x, y, routed=None, first=first):
+                assert routed is None
                 if f"{target}.a" not in parts:
                     return y
                 if noise.dropout:

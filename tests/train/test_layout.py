@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,8 +13,12 @@ from localllm.train.base import weights_in_memory
 from localllm.train.layout import initial, layout_for
 from localllm.train.lora import FullConfig, LoRAConfig
 from tests.backend.random_models import linears_of, llama, random_weights, specs
+from tests.backend.test_experts import mixture
 
 SPEC = llama()
+# Experts in all layers but the first.
+MIXTURE = replace(mixture(), architecture="qwen3_moe")
+LINEARS_OF_QWEN3 = [target.split(".", 2)[2] for target in linears_of(MIXTURE)]
 
 
 @given(specs())
@@ -36,6 +42,31 @@ def test_names_are_ours_or_the_checkpoints_and_match_by_their_ends(targets, stem
     found = layout_for(SPEC, LoRAConfig(targets=targets)).targets
     assert {target.split(".", 2)[2] for target in found} == set(stems)
     assert {int(target.split(".")[1]) for target in found} == set(layers)
+
+
+@pytest.mark.parametrize(
+    ("targets", "stems"),
+    [
+        ("experts.gate_up_proj", ["moe.gate", "moe.up"]),
+        (("mlp.experts.down_proj",), ["moe.down"]),
+        ("moe.up", ["moe.up"]),
+        (("q_proj", "moe.down"), ["attn.q", "moe.down"]),
+        ("down_proj", ["ffn.down"]),
+        (("all-linear", "layers.1.moe.up"), [*LINEARS_OF_QWEN3, "moe.up"]),
+    ],
+)
+def test_experts_are_named_beside_the_linears(targets, stems):
+    layout = layout_for(MIXTURE, LoRAConfig(rank=2, targets=targets))
+    assert {target.split(".", 2)[2] for target in layout.targets} == set(stems)
+    if "moe.up" in stems:
+        assert layout.shapes["layers.1.moe.up.a"] == (7, 2, 64)
+        assert layout.shapes["layers.1.moe.up.b"] == (7, 64, 2)
+
+
+@pytest.mark.parametrize("settings", [{"dropout": 0.1}, {"dora": True}])
+def test_experts_take_neither_dropout_nor_dora(settings):
+    with pytest.raises(InvalidRequest, match=r"layers\.1\.moe\.up: .*neither dropout nor DoRA"):
+        layout_for(MIXTURE, LoRAConfig(targets="moe.up", **settings))
 
 
 def test_ranks_and_scales_are_those_of_the_first_pattern_that_matches():

@@ -19,6 +19,7 @@ from localllm.train.native import NativeProgram, fused_adamw, train_kernels, why
 from localllm.train.program import Layout, Noise, Rows
 from localllm.train.programs import open_program
 from localllm.train.reference import ReferenceProgram
+from tests.examples import examples
 from tests.train.native_case import (
     LINEARS,
     Autodiff,
@@ -120,7 +121,7 @@ def test_log_probs_and_gradients_are_those_of_autodiff(name):
             program.close()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(data=st.data())
 def test_any_ranks_targets_and_lengths_give_the_gradients_of_autodiff(data):
     heads = data.draw(st.integers(1, 4))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localllm.errors import BackendUnavailable, CheckpointError, InvalidRequest
-from localllm.spec import DecoderSpec
+from localllm.spec import DecoderSpec, MoESpec
 from localllm.spec.weights import weight_shapes
 from localllm.train.base import BaseWeights, weights_in_memory
 from localllm.train.layout import initial, layout_for
@@ -29,6 +29,7 @@ from tests.backend.random_models import (
     specs,
     unpacked,
 )
+from tests.examples import examples
 
 Arrays = dict[str, np.ndarray]
 
@@ -164,7 +165,21 @@ def test_gradients_are_those_of_finite_differences(config):
     check_gradient(spec, random_weights(spec), config, [5, 1, 9])
 
 
-@settings(max_examples=12)
+@pytest.mark.parametrize("shape", ["softmax", "own norms", "dense beside"])
+def test_gradients_of_experts_are_those_of_finite_differences(shape):
+    """Some experts see no row, and their pairs get no gradient."""
+    base = llama(hidden=16, layers=2)
+    moe = MoESpec(experts=5, top_k=2, hidden=8, bias=True, own_norms=shape == "own norms")
+    layers = [replace(layer, ffn=moe) for layer in base.layers]
+    if shape == "dense beside":
+        layers[0] = base.layers[0]
+    spec = replace(base, layers=tuple(layers))
+    targets = ("all-linear", "moe.gate", "moe.up", "moe.down")
+    config = LoRAConfig(rank=2, targets=targets, rank_pattern={"moe.down": 3})
+    check_gradient(spec, random_weights(spec), config, [5, 1, 9])
+
+
+@settings(max_examples=examples(12))
 @given(specs(), st.sampled_from(["lora", "dora", "full"]), st.integers(0, 100))
 def test_gradients_of_any_decoder(spec, kind, seed):
     """Every activation that has a corner is smoothed over, where finite differences fail."""
@@ -186,7 +201,7 @@ def _smooth(spec: DecoderSpec) -> DecoderSpec:
 
 
 @given(specs(), st.integers(0, 100))
-@settings(max_examples=15)
+@settings(max_examples=examples(15))
 def test_a_sequence_in_a_batch_is_as_if_alone(spec, seed):
     weights = random_weights(spec, seed)
     base = weights_in_memory(spec, weights)

@@ -52,12 +52,12 @@ def measured(
     ("config", "sizes", "layers", "vocab", "ffn"),
     [
         (LoRAConfig(), [256] * 3, 2, 1000, 512),
-        (LoRAConfig(), [700], 2, 1000, 512),
-        (LoRAConfig(), [64] * 10, 8, 1000, 512),
-        (LoRAConfig(), [128] * 4, 2, 1000, 1536),
+        pytest.param(LoRAConfig(), [700], 2, 1000, 512, marks=pytest.mark.slow),
+        pytest.param(LoRAConfig(), [64] * 10, 8, 1000, 512, marks=pytest.mark.slow),
+        pytest.param(LoRAConfig(), [128] * 4, 2, 1000, 1536, marks=pytest.mark.slow),
         (LoRAConfig(dropout=0.1), [128] * 4, 2, 1000, 512),
         (LoRAConfig(dora=True), [128] * 4, 2, 1000, 512),
-        (LoRAConfig(), [256], 2, 30000, 512),
+        pytest.param(LoRAConfig(), [256], 2, 30000, 512, marks=pytest.mark.slow),
         (FullConfig(), [200], 2, 1000, 512),
         (FullConfig(), [64], 2, 30000, 512),
     ],
@@ -69,9 +69,9 @@ def test_the_plan_covers_the_peak_and_not_twice_over(config, sizes, layers, voca
 
 
 def test_logits_are_never_held_for_all_rows():
-    """1,000 rows of 40,000 logits would be 160 MB alone."""
-    _, taken = measured(model(1, 40_000, 64), LoRAConfig(rank=1), [1000])
-    assert taken < 120e6
+    """600 rows of 40,000 logits would be 96 MB alone."""
+    _, taken = measured(model(1, 40_000, 64), LoRAConfig(rank=1), [600])
+    assert taken < 90e6
 
 
 def test_rows_without_weight_take_no_head():

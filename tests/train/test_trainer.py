@@ -25,7 +25,10 @@ from localllm.train.lora import FullConfig
 from localllm.train.metrics import read_metrics
 from localllm.train.runs import delete_run, open_run
 from localllm.train.trainer import Trainer
+from tests.adapters.test_parity import logits, opened
+from tests.models.running import TOLERANCE, difference, golden
 from tests.tiny_model import write_tiny_model
+from tests.train import toy
 from tests.train.toy import Told, toy_config, toy_parts
 
 ROOT = Path(__file__).parents[2]
@@ -186,6 +189,27 @@ def kill_config(model, out, steps, optimizer="adamw"):
         batch__accumulate=2,
         optimizer__name=optimizer,
     )
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw-8bit", "adafactor"])
+def test_experts_learn_and_what_they_learned_is_served(tmp_path, monkeypatch, optimizer):
+    base = golden("gpt_oss-top2-yarn")
+    model, out = base.write(tmp_path / "model"), tmp_path / "run"
+    monkeypatch.setattr(toy, "VOCAB", base.config["vocab_size"])
+    told = Told()
+    config = toy_config(
+        model, out=str(out), optimizer__name=optimizer, lora__targets=("moe.gate", "moe.down")
+    )
+    train(config, told=told)
+    losses = [event["loss"] for event in told.of("step")]
+    assert losses[-1] < losses[0]
+    found = {}
+    for backend in ("reference", "cpu"):
+        running, adapter = opened(model, backend, out)
+        found[backend] = logits(running, base.tokens, running.add_adapter(adapter))
+    assert set(adapter.targets) == {f"layers.{n}.moe.{s}" for n in (0, 1) for s in ("gate", "down")}
+    assert difference(found["cpu"], found["reference"]) < TOLERANCE
+    assert difference(found["cpu"], base.whole) > 0.01
 
 
 def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(model, tmp_path):

@@ -15,6 +15,7 @@ from localllm.train.data import plain_preview, preview
 from localllm.train.data.example import Example
 from localllm.train.data.formats import Chat, Completion, Text
 from localllm.train.data.masks import Masker
+from tests.examples import examples
 from tests.tokenizer.conftest import Make
 from tests.tokenizer.templates import KNOWN, QWEN3, SMOLLM2
 
@@ -43,7 +44,9 @@ def chat(*contents: str) -> Chat:
 
 @pytest.mark.parametrize("name", KNOWN)
 @settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(15),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(contents=st.lists(SAID, min_size=2, max_size=6).filter(lambda c: len(c) % 2 == 0))
 def test_every_answer_and_its_end_is_trained_and_nothing_else(

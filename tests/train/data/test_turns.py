@@ -19,6 +19,7 @@ from localllm.train.data.example import Example
 from localllm.train.data.formats import Chat, Completion
 from localllm.train.data.joining import follow
 from localllm.train.data.masks import Made, Masker
+from tests.examples import examples
 from tests.tokenizer.conftest import Make
 from tests.tokenizer.templates import GEMMA3, SMOLLM3
 from tests.train.data.templates import (
@@ -69,7 +70,7 @@ def answers(tokenizer: Tokenizer, examples: tuple[Example, ...]) -> list[tuple[l
 
 
 @pytest.mark.parametrize("name", CATALOG)
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(25), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     contents=st.lists(TEXTS, min_size=2, max_size=6).filter(lambda c: len(c) % 2 == 0),
     system=st.none() | TEXTS,
@@ -217,7 +218,7 @@ def test_where_nothing_shows_the_answer_it_is_an_error(build: Make) -> None:
 
 
 @given(before=TEXTS, after=TEXTS)
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(200), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_text_that_follows_says_the_same_and_changes_nothing_before(
     before: str,
     after: str,
