@@ -81,7 +81,6 @@ class BackendConformance:
     invariance_tolerance = 1e-5
     # Whether an expert is chosen must not hang on rounding where the oracle's is not shared.
     routing_margin = 0.0
-    adapts_experts = True
 
     def open(
         self,
@@ -342,7 +341,6 @@ class BackendConformance:
             dtype=data.draw(st.sampled_from(["float32", "float16", "bfloat16"])),
             share=data.draw(st.sampled_from([0.3, 1.0])),
             dora=data.draw(st.sampled_from([None, weights])),
-            experts=self.adapts_experts,
         )
         tokens = np.random.default_rng(seed).integers(0, spec.vocab_size, 12)
         with self.backend(spec, dense(weights)) as backend:
@@ -354,11 +352,11 @@ class BackendConformance:
     @given(spec=specs(), seed=st.integers(0, 2**32 - 1), data=st.data())
     def test_rows_of_any_adapters_and_of_none_share_a_step_as_if_alone(self, spec, seed, data):
         rng = np.random.default_rng(seed)
-        base, experts = random_weights(spec, seed), self.adapts_experts
+        base = random_weights(spec, seed)
         adapters = [
-            random_adapter(spec, seed, rank=5, experts=experts),
-            random_adapter(spec, seed + 2, rank=4, share=0.7, dora=base, experts=experts),
-            random_adapter(spec, seed + 1, rank=2, dtype="bfloat16", share=0.4, experts=experts),
+            random_adapter(spec, seed, rank=5),
+            random_adapter(spec, seed + 2, rank=4, share=0.7, dora=base),
+            random_adapter(spec, seed + 1, rank=2, dtype="bfloat16", share=0.4),
         ]
         count = data.draw(st.integers(2, 5))
         blocks = np.split(rng.permutation(BLOCKS)[: 3 * count], count)

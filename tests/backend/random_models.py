@@ -280,11 +280,11 @@ def random_adapter(
     dtype: str = "float32",
     share: float = 1.0,
     dora: dict[str, np.ndarray] | None = None,
-    experts: bool = True,
+    experts: bool = False,
 ) -> LoraAdapter:
     """On so large a share of the linears, one at least; it changes them by half of their size.
 
-    dora: the base's weights, to give every other linear the gains of DoRA. experts: count as such.
+    dora: the base's weights, to give every other linear the gains of DoRA. experts: on these, too.
     """
     rng = np.random.default_rng(seed)
     shapes = weight_shapes(spec)

@@ -18,6 +18,7 @@ from localllm.backend.protocol import StateSlots, StepCancelled
 from localllm.errors import BackendUnavailable, CheckpointError, InvalidRequest, OutOfMemoryPlan
 from localllm.kernels_cpu import _native
 from tests.backend.conformance import BackendConformance, Sequence, assert_close, run
+from tests.backend.expert_conformance import ExpertConformance
 from tests.backend.hybrid_conformance import HybridConformance
 from tests.backend.random_models import (
     PACKINGS,
@@ -32,7 +33,7 @@ from tests.backend.test_experts import mixture
 KERNELS = _native.usable_kernels()
 
 
-class TestAccurate(BackendConformance, HybridConformance):
+class TestAccurate(BackendConformance, HybridConformance, ExpertConformance):
     """float32 activations and cache: as near to the definition as the reference."""
 
     invariance_tolerance = 0
@@ -41,7 +42,7 @@ class TestAccurate(BackendConformance, HybridConformance):
         return CpuBackend(spec, weights, **sizes, threads=2, kv_bits=32, float_activations=True)
 
 
-class TestDefault(BackendConformance, HybridConformance):
+class TestDefault(BackendConformance, HybridConformance, ExpertConformance):
     """int8 activations and a float16 cache: bit-identical to itself, near to the definition."""
 
     # Each matmul rounds its input to 8 bits by groups of 32: half a percent of it, rms.
@@ -92,7 +93,9 @@ class TestOneArithmetic:
     @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
     @pytest.mark.parametrize("spec", [llama(hidden=96), mixture(experts=3)], ids=["llama", "moe"])
     def test_adapters_do_not_change_that(self, spec, dtype):
-        adapters = [random_adapter(spec, n, rank=7, dtype=dtype, share=0.7) for n in range(3)]
+        adapters = [
+            random_adapter(spec, n, rank=7, dtype=dtype, share=0.7, experts=True) for n in range(3)
+        ]
 
         def answers(**options) -> np.ndarray:
             backend = small(spec, num_blocks=20, **options)

@@ -104,7 +104,7 @@ def test_the_same_bits_however_few_experts_are_in_memory(folder, slots, seed, da
 
 
 def test_adapters_on_experts_are_as_good_with_few_in_memory(folder):
-    adapters = [random_adapter(SPEC, seed, rank=4) for seed in (1, 2)]
+    adapters = [random_adapter(SPEC, seed, rank=4, experts=True) for seed in (1, 2)]
     answers = []
     for slots in (TOP_K, None):
         backend = opened(folder, slots)

@@ -14,16 +14,12 @@ from tests.backend.test_experts import mixture
 class TestMetalOps(BackendConformance, HybridConformance):
     """The graph in float32 on MLX's own ops."""
 
-    adapts_experts = False
-
     def open(self, spec, weights, **sizes):
         return MetalBackend(spec, weights, dtype=mx.float32, **sizes)
 
 
 class TestMetalKernels(BackendConformance, HybridConformance):
     """The same with every kernel that applies, in the emulator."""
-
-    adapts_experts = False
 
     def open(self, spec, weights, **sizes):
         return MetalBackend(
@@ -34,7 +30,7 @@ class TestMetalKernels(BackendConformance, HybridConformance):
 def test_an_adapter_on_experts_is_refused_with_the_way_out():
     spec = mixture(experts=3, hidden=32)
     backend = MetalBackend(spec, iter(dense(random_weights(spec)).items()), num_blocks=4)
-    adapter = random_adapter(spec)
+    adapter = random_adapter(spec, experts=True)
     for step in (backend.adapter_bytes, backend.add_adapter):
         with pytest.raises(UnsupportedModel, match=r"changes experts \(layers\.1\.moe") as caught:
             step(adapter)

@@ -24,6 +24,7 @@ from localllm.spec.memory import kv_block_bytes
 from localllm.spec.weights import weight_shapes
 from tests.backend import oracle
 from tests.backend.conformance import BackendConformance, Sequence, assert_close, run
+from tests.backend.expert_conformance import ExpertConformance
 from tests.backend.hybrid_conformance import HybridConformance
 from tests.backend.random_models import (
     PACKINGS,
@@ -35,7 +36,7 @@ from tests.backend.random_models import (
 )
 
 
-class TestReference(BackendConformance, HybridConformance):
+class TestReference(BackendConformance, HybridConformance, ExpertConformance):
     def open(self, spec, weights, **sizes):
         return ReferenceBackend(spec, weights, **sizes)
 
