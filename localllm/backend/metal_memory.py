@@ -12,7 +12,7 @@ from localllm.spec.memory import KvGroup, step_bytes
 from localllm.spec.weights import weight_shapes
 
 _VALUE = 2  # bytes of float16 and bfloat16
-_ON_ITS_WAY = 4  # arrays as large as a state that MLX's own ops make of it for a row
+_ON_ITS_WAY = 16  # arrays as large as a state that MLX's own ops hold for a few rows
 _GROUPS, _BITS = (32, 64, 128), (2, 3, 4, 5, 6, 8)  # that stay quantized; groups of 16 do, too
 
 
@@ -45,7 +45,7 @@ class MetalMemory:
 
     def step(self, spec: DecoderSpec, forms: Mapping[str, Form], size: StepSize) -> int:
         """Activations; where no kernel serves, K and V of one layer gathered, and the state of one
-        as it is on its way through a row; and the state that sequences begin with."""
+        as it is on its way through rows; and the state that sequences begin with."""
         gathered = max(
             2 * _VALUE * attn.kv_heads * attn.head_dim * size.context for _, attn in spec.attentions
         )

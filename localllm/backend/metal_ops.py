@@ -13,11 +13,12 @@ from localllm.backend.metal_attention import ChunkRows, attend
 from localllm.backend.metal_kv import KvPool, Rows, quantize
 from localllm.backend.metal_weights import Matrix
 from localllm.kernels_metal import causal_conv, gated_delta
-from localllm.kernels_metal.runs import Carried, Runs
+from localllm.kernels_metal.runs import Carried, Run, Runs, joined, rows_of
 from localllm.spec import AttentionSpec, NormSpec
 from localllm.spec.decoder import Activation
 
 Angles = tuple[mx.array, mx.array]  # cos and sin, float32 [n, dim / 2] each
+_ROWS_AT_ONCE = 4  # that a state is carried over before it is evaluated
 
 
 class Linear:
@@ -136,8 +137,19 @@ class Ops:
         states: Sequence[mx.array],
         runs: Runs,
     ) -> Carried:
-        """See `gated_delta.gated_delta`."""
-        return gated_delta.by_ops(qkv, beta, decay, rate, step, states, runs)
+        """See `gated_delta.gated_delta`. A few rows at a time, since MLX makes a state anew for
+        each row and lets go of the one before when it has computed it."""
+        outputs, afters = [], []
+        for run, state in zip(runs, states, strict=True):
+            for piece in _pieces(run):
+                rows = qkv[piece.first - runs[0].first :][: piece.count]
+                y, (state,) = gated_delta.by_ops(rows, beta, decay, rate, step, [state], (piece,))
+                outputs.append(y)
+                if rows_of(runs) > _ROWS_AT_ONCE:
+                    mx.eval(y, state)
+                if piece.first + piece.count == run.first + run.sure:
+                    afters.append(state)
+        return joined(outputs), afters
 
     def lora(self, y: mx.array, x: mx.array, stack: Stack, slots: np.ndarray) -> mx.array | None:
         """y + B A x, rows of several adapters at once: int32 [n] slots, -1 for none. None: chunk by
@@ -164,6 +176,15 @@ class Ops:
 
     def _rows(self, x: mx.array) -> Rows:
         return (x,) if self.kv_bits >= 16 else quantize(x, self.kv_bits)
+
+
+def _pieces(run: Run) -> list[Run]:
+    """Its rows, a few at a time; the sure ones end with a piece."""
+    ends = [*range(_ROWS_AT_ONCE, run.sure, _ROWS_AT_ONCE), run.sure]
+    ends += [*range(run.sure + _ROWS_AT_ONCE, run.count, _ROWS_AT_ONCE), run.count]
+    starts = [0, *ends]
+    counts = [(start, end - start) for start, end in zip(starts, ends, strict=False) if end > start]
+    return [Run(run.first + start, count, count) for start, count in counts]
 
 
 def rotate(x: mx.array, dim: int, interleaved: bool, angles: Angles) -> mx.array:

@@ -6,12 +6,13 @@ import pytest
 from localllm.backend import select
 from localllm.backend.select import available_backends, choose_backend, open_backend
 from localllm.errors import BackendUnavailable, InvalidRequest
-from tests.backend.random_models import dense, llama, random_weights
+from tests.backend.random_models import dense, hybrid, llama, random_weights
 
 
-def opened(name, **options):
-    weights = iter(dense(random_weights(llama())).items())
-    return open_backend(name, llama(), weights, num_blocks=2, **options)
+def opened(name, spec=None, **options):
+    spec = spec or llama()
+    weights = iter(dense(random_weights(spec)).items())
+    return open_backend(name, spec, weights, num_blocks=2, **options)
 
 
 def test_without_a_name_the_best_backend_of_the_machine_opens():
@@ -69,6 +70,12 @@ def test_what_is_said_of_a_backend_before_it_opens_is_true_of_it():
         backend = opened(status.name)
         assert backend.step_rows == status.step_rows
         assert backend.activations == status.activations[0]
+
+
+@pytest.mark.parametrize("name", ["reference", "cpu", "metal"])
+def test_every_backend_keeps_as_many_states_as_asked(name, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(select.EMULATOR, "1")
+    assert opened(name, hybrid(), state_slots=5).state_slots == 5
 
 
 def test_activations_are_as_asked_or_refused_with_the_reason():
