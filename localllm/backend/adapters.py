@@ -39,7 +39,7 @@ def require_no_experts(backend: str, adapter: LoraAdapter) -> None:
             raise UnsupportedModel(
                 f"adapter {adapter.name!r} changes experts ({target}), which the {backend} backend "
                 "cannot do beside the base model",
-                hint="merge it into the model with `localllm fuse`, or give --backend reference",
+                hint="give --backend cpu, or merge it into the model with `localllm fuse`",
             )
 
 

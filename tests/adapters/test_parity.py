@@ -15,6 +15,8 @@ from localllm.backend.cpu import CpuBackend
 from localllm.backend.protocol import Backend, Batch, Chunk, StateSlots
 from localllm.backend.reference import ReferenceBackend
 from localllm.checkpoint import Dense, open_checkpoint
+from localllm.errors import UnsupportedModel
+from localllm.export import open_source, write_adapter_gguf, write_folder
 from localllm.models import load_spec, load_weights
 from tests.adapters.tiny import adapter_tensors, write_adapter
 from tests.models.gguf_writer import ARCHITECTURES, write_gguf
@@ -107,6 +109,19 @@ def test_an_adapter_of_the_hub_model_fits_the_same_model_as_gguf(name: str, tmp_
     running, adapter = opened(path, "cpu", case.write(tmp_path / "adapter"))
     index = running.add_adapter(adapter)
     assert difference(logits(running, base.tokens, index), case.logits) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe-experts", "glm4_moe-one-layers-down"])
+def test_an_adapter_on_experts_may_be_merged(name: str, tmp_path: Path) -> None:
+    case = case_of(name)
+    model, adapter = case.base.write(tmp_path / "model"), case.write(tmp_path / "adapter")
+    with open_source(str(model), adapter) as source:
+        write_folder(source, tmp_path / "fused")
+        with pytest.raises(UnsupportedModel, match="on experts") as refused:
+            write_adapter_gguf(source, tmp_path / "adapter.gguf")
+    assert "merged" in refused.value.hint
+    running, _ = opened(tmp_path / "fused", "cpu", adapter)
+    assert difference(logits(running, case.base.tokens, None), case.logits) < TOLERANCE
 
 
 def test_an_mlx_folder_is_the_same_adapter_as_its_peft_twin(tmp_path: Path) -> None:
