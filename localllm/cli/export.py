@@ -33,7 +33,8 @@ def export(
         str,
         typer.Option(
             "--type",
-            help="Of matrices: keep, f32, f16, bf16; in GGUF also q8_0, q5_1, q5_0, q4_1, q4_0.",
+            help="Of matrices: keep, f32, f16, bf16; in GGUF also q8_0, q6_k, q5_1, q5_0, q4_k, "
+            "q4_1, q4_0.",
         ),
     ] = "keep",
     offline: options.Offline = False,

@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from localllm.checkpoint.gguf import GGUFCheckpoint
 from localllm.errors import CheckpointError, InvalidRequest, UnsupportedModel
+from localllm.export import k_quants
 from localllm.export.source import Source
 from localllm.files import sync_folder
 from localllm.models import load_kinds
@@ -37,10 +38,10 @@ from localllm.tokenizer.gguf_vocabulary import gguf_vocabulary
 if TYPE_CHECKING:
     import gguf
 
-Kind = Literal["keep", "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
-KINDS: tuple[Kind, ...] = ("keep", "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+Kind = Literal["keep", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
-_BLOCK = 32  # values in a block of every quantized type above
+_BLOCK = 32  # values in a block of the simpler quantized types
 _DENSE = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # Written anew, or of no use in one file.
 _NOT_COPIED = ("general.architecture", "general.file_type", "general.quantization_version")
@@ -228,7 +229,8 @@ def _kind(source: Source, kind: Kind, stored: Stored, own: set[str]) -> str:
         return "F32"
     if kind.startswith("q") and stored.shape[-1] % _BLOCK:
         return "F16"
-    return kind.upper()
+    name = kind.upper()
+    return k_quants.INSTEAD.get(name, name) if stored.shape[-1] % k_quants.BLOCK else name
 
 
 def _write(
@@ -275,7 +277,7 @@ def _write(
 def _file_type(kind: str) -> int:
     import gguf
 
-    name = "ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"
+    name = {"F32": "ALL_F32", "Q4_K": "MOSTLY_Q4_K_S"}.get(kind, f"MOSTLY_{kind}")
     return int(getattr(gguf.LlamaFileType, name, gguf.LlamaFileType.GUESSED))
 
 
@@ -325,5 +327,7 @@ def _encoded(values: np.ndarray, kind: str, stored: Stored) -> np.ndarray:
                 f"{stored.name}: a weight is too large for float16", hint="choose --type bf16"
             )
         return found
+    if kind in k_quants.INSTEAD:
+        return k_quants.quantize(values, kind)
     encoded: np.ndarray = gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind])
     return encoded

@@ -13,7 +13,7 @@ import pytest
 from localllm.checkpoint import open_checkpoint
 from localllm.checkpoint.gguf import GGUFCheckpoint
 from localllm.errors import CheckpointError, InvalidRequest, UnsupportedModel
-from localllm.export import write_gguf
+from localllm.export import k_quants, write_gguf
 from localllm.tokenizer import load_tokenizer
 from localllm.tokenizer.hub_files import hub_tokenizer_files
 from tests.export.cases import (
@@ -134,6 +134,43 @@ def test_types_round_as_the_format_does(kind: str, tmp_path: Path) -> None:
     assert np.array_equal(ours.tensor("blk.1.ffn_down.weight").to_float32(), wanted)
     ours.close()
     assert tensors["blk.0.attn_norm.weight"].tensor_type.name == "F32"
+
+
+@pytest.mark.parametrize(("kind", "worse"), [("Q4_K", "Q4_1"), ("Q6_K", "Q5_1")])
+def test_k_quants_round_better_than_simpler_types_of_their_size(kind: str, worse: str) -> None:
+    random = np.random.default_rng(0)
+    values = random.normal(size=(24, 1024)) * random.gamma(1, 1, size=(24, 1))
+    values[0], values[1, :256] = 0, 0.25
+    values[2], values[3] = np.abs(values[2]), -np.abs(values[3])
+    exact = values.astype(np.float32)
+
+    def error(name: str, encoded: np.ndarray) -> float:
+        found = gguf.quants.dequantize(encoded, gguf.GGMLQuantizationType[name])
+        assert np.array_equal(found[0], exact[0])
+        return float(np.square(found - exact).sum())
+
+    simpler = gguf.quants.quantize(exact, gguf.GGMLQuantizationType[worse])
+    assert error(kind, k_quants.quantize(exact, kind)) < error(worse, simpler)
+
+
+@pytest.mark.parametrize(("kind", "instead"), [("q4_k", "Q5_0"), ("q6_k", "Q8_0")])
+def test_k_quants_are_read_back_and_narrow_rows_get_another_type(
+    kind: str, instead: str, tmp_path: Path
+) -> None:
+    model = write_tiny_model(tmp_path / "model", hidden_size=256, intermediate_size=96)
+    with source(model) as opened:
+        written = write_gguf(opened, tmp_path / "out.gguf", kind)  # type: ignore[arg-type]
+        weights = dict(opened.weights({"layers.1.ffn.up.weight"}))
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(written.path).tensors}
+    assert tensors["blk.1.ffn_down.weight"].tensor_type.name == instead
+    up = tensors["blk.1.ffn_up.weight"]
+    assert up.tensor_type.name == kind.upper()
+    wanted = gguf.quants.dequantize(up.data, up.tensor_type)
+    ours = open_checkpoint(written.path)
+    assert np.array_equal(ours.tensor("blk.1.ffn_up.weight").to_float32(), wanted)
+    ours.close()
+    exact = weights["layers.1.ffn.up.weight"].to_float32()
+    assert np.abs(wanted - exact).max() < 0.1 * np.abs(exact).max()
 
 
 def test_widths_that_no_block_divides_stay_in_16_bits(tmp_path: Path) -> None:

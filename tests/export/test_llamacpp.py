@@ -13,10 +13,12 @@ import pytest
 from localllm import LLM
 from localllm.export import write_adapter_gguf, write_gguf
 from localllm.export.compare import SAMPLE
+from localllm.train.tokenizer import train_tokenizer
 from scripts.parity.llamacpp import LlamaCpp, PeerMissing
 from scripts.parity.llamacpp_abi import libraries
 from tests.export.cases import EVERY, GGUF_ONLY, adapted_logits, add_adapter, logits, source, write
 from tests.models.running import difference, golden
+from tests.tiny_model import write_tiny_model
 
 try:
     libraries()
@@ -59,8 +61,22 @@ def test_models_and_adapters_give_the_same_logits(name: str, tmp_path: Path) -> 
     assert difference(wanted, logits(model, name)) > 0.05, "the adapter must matter here"
 
 
+@pytest.mark.parametrize("kind", ["q6_k", "q4_k"])
+def test_our_k_quants_are_theirs(kind: str, tmp_path: Path) -> None:
+    shape = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 300}
+    model = write_tiny_model(tmp_path / "model", tokenizer=False, **shape)
+    train_tokenizer([SAMPLE], 300, model)
+    with source(model) as opened:
+        write_gguf(opened, tmp_path / "out.gguf", kind)  # type: ignore[arg-type]
+    tokens = list(range(40, 72))
+    with LLM(str(tmp_path / "out.gguf"), activations="float32", context=64) as llm:
+        ours = llm.logits(tokens)
+    # Theirs rounds activations to 8 bits.
+    assert difference(theirs(tmp_path / "out.gguf", tokens), ours) < 0.05
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0", "q4_1", "q4_0"])
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0", "q6_k", "q4_k", "q4_1", "q4_0"])
 def test_a_fused_model_has_the_same_perplexity(kind: str, smollm2: Path, tmp_path: Path) -> None:
     adapter = add_adapter(smollm2, tmp_path / "adapter", scale=0.4)
     with source(smollm2, adapter) as opened:
