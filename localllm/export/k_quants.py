@@ -131,7 +131,8 @@ def _shared(values: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rounded(values: np.ndarray, low: int, high: int) -> np.ndarray:
-    return np.clip(np.rint(values), low, high).astype(np.uint8)
+    codes: np.ndarray = np.clip(np.rint(values), low, high).astype(np.uint8)
+    return codes
 
 
 def _inverse(values: np.ndarray) -> np.ndarray:
