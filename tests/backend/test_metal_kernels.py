@@ -21,9 +21,10 @@ from localllm.checkpoint.tensor import Tensor
 from localllm.kernels_metal.contest import Contest
 from localllm.kernels_metal.dispatch import Always, Never
 from localllm.kernels_metal.emulator import Emulator
+from localllm.kernels_metal.runs import MOST_RUNS
 from localllm.spec import DecoderSpec
 from localllm.spec.memory import kv_groups, state_bytes
-from tests.backend.conformance import BLOCKS, Sequence, run
+from tests.backend.conformance import BLOCKS, Sequence, assert_close, run
 from tests.backend.hybrid_conformance import SLOTS, Recurring
 from tests.backend.random_models import (
     PACKINGS,
@@ -65,6 +66,7 @@ def backend(
     told: Told | None = None,
     blocks: int = BLOCKS,
     spec: DecoderSpec | None = None,
+    slots: int = SLOTS,
 ) -> Iterator[MetalBackend]:
     spec = spec or llama(hidden=64, layers=2)
     opened = MetalBackend(
@@ -72,7 +74,7 @@ def backend(
         iter(packed(spec).items()),
         num_blocks=blocks,
         block_size=4,
-        state_slots=SLOTS,
+        state_slots=slots,
         kv_bits=kv_bits,
         dtype=mx.float32,
         choose=(told or Always()) if kernels else Never(),
@@ -145,6 +147,22 @@ def test_a_hybrid_verifies_guesses_and_replays_them_with_the_bits_of_decoding() 
         got += [run(metal, guessing.chunk(1)), run(metal, guessing.chunk(1))]
     assert np.array_equal(np.concatenate(got), wanted[3:])
     assert {"qmm_small", "causal_conv", "gated_delta"} <= set(told.used)
+
+
+def test_more_sequences_than_a_launch_takes_are_carried_on_together() -> None:
+    """One of them in two chunks, the second of which begins with what the first leaves."""
+    tokens = np.random.default_rng(2).integers(0, 96, (MOST_RUNS + 2, 5)).astype(np.int32)
+    with backend(kernels=True, spec=wide_hybrid(), slots=2 * len(tokens) + 1) as metal:
+        wanted = [run(metal, Recurring(metal, t, np.arange(2)).chunk(5))[3:] for t in tokens]
+        sequences = []
+        for n, own in enumerate(tokens):
+            sequences.append(Recurring(metal, own, np.arange(2 * n, 2 * n + 2)))
+            sequences[n].free = [2 * n, 2 * n + 1, 2 * len(tokens)]
+            run(metal, sequences[n].chunk(3))
+        chunks = [sequence.chunk(2) for sequence in sequences[1:]]
+        got = run(metal, *chunks[:4], *(sequences[0].chunk(1) for _ in range(2)), *chunks[4:])
+    first, last = np.concatenate(wanted[1:5]), np.concatenate(wanted[5:])
+    assert_close(got, np.concatenate([first, wanted[0], last]), 1e-5)
 
 
 def test_states_take_no_more_than_their_slots() -> None:
