@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from localllm.tui.widgets.composer import Composer
 
 
+_SOON = 0.5  # seconds after the start, when the first letters have been typed
+
+
 class EngineChanged(Message):
     """The engine's state is another one."""
 
@@ -139,6 +142,7 @@ class ChatApp(App[None], inherit_bindings=False):
         self.ready = True
         if self._chat_screen is not None:
             await self._chat_screen.take_early()
+        self.set_timer(_SOON, _load_views)
 
     async def on_unmount(self) -> None:
         if self._unsubscribe is not None:
@@ -298,6 +302,11 @@ class ChatApp(App[None], inherit_bindings=False):
         if isinstance(news, EngineState):
             for screen in self.screen_stack:
                 screen.post_message(EngineChanged(news))
+
+
+def _load_views() -> None:
+    """What shows messages, so that the first answer need not wait for it beside the engine."""
+    import localllm.tui.widgets.message  # noqa: F401
 
 
 def _goes_first(key: str) -> bool:
