@@ -26,12 +26,16 @@ class AdamW:
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        self._pieces = merged(pieces)
         self._beta1, self._beta2, self._eps, self._decay = beta1, beta2, eps, weight_decay
+        self._adamw = fastest_adamw()
+        self._begin(pieces)
+
+    def _begin(self, pieces: Sequence[Piece]) -> None:
+        """With running means of zero."""
+        self._pieces = merged(pieces)
         size = self._pieces[-1].at.stop if self._pieces else 0
         self._m = np.zeros(size, np.float32)
         self._v = np.zeros(size, np.float32)
-        self._adamw = fastest_adamw()
 
     def state(self) -> dict[str, np.ndarray]:
         return {"m": self._m, "v": self._v}
@@ -45,18 +49,34 @@ class AdamW:
     ) -> None:
         assert step >= 1, "steps count from 1"
         for piece in self._pieces:
-            self._adamw(
-                parameters[piece.at],
-                gradient[piece.at],
-                self._m[piece.at],
-                self._v[piece.at],
-                lr=learning_rate * piece.rate,
-                beta1=self._beta1,
-                beta2=self._beta2,
-                eps=self._eps,
-                weight_decay=self._decay if piece.decay else 0.0,
-                step=step,
+            at = piece.at
+            self._step(
+                piece, parameters[at], gradient[at], self._m[at], self._v[at], learning_rate, step
             )
+
+    def _step(
+        self,
+        piece: Piece,
+        parameters: np.ndarray,
+        gradient: np.ndarray,
+        m: np.ndarray,
+        v: np.ndarray,
+        learning_rate: float,
+        step: int,
+    ) -> None:
+        """On a part of a piece, in place: all float32 [n]."""
+        self._adamw(
+            parameters,
+            gradient,
+            m,
+            v,
+            lr=learning_rate * piece.rate,
+            beta1=self._beta1,
+            beta2=self._beta2,
+            eps=self._eps,
+            weight_decay=self._decay if piece.decay else 0.0,
+            step=step,
+        )
 
 
 def adamw(

@@ -6,18 +6,18 @@ values between -1 and 1 (0 and 1 for squares) that lie the closer the smaller th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from localllm.train.optimizers.adamw import fastest_adamw
-from localllm.train.optimizers.protocol import Piece, checked_state
+from localllm.train.optimizers.adamw import AdamW
+from localllm.train.optimizers.protocol import Piece
 
 BLOCK = 256
 _GROUP = 64  # blocks taken at a time
 
 
-class AdamW8bit:
+class AdamW8bit(AdamW):
     """State: "m" and "v" uint8 [blocks, 256], with a float32 a block in "m_scale" and "v_scale".
 
     Blocks begin anew with every parameter, as their sizes differ by orders of magnitude. A mean
@@ -26,18 +26,8 @@ class AdamW8bit:
 
     name = "adamw-8bit"
 
-    def __init__(
-        self,
-        pieces: Sequence[Piece],
-        *,
-        beta1: float = 0.9,
-        beta2: float = 0.999,
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-    ) -> None:
+    def _begin(self, pieces: Sequence[Piece]) -> None:
         self._pieces = tuple(pieces)
-        self._beta1, self._beta2, self._eps, self._decay = beta1, beta2, eps, weight_decay
-        self._adamw = fastest_adamw()
         blocks = sum(_blocks(piece) for piece in pieces)
         self._m, self._m_scale = _zeros(SIGNED, blocks)
         self._v, self._v_scale = _zeros(UNSIGNED, blocks)
@@ -49,10 +39,6 @@ class AdamW8bit:
             "v": self._v,
             "v_scale": self._v_scale,
         }
-
-    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        for name, array in checked_state(self.state(), state):
-            array[...] = state[name]
 
     def update(
         self, parameters: np.ndarray, gradient: np.ndarray, learning_rate: float, step: int
@@ -67,17 +53,14 @@ class AdamW8bit:
                 m = SIGNED.values[self._m[here]] * self._m_scale[here, None]
                 v = UNSIGNED.values[self._v[here]] * self._v_scale[here, None]
                 count = at.stop - at.start
-                self._adamw(
+                self._step(
+                    piece,
                     parameters[at],
                     gradient[at],
                     m.reshape(-1)[:count],
                     v.reshape(-1)[:count],
-                    lr=learning_rate * piece.rate,
-                    beta1=self._beta1,
-                    beta2=self._beta2,
-                    eps=self._eps,
-                    weight_decay=self._decay if piece.decay else 0.0,
-                    step=step,
+                    learning_rate,
+                    step,
                 )
                 self._m[here], self._m_scale[here] = SIGNED.encode(m)
                 self._v[here], self._v_scale[here] = UNSIGNED.encode(v)
