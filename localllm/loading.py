@@ -186,9 +186,9 @@ def _head_layer(head: DraftHead, backend: str, plan: Plan, threads: int | None) 
 
 
 def _narrow(weight: Tensor) -> Tensor:
-    """8 bits for a dense matrix: guesses need no more, and the fewer bytes the sooner."""
+    """4 bits for a dense matrix: guesses need no more, and the fewer bytes the sooner."""
     if isinstance(weight, Dense) and len(weight.shape) == 2 and weight.shape[1] % 32 == 0:
-        return quantize_like(weight.to_float32(), 8, 32, np.dtype(np.float16))
+        return quantize_like(weight.to_float32(), 4, 32, np.dtype(np.float16))
     return weight
 
 

@@ -75,7 +75,7 @@ class DraftHeadConfig:
     out: Path
     prompts: Path | None = None
     held_out: int = 12
-    tokens: int = 400_000
+    tokens: int = 600_000
     max_tokens: int = 192
     temperature: float = 0.8
     inner: int = 0
@@ -88,7 +88,7 @@ class DraftHeadConfig:
     noise: float = 0.0
     weight_decay: float = 0.05
     batch: int = 8
-    epochs: float = 4.0
+    epochs: float = 3.0
     learning_rate: float = 2e-3
     seed: int = 0
     save_every: int = 50
