@@ -158,13 +158,13 @@ def finetune(
     sample_tokens: Annotated[int | None, typer.Option(help="Of an answer, 64.")] = None,
     draft_tokens: Annotated[
         int | None,
-        typer.Option(help="draft-head: tokens of the model's own answers to learn from; 400,000."),
+        typer.Option(help="draft-head: tokens of the model's own answers to learn from; 600,000."),
     ] = None,
     draft_vocabulary: Annotated[
-        int | None, typer.Option(help="draft-head: how many tokens it may guess; 8192, 0 for all.")
+        int | None, typer.Option(help="draft-head: how many tokens it may guess; 4096, 0 for all.")
     ] = None,
     draft_inner: Annotated[
-        int | None, typer.Option(help="draft-head: its width; twice the model's.")
+        int | None, typer.Option(help="draft-head: width of its feed-forward; the model's.")
     ] = None,
     draft_unroll: Annotated[
         int | None, typer.Option(help="draft-head: guesses in a row that it learns; 3.")
