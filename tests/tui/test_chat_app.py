@@ -399,8 +399,11 @@ def test_files_named_in_a_message_go_along_and_are_told_briefly(tmp_path, monkey
             assert "the secret is 7" in engine.asks[0].messages[-1]["content"]
             await until(lambda: "with notes.txt, 16 bytes" in shown(app))
             assert "the secret is 7" not in shown(app)
+            await pilot.press(*"again @notes.txt", "enter")  # nothing is left to complete
+            await until(lambda: len(engine.asks) == 2)
+            await answered(pilot)
             await say(pilot, "and @missing.txt")
-            assert len(engine.asks) == 1
+            assert len(engine.asks) == 2
             assert app.chat_screen.composer.text == "and @missing.txt"
 
     asyncio.run(run())

@@ -128,7 +128,8 @@ def _files(word: str) -> list[Offer]:
             offered.append(Offer(f"{text}/", f"{name}/", "folder", whole=False))
         else:
             offered.append(Offer(text + ('" ' if quoted else " "), name))
-    return offered
+    complete = [offer.text.rstrip() for offer in offered] == [word]  # Enter is to send it
+    return [] if complete else offered
 
 
 def _line(offer: Offer) -> Content:
