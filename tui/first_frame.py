@@ -6,7 +6,7 @@ it meanwhile, so that all of it is there for the app.
 
 from __future__ import annotations
 
-import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +40,7 @@ def first_frame(settings: Settings) -> Iterator[None]:
     echoing[3] &= ~(termios.ICANON | termios.IEXTEN | termios.ECHOCTL)
     try:
         termios.tcsetattr(terminal, termios.TCSANOW, echoing)
-        _write(_ENTER + box(*os.get_terminal_size(terminal), sidebar=settings.sidebar))
+        _write(_ENTER + box(*shutil.get_terminal_size(), sidebar=settings.sidebar))
         yield
     except BaseException:
         _write(_LEAVE)
@@ -52,10 +52,10 @@ def first_frame(settings: Settings) -> Iterator[None]:
 def box(columns: int, lines: int, *, sidebar: bool) -> str:
     """Codes that draw it in the terminal's own colours, and leave the cursor in it."""
     left = _SIDEBAR if sidebar and columns >= _WIDE else 0
-    title = "─ Say something "
-    inner = columns - left - 2
+    inner = max(0, columns - left - 2)
+    title = "─ Say something "[:inner]
     rows = (f"╭{title:─<{inner}}╮", f"│{'':{inner}}│", f"╰{'':─<{inner}}╯")
-    top = lines - 4  # below it are the status and the keys
+    top = max(1, lines - 4)  # below it are the status and the keys
     drawn = "".join(f"\x1b[{top + n};{left + 1}H{row}" for n, row in enumerate(rows))
     return f"\x1b[2m{drawn}\x1b[m\x1b[{top + 1};{left + 3}H"
 

@@ -36,3 +36,8 @@ def test_its_box_is_where_the_app_has_its_own(columns: int, lines: int, sidebar:
     where, text = asyncio.run(composer())
     assert corners == where
     assert cursor == text
+
+
+@pytest.mark.parametrize(("columns", "lines"), [(12, 3), (1, 1)])
+def test_it_breaks_nothing_on_the_smallest_screens(columns: int, lines: int) -> None:
+    assert "╭" in box(columns, lines, sidebar=True)
