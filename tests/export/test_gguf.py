@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 
 from localllm.checkpoint import open_checkpoint
+from localllm.checkpoint.form import form_of
 from localllm.checkpoint.gguf import GGUFCheckpoint
+from localllm.checkpoint.tensor import Affine
 from localllm.errors import CheckpointError, InvalidRequest, UnsupportedModel
 from localllm.export import k_quants, write_gguf
+from localllm.models import load_forms, qwen3_5, spec_of_config
+from localllm.models.writing import stored_tensors
 from localllm.tokenizer import load_tokenizer
 from localllm.tokenizer.hub_files import hub_tokenizer_files
 from tests.export.cases import (
@@ -27,8 +31,9 @@ from tests.export.cases import (
     write,
 )
 from tests.models import test_gpt_oss as gpt_oss
-from tests.models.running import TOLERANCE, difference
+from tests.models.running import TOLERANCE, difference, golden
 from tests.models.test_gguf import nvfp4_model
+from tests.models.tiny import random_tensors, write_checkpoint
 from tests.tiny_model import write_tiny_model
 from tests.tokenizer.test_gguf import byte_pairs
 from tests.tokenizer.test_written import CHAT
@@ -171,6 +176,26 @@ def test_k_quants_are_read_back_and_narrow_rows_get_another_type(
     ours.close()
     exact = weights["layers.1.ffn.up.weight"].to_float32()
     assert np.abs(wanted - exact).max() < 0.1 * np.abs(exact).max()
+
+
+def test_quantized_value_heads_move_with_their_groups(tmp_path: Path) -> None:
+    """Qwen 3.5 in GGUF has the inputs of a delta net's last matrix in another order."""
+    sizes = {"hidden_size": 64, "linear_key_head_dim": 32, "linear_value_head_dim": 32}
+    config = {**golden("qwen3_5-square-heads").config, **sizes, "intermediate_size": 64}
+    spec = spec_of_config(config, tmp_path)
+    shapes = {one.name: one.shape for one in stored_tensors(spec, qwen3_5.NAMES, "model.")}
+    model = write_checkpoint(tmp_path / "model", config, random_tensors(shapes))
+    with source(model) as opened:
+        write_gguf(opened, tmp_path / "out.gguf", "q8_0")
+        before = {name: tensor.to_float32() for name, tensor in opened.weights()}
+    with source(tmp_path / "out.gguf") as opened:
+        forms = load_forms(opened.checkpoint, opened.spec)
+        after = dict(opened.weights())
+    assert isinstance(after["layers.0.delta.o.weight"], Affine)
+    for name, tensor in after.items():
+        assert forms[name] == form_of(tensor)
+        wanted = before[name] + (name.endswith("norm.weight") and ".delta." not in name)
+        assert np.abs(tensor.to_float32() - wanted).max() < 0.02, name
 
 
 def test_widths_that_no_block_divides_stay_in_16_bits(tmp_path: Path) -> None:
