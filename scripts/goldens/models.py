@@ -630,7 +630,8 @@ CASES: dict[str, dict[str, Any]] = {
     "qwen3_5-square-heads": _case(
         "qwen3_5_text",
         head_dim=16,
-        num_hidden_layers=4,
+        num_hidden_layers=2,
+        layer_types=[_FULL, _LINEAR],
         **_SQUARE,
         rope_parameters=_MROPE,
     ),
@@ -706,8 +707,8 @@ CASES: dict[str, dict[str, Any]] = {
     "qwen3_5_moe-square-heads": _case(
         "qwen3_5_moe_text",
         head_dim=16,
-        num_hidden_layers=4,
-        layer_types=[_LINEAR, _FULL, _LINEAR, _LINEAR],
+        num_hidden_layers=3,
+        layer_types=[_FULL, _LINEAR, _FULL],
         **_SQUARE,
         **_SHARED,
         rope_parameters=_MROPE,

@@ -191,7 +191,7 @@ def test_quantized_value_heads_move_with_their_groups(tmp_path: Path) -> None:
     with source(tmp_path / "out.gguf") as opened:
         forms = load_forms(opened.checkpoint, opened.spec)
         after = dict(opened.weights())
-    assert isinstance(after["layers.0.delta.o.weight"], Affine)
+    assert isinstance(after["layers.1.delta.o.weight"], Affine)
     for name, tensor in after.items():
         assert forms[name] == form_of(tensor)
         wanted = before[name] + (name.endswith("norm.weight") and ".delta." not in name)
