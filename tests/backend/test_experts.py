@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from localllm.backend import cpu_experts
 from localllm.backend.cpu import CpuBackend
 from localllm.backend.cpu_cache import PackedCache
 from localllm.backend.cpu_experts import expected_speed, merged_uses
@@ -250,12 +251,15 @@ class TestPlan:
         detail = f"3 of {self.SIZES.count}, the others on disk"
         assert any(item.detail == detail for item in plan.items)
 
-    def test_it_says_before_loading_how_fast_it_will_be_at_least(self, tmp_path):
+    def test_it_says_before_loading_how_fast_it_will_be_at_least(self, tmp_path, monkeypatch):
         file = tmp_path / "model.gguf"
         file.write_bytes(bytes(1 << 20))
         assert expected_before(self.model, self.plan(1 << 40), CPU, file) is None
         few = self.plan(1 << 40, expert_bytes=3 * self.SIZES.slot)
         many = self.plan(1 << 40, expert_bytes=(self.SIZES.count - 1) * self.SIZES.slot)
+        assert (expected_before(self.model, few, CPU, file) or 0) > 0
+        monkeypatch.setattr(cpu_experts, "memory_speed", lambda threads: 1e10)
+        monkeypatch.setattr(cpu_experts, "read_speed", lambda file, size: 1e9)
         slow, fast = (expected_before(self.model, plan, CPU, file) for plan in (few, many))
         assert 0 < slow < fast
 
