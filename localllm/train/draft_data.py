@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from localllm.errors import CheckpointError, InvalidRequest, StoreError
+from localllm.files import replace_file
 from localllm.llm import LLM
 from localllm.sampling import SamplingParams
 
@@ -83,25 +85,26 @@ class Answers:
 
     def rewrite(self, answers: Sequence[Answer]) -> None:
         """Exactly these, so that nothing is appended to a torn line."""
-        part = self.path.with_suffix(".part")
-        _append(part, answers, "wb")
-        os.replace(part, self.path)
+        with self._writing():
+            replace_file(self.path, [_lines(answers)])
 
     def append(self, answers: Sequence[Answer]) -> None:
-        _append(self.path, answers, "ab")
-
-
-def _append(path: Path, answers: Sequence[Answer], mode: str) -> None:
-    lines = [
-        json.dumps({"n": a.number, "prompt": a.prompt, "answer": a.tokens}) + "\n" for a in answers
-    ]
-    try:
-        with path.open(mode) as file:
-            file.write("".join(lines).encode())
+        with self._writing(), self.path.open("ab") as file:
+            file.write(_lines(answers))
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written: {error.strerror}") from error
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(f"{self.path}: cannot be written: {error.strerror}") from error
+
+
+def _lines(answers: Sequence[Answer]) -> bytes:
+    lines = [{"n": a.number, "prompt": a.prompt, "answer": a.tokens} for a in answers]
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
 def prompt_ids(llm: LLM, prompt: str) -> tuple[int, ...]:
