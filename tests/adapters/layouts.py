@@ -43,6 +43,8 @@ def layout(
     scales: dict[str, float] = {}
     for target in linears(spec) if targets is None else targets:
         *experts, out, inner = weight_shapes(spec)[f"{target}.weight"]
+        if experts and settings.dora:
+            continue  # there is none on experts
         r = rank(target)
         shapes[f"{target}.a"] = (*experts, r, inner)
         shapes[f"{target}.b"] = (*experts, out, r)
