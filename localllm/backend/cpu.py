@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from localllm.backend.adapters import MAX_ADAPTERS, AdapterTable, check_adapter
 from localllm.backend.cpu_adapters import pack_adapter, packed_bytes
 from localllm.backend.cpu_cache import PackedCache, native_build
 from localllm.backend.cpu_config import layer_configs, model_config, ropes_of
-from localllm.backend.cpu_experts import ExpertUse, measured_use, merged_uses
+from localllm.backend.cpu_experts import Decoding, ExpertUse, Past, measured_use, merged_uses
 from localllm.backend.cpu_rope import RopeTable
 from localllm.backend.cpu_weights import (
     add_matrix,
@@ -101,7 +102,7 @@ class CpuBackend:
         self._ropes = [RopeTable(rope) for rope in ropes_of(spec)]
         try:
             store = _store(spec, weights, cache, on_disk=expert_bytes is not None)
-            uses = [] if cache is None else cache.uses(_experts_of(spec))
+            past = Past([]) if cache is None else cache.past(_experts_of(spec))
             self.weight_bytes = int(store.nbytes)
             self.token_bytes = bytes_per_token(spec, store)
             self._decoder: _native.Decoder | None = _native.Decoder(
@@ -115,9 +116,10 @@ class CpuBackend:
                 chosen,
                 self.state_slots,
                 expert_bytes or 0,
-                uses,
+                past.uses,
             )
-            self._experts = self._measured_experts(store, uses)
+            self._experts = self._measured_experts(store, past)
+            self._decoding = Decoding()
         except MemoryError as error:
             raise OutOfMemoryPlan(
                 f"no memory for the weights and {num_blocks} KV blocks of {block_size} positions",
@@ -145,14 +147,12 @@ class CpuBackend:
             return None
         return replace(self._experts, chosen=cache.chosen, read=cache.read)
 
-    def _measured_experts(
-        self, store: _native.WeightStore, uses: Sequence[float]
-    ) -> ExpertUse | None:
+    def _measured_experts(self, store: _native.WeightStore, past: Past) -> ExpertUse | None:
         cache = self._engine.expert_cache
         if cache is None:
             return None
         from_experts = expert_bytes_per_token(self.spec, store)
-        return measured_use(cache, uses, self.token_bytes, from_experts)
+        return measured_use(cache, past, self.threads, self.token_bytes, from_experts)
 
     @property
     def kernels(self) -> str:
@@ -178,8 +178,9 @@ class CpuBackend:
         """See `Backend.forward`. Raises StepCancelled when `cancel` was called meanwhile, and
         OutOfMemoryPlan where there is no memory for the step's rows; the next step may be smaller.
         """
+        began = time.perf_counter()
         try:
-            return self._forward(batch, hidden)
+            logits = self._forward(batch, hidden)
         except RuntimeError as error:
             if self._experts is None:
                 raise
@@ -192,6 +193,9 @@ class CpuBackend:
                 f"no memory for a step of {rows} rows",
                 hint="take fewer rows in a step (a smaller batch or prefill chunk)",
             ) from error
+        if self._experts is not None and sum(len(c.token_ids) for c in batch.chunks) == 1:
+            self._decoding.record(time.perf_counter() - began)
+        return logits
 
     def _forward(self, batch: Batch, hidden: np.ndarray | None) -> np.ndarray:
         decoder, chunks = self._engine, batch.chunks
@@ -330,7 +334,12 @@ class CpuBackend:
         """Frees weights, pool and threads; the backend answers no more."""
         if self._decoder is not None and self._cache is not None and self._experts is not None:
             now = self._decoder.expert_cache.uses
-            self._cache.remember_uses(merged_uses(self._cache.uses(len(now)), now))
+            past = self._cache.past(len(now))
+            past = replace(past, uses=merged_uses(past.uses, now))
+            if speed := self._decoding.speed:
+                in_memory = self._experts.in_memory
+                past = replace(past, speed=speed, in_memory=in_memory, threads=self.threads)
+            self._cache.remember(past)
         self._decoder = None
         self._adapters.clear()
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from localllm.backend.cpu_experts import read_uses
+from localllm.backend.cpu_experts import Past, read_past
 from localllm.backend.packed_folder import KEPT_BYTES, PackedFolder
 from localllm.errors import StoreError
 from localllm.kernels_cpu import _native
@@ -84,13 +85,13 @@ class PackedCache:
         self._folder.used(key)
         return store
 
-    def uses(self, count: int) -> list[float]:
-        """How often each of a model's experts was chosen; empty where that is unknown."""
-        return [] if self.key is None else read_uses(self._folder.uses(self.key), count)
+    def past(self, experts: int) -> Past:
+        """What earlier runs of a model with so many experts left."""
+        return Past([]) if self.key is None else read_past(self._folder.uses(self.key), experts)
 
-    def remember_uses(self, uses: Sequence[float]) -> None:
+    def remember(self, past: Past) -> None:
         if self.key is not None:
-            self._folder.remember_uses(self.key, uses)
+            self._folder.remember(self.key, asdict(past))
 
     def _keep(self, store: _native.WeightStore, key: str) -> str | None:
         """Why the packed weights could not be kept; None if they were."""

@@ -19,6 +19,8 @@ _OF_BANDWIDTH = 0.85
 _PROBE_BYTES = 96 << 20
 _MAX_FILE = 16 << 20
 _MOST_USES = 1000  # remembered of an expert, on the average
+_ENOUGH_STEPS = 32  # that tell how fast a model decodes
+_ALIKE = 0.02  # of the experts in memory, that may be more or fewer than in the run before
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,9 @@ class ExpertUse:
     """in_memory of `experts` in all mixtures together; chosen: how many steps asked for, read: how
     many of those came from disk.
 
-    expected_speed: tokens a second that one sequence decodes at, if experts are chosen as often as
-    in earlier runs; where there were none (`known` is False), if all are chosen alike, which is
-    slower than real routers make it.
+    expected_speed: tokens a second that one sequence decodes at: what it did in the last run like
+    this one, else if experts are chosen as often as in earlier runs; where there were none (`known`
+    is False), if all are chosen alike, which is slower than real routers make it.
     """
 
     in_memory: int
@@ -83,13 +85,50 @@ def read_speed(file: Path, piece: int) -> float:
         os.close(handle)
 
 
-def measured_use(
-    cache: _native.ExpertCache, uses: Sequence[float], token_bytes: int, expert_token_bytes: int
-) -> ExpertUse:
-    """With the speeds of disk and memory as they were measured when the cache was filled.
+@dataclass(frozen=True)
+class Past:
+    """What earlier runs of a model left.
 
-    uses: how often each expert was chosen before; empty if that is unknown.
+    uses: how often each expert was chosen; empty where nothing is known. speed: tokens a second at
+    which the last run decoded one sequence, with `in_memory` experts and `threads`; 0: unknown.
     """
+
+    uses: list[float]
+    speed: float = 0.0
+    in_memory: int = 0
+    threads: int = 0
+
+    def speed_with(self, in_memory: int, threads: int) -> float:
+        """0 where the last run was another."""
+        alike = abs(in_memory - self.in_memory) <= _ALIKE * in_memory and threads == self.threads
+        return self.speed if alike else 0.0
+
+
+@dataclass
+class Decoding:
+    """Steps of one row, and what they took."""
+
+    steps: int = 0
+    seconds: float = 0.0
+
+    def record(self, seconds: float) -> None:
+        self.steps += 1
+        self.seconds += seconds
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second; 0 while there were too few."""
+        return self.steps / self.seconds if self.steps >= _ENOUGH_STEPS else 0.0
+
+
+def measured_use(
+    cache: _native.ExpertCache, past: Past, threads: int, token_bytes: int, expert_token_bytes: int
+) -> ExpertUse:
+    """With the speeds of disk and memory as they were measured when the cache was filled, unless
+    the last run tells."""
+    if speed := past.speed_with(cache.slots, threads):
+        return ExpertUse(cache.slots, cache.experts, speed, known=True)
+    uses = past.uses
     total = math.fsum(uses)
     known = total > 0
     share = cache.slots / cache.experts
@@ -101,14 +140,20 @@ def measured_use(
     return ExpertUse(cache.slots, cache.experts, speed, known)
 
 
-def read_uses(path: Path, count: int) -> list[float]:
-    """How often each expert was chosen in earlier runs; empty where there is nothing sound."""
-    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+def read_past(path: Path, count: int) -> Past:
+    """Of `count` experts; knows nothing where there is nothing sound."""
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError, RecursionError):
         if path.stat().st_size <= _MAX_FILE:
-            uses = [float(n) for n in json.loads(path.read_text())["uses"]]
-            if len(uses) == count and all(0 <= n < 1e18 for n in uses):
-                return uses
-    return []
+            found = json.loads(path.read_text())
+            past = Past(
+                [float(n) for n in found["uses"]],
+                float(found.get("speed", 0.0)),
+                int(found.get("in_memory", 0)),
+                int(found.get("threads", 0)),
+            )
+            if len(past.uses) == count and all(0 <= n < 1e18 for n in (*past.uses, past.speed)):
+                return past
+    return Past([])
 
 
 def merged_uses(before: Sequence[float], now: Sequence[int]) -> list[float]:

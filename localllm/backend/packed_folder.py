@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,9 +89,10 @@ class PackedFolder:
         with self._replacing(self.packed(key)) as part:
             yield part
 
-    def remember_uses(self, key: str, uses: Sequence[float]) -> None:
+    def remember(self, key: str, past: Mapping[str, object]) -> None:
+        """What a run leaves for later ones, beside the packed weights."""
         with contextlib.suppress(OSError), self._replacing(self.uses(key)) as part:
-            part.write_text(json.dumps({"uses": list(uses)}))
+            part.write_text(json.dumps(past))
 
     @contextmanager
     def _replacing(self, target: Path) -> Iterator[Path]:

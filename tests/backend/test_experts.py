@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -202,6 +203,33 @@ def test_the_next_start_begins_with_the_experts_that_were_used_most(tmp_path):
     (uses,) = (tmp_path / "cache").glob("*.uses")
     uses.write_text('{"uses": [1, "many"]}')
     assert not opened(tmp_path, LAYERS * TOP_K).experts.known  # nothing sound: as if it were not
+
+
+def test_the_next_start_announces_what_the_last_run_like_it_did(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"the weights")
+    first = opened(tmp_path, LAYERS * TOP_K)
+    sequence = Sequence(np.full(41, 5), np.arange(48))
+    run(first, sequence.next(9))
+    for _ in range(32):
+        run(first, sequence.next(1))
+    first.close()
+    (uses,) = (tmp_path / "cache").glob("*.uses")
+    past = json.loads(uses.read_text())
+    assert past["speed"] > 0
+    uses.write_text(json.dumps({**past, "speed": 12.5}))
+
+    def announced(slots: int) -> float:
+        backend = opened(tmp_path, slots)
+        try:
+            return backend.experts.expected_speed
+        finally:
+            backend.close()
+
+    assert announced(LAYERS * TOP_K) == 12.5
+    assert announced(LAYERS * TOP_K) == 12.5  # a run of no steps leaves it as it is
+    assert announced(LAYERS * TOP_K + 3) != 12.5
+    uses.write_text(json.dumps({**past, "speed": 12.5, "threads": 1}))
+    assert announced(LAYERS * TOP_K) != 12.5
 
 
 def test_what_is_remembered_of_use_is_bounded_and_fades():

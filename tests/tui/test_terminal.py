@@ -57,9 +57,11 @@ def test_start_ask_stop_branch_search_quit_and_all_is_there_again(home, smollm2)
         terminal.type(WORD + ENTER)
         # The answer before may be longer than the screen.
         terminal.until(
-            lambda text: WORD in text
-            and COSTS.search(text.rpartition(WORD)[2]) is not None
-            and not writing(text)
+            lambda text: (
+                WORD in text
+                and COSTS.search(text.rpartition(WORD)[2]) is not None
+                and not writing(text)
+            )
         )
         terminal.type(CTRL_R)
         terminal.until(lambda text: "2/2" in text and not writing(text))
