@@ -18,16 +18,18 @@ from localllm.models.draft_head import DraftHead
 from localllm.sampling import Sampler, draw_batch
 
 _RATE = 0.2  # how quickly the latest guess changes a chance
+_STEADY_RATE = 0.08  # of drafters that know the language: a few misses in a row say little
 _WINDOW = 512  # hidden states of a sequence that wait for the first guess, at most
 
 
 class Chances:
     """How often guesses of a kind were right: for one sequence, beginning with what all had.
 
-    priors: of each kind, before any was tried.
+    priors: of each kind, before any was tried. rate: how quickly the latest guess changes them.
     """
 
-    def __init__(self, priors: Mapping[int, float]) -> None:
+    def __init__(self, priors: Mapping[int, float], rate: float = _RATE) -> None:
+        self._rate = rate
         self._common = dict(priors)
         self._own: dict[tuple[int, int], float] = {}
 
@@ -38,8 +40,8 @@ class Chances:
         chance, common = self.of(sequence, kind), self._common[kind]
         for index in range(min(drafted, accepted + 1)):  # what follows a wrong one says nothing
             right = float(index < accepted)
-            chance += _RATE * (right - chance)
-            common += _RATE / 8 * (right - common)
+            chance += self._rate * (right - chance)
+            common += self._rate / 8 * (right - common)
         self._own[sequence.id, kind] = chance
         self._common[kind] = common
 
@@ -135,7 +137,7 @@ class _Timed:
 
     def __init__(self, prior: float) -> None:
         self.row_cost = 0.0
-        self._chances = Chances({0: prior})
+        self._chances = Chances({0: prior}, _STEADY_RATE)
 
     def observe(self, sequence: Sequence, start: int, states: np.ndarray) -> None:
         """The text alone is looked at."""

@@ -75,20 +75,20 @@ class DraftHeadConfig:
     out: Path
     prompts: Path | None = None
     held_out: int = 12
-    tokens: int = 600_000
+    tokens: int = 400_000
     max_tokens: int = 192
     temperature: float = 0.8
     inner: int = 0
     vocabulary: int = 4096
     candidates: int = 2048
     unroll: int = 3
-    alone: float = 0.6
+    alone: float = 0.75
     closeness: float = 0.0
     decay: float = 0.8
     noise: float = 0.0
     weight_decay: float = 0.05
-    batch: int = 8
-    epochs: float = 3.0
+    batch: int = 16
+    epochs: float = 3.6
     learning_rate: float = 2e-3
     seed: int = 0
     save_every: int = 50
