@@ -16,6 +16,7 @@ from localllm.kernels_metal.runs import (
     Carried,
     Run,
     Runs,
+    arrays_of,
     as_array,
     check_runs,
     joined,
@@ -120,6 +121,19 @@ def _check(x: mx.array, states: Sequence[mx.array], taps: mx.array, runs: Runs, 
         raise ValueError(f"x must be one of {DTYPES}, taps float32")
 
 
+class Ways(NamedTuple):
+    """(x, states, taps, runs) -> what one of these convolutions carries."""
+
+    kernel: Callable[[mx.array, Sequence[mx.array], mx.array, Runs], Carried]
+    ops: Callable[[mx.array, Sequence[mx.array], mx.array, Runs], Carried]
+
+
+WAYS: dict[Kind, Ways] = {
+    "delta": Ways(delta_conv, delta_by_ops),
+    "short": Ways(short_conv, short_by_ops),
+}
+
+
 class _Case(NamedTuple):
     x: mx.array
     states: list[mx.array]
@@ -173,26 +187,17 @@ def contest(kind: Kind, rows: int, channels: int, kernel: int, dtype: mx.Dtype) 
         )
         return list(_TRUTH[kind](x, state, taps, rows))
 
-    ours, mlx = _WAYS[kind]
+    ways = WAYS[kind]
     wide, out = (3 * dtype.size, dtype.size) if kind == "short" else (dtype.size, 4)
     return Contest(
         kernel="causal_conv",
         work=work(kind, rows, channels, kernel, dtype),
-        ours=lambda: _all_of(*ours(*made())),
-        mlx=lambda: _all_of(*mlx(*made())),
+        ours=lambda: arrays_of(ways.kernel(*made())),
+        mlx=lambda: arrays_of(ways.ops(*made())),
         truth=truth,
         tolerance=_ROUNDED[dtype] if kind == "short" else _TOLERANCE,
         least_bytes=channels * (rows * (wide + out) + 4 * (2 * (kernel - 1) + kernel)),
     )
 
 
-def _all_of(y: mx.array, afters: list[mx.array]) -> list[mx.array]:
-    return [y, *afters]
-
-
-_Way = Callable[[mx.array, Sequence[mx.array], mx.array, Runs], Carried]
-_WAYS: dict[Kind, tuple[_Way, _Way]] = {
-    "delta": (delta_conv, delta_by_ops),
-    "short": (short_conv, short_by_ops),
-}
 _TRUTH = {"delta": reference.delta_conv, "short": reference.short_conv}

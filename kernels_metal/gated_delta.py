@@ -16,6 +16,7 @@ from localllm.kernels_metal.runs import (
     Carried,
     Run,
     Runs,
+    arrays_of,
     as_array,
     check_runs,
     joined,
@@ -29,52 +30,46 @@ _COLUMNS = 4  # entries of a value head that a simdgroup carries
 _SIMDGROUPS = 4
 
 
-def gated_delta(
-    qkv: mx.array,
-    beta: mx.array,
-    decay: mx.array,
-    rate: mx.array,
-    step: mx.array,
-    states: Sequence[mx.array],
-    runs: Runs,
-) -> Carried:
+class Inputs(NamedTuple):
+    """qkv: float32 [rows of the runs, channels]: q and k of all key heads, not yet of length 1,
+    then v of all value heads. beta, decay: T [n, heads], half, bfloat16 or float32, of all rows:
+    what sigmoid and softplus take. rate, step: float32 [heads].
+    """
+
+    qkv: mx.array
+    beta: mx.array
+    decay: mx.array
+    rate: mx.array
+    step: mx.array
+
+
+def gated_delta(inputs: Inputs, states: Sequence[mx.array], runs: Runs) -> Carried:
     """(y, S after the sure rows): a gated delta net between its convolution and its norm.
 
-    qkv: float32 [rows of the runs, channels]: q and k of all key heads, not yet of length 1, then v
-    of all value heads. beta, decay: T [n, heads], half, bfloat16 or float32, of all rows: what
-    sigmoid and softplus take. rate, step: float32 [heads]. states: of each run, float32 [heads,
-    value_dim, key_dim], key_dim <= 256. Returns float32 [rows of the runs, heads * value_dim] and
-    other states. Raises ValueError for other shapes and dtypes. A row's bits depend on it and on
-    the state before alone.
+    states: of each run, float32 [heads, value_dim, key_dim], key_dim <= 256. Returns float32 [rows
+    of the runs, heads * value_dim] and other states. Raises ValueError for other shapes and dtypes.
+    A row's bits depend on it and on the state before alone.
     """
-    _check(qkv, beta, decay, rate, step, states, runs)
+    _check(inputs, states, runs)
     shape = heads, value_dim, key_dim = states[0].shape
     simdgroups = min(_SIMDGROUPS, -(-value_dim // _COLUMNS))
     groups = -(-value_dim // (_COLUMNS * simdgroups))
-    inputs = ("qkv", "beta", "decay", "rate", "step")
-    y, *afters = kernel_of_runs("gated_delta", inputs, len(runs))(
+    y, *afters = kernel_of_runs("gated_delta", Inputs._fields, len(runs))(
         Launch(
-            inputs=[qkv, beta, decay, rate, step, as_array(runs), *states],
+            inputs=[*inputs, as_array(runs), *states],
             grid=(groups * simdgroups * 32, heads, len(runs)),
             threadgroup=(simdgroups * 32, 1, 1),
             output_shapes=[(rows_of(runs), heads * value_dim), *[shape] * len(runs)],
             output_dtypes=[mx.float32] * (1 + len(runs)),
-            template=[("T", beta.dtype), ("KEYS", -(-key_dim // 32))],
+            template=[("T", inputs.beta.dtype), ("KEYS", -(-key_dim // 32))],
         )
     )
     return y, afters
 
 
-def by_ops(
-    qkv: mx.array,
-    beta: mx.array,
-    decay: mx.array,
-    rate: mx.array,
-    step: mx.array,
-    states: Sequence[mx.array],
-    runs: Runs,
-) -> Carried:
+def by_ops(inputs: Inputs, states: Sequence[mx.array], runs: Runs) -> Carried:
     """`gated_delta` in MLX's own ops."""
+    qkv, beta, decay, rate, step = inputs
     heads, value_dim, key_dim = states[0].shape
     key_heads = (qkv.shape[1] - heads * value_dim) // (2 * key_dim)
     rows = slice(runs[0].first, runs[-1].rows.stop)
@@ -102,15 +97,8 @@ def _unit(x: mx.array) -> mx.array:
     return x * mx.rsqrt(mx.sum(mx.square(x), axis=-1, keepdims=True) + 1e-6)
 
 
-def _check(
-    qkv: mx.array,
-    beta: mx.array,
-    decay: mx.array,
-    rate: mx.array,
-    step: mx.array,
-    states: Sequence[mx.array],
-    runs: Runs,
-) -> None:
+def _check(inputs: Inputs, states: Sequence[mx.array], runs: Runs) -> None:
+    qkv, beta, decay, rate, step = inputs
     check_runs(runs, states, beta.shape[0])
     shape = states[0].shape
     if len(shape) != 3 or shape[2] > LONGEST_KEY:
@@ -136,11 +124,7 @@ def _check(
 
 
 class _Case(NamedTuple):
-    qkv: mx.array
-    beta: mx.array
-    decay: mx.array
-    rate: mx.array
-    step: mx.array
+    inputs: Inputs
     states: list[mx.array]
     runs: Runs
 
@@ -155,12 +139,15 @@ def case(
     def normal(*shape: int) -> mx.array:
         return mx.array(rng.standard_normal(shape, np.float32))
 
-    return _Case(
+    inputs = Inputs(
         normal(rows, 2 * key_heads * key_dim + heads * value_dim),
         normal(rows, heads).astype(dtype),
         normal(rows, heads).astype(dtype),
         normal(heads) - 2,
         normal(heads),
+    )
+    return _Case(
+        inputs,
         [normal(heads, value_dim, key_dim)],
         (Run(0, rows, rows),),
     )
@@ -195,7 +182,7 @@ def contest(
         return case(*shape)
 
     def truth() -> list[np.ndarray]:
-        *parts, (before,), _ = made()
+        parts, (before,), _ = made()
         qkv, beta, decay, rate, step, state = (
             np.array(a.astype(mx.float32)).astype(np.float64) for a in (*parts, before)
         )
@@ -206,13 +193,9 @@ def contest(
     return Contest(
         kernel="gated_delta",
         work=work(*shape),
-        ours=lambda: _all_of(*gated_delta(*made())),
-        mlx=lambda: _all_of(*by_ops(*made())),
+        ours=lambda: arrays_of(gated_delta(*made())),
+        mlx=lambda: arrays_of(by_ops(*made())),
         truth=truth,
         tolerance=_TOLERANCE,
         least_bytes=gates + 4 * (entries + 2 * heads * value_dim * key_dim),
     )
-
-
-def _all_of(y: mx.array, afters: list[mx.array]) -> list[mx.array]:
-    return [y, *afters]

@@ -41,6 +41,11 @@ def rows_of(runs: Runs) -> int:
     return runs[-1].first + runs[-1].count - runs[0].first
 
 
+def arrays_of(carried: Carried) -> list[mx.array]:
+    y, states = carried
+    return [y, *states]
+
+
 def joined(parts: Sequence[mx.array]) -> mx.array:
     """Along the rows."""
     return parts[0] if len(parts) == 1 else mx.concatenate(list(parts))

@@ -177,38 +177,33 @@ class KernelOps(Ops):
         places = np.concatenate([_places(some) for some, _ in parts])
         return mx.concatenate([out for _, out in parts])[mx.array(np.argsort(places))]
 
-    def delta_conv(
-        self, x: mx.array, states: Sequence[mx.array], taps: mx.array, runs: Runs
-    ) -> Carried:
-        if self._convolves("delta", x, states[0], runs):
-            return causal_conv.delta_conv(x, states, taps, runs)
-        return super().delta_conv(x, states, taps, runs)
-
-    def short_conv(
-        self, x: mx.array, states: Sequence[mx.array], taps: mx.array, runs: Runs
-    ) -> Carried:
-        if self._convolves("short", x, states[0], runs):
-            return causal_conv.short_conv(x, states, taps, runs)
-        return super().short_conv(x, states, taps, runs)
-
-    def gated_delta(
+    def causal_conv(
         self,
-        qkv: mx.array,
-        beta: mx.array,
-        decay: mx.array,
-        rate: mx.array,
-        step: mx.array,
+        kind: causal_conv.Kind,
+        x: mx.array,
         states: Sequence[mx.array],
+        taps: mx.array,
         runs: Runs,
     ) -> Carried:
+        kept, channels = states[0].shape
+        shape = (kind, _longest(runs), channels, kept + 1, x.dtype)
+        if not self._choose.uses(
+            "causal_conv", causal_conv.work(*shape), lambda: causal_conv.contest(*shape)
+        ):
+            return super().causal_conv(kind, x, states, taps, runs)
+        return causal_conv.WAYS[kind].kernel(x, states, taps, runs)
+
+    def gated_delta(
+        self, inputs: gated_delta.Inputs, states: Sequence[mx.array], runs: Runs
+    ) -> Carried:
         heads, value_dim, key_dim = states[0].shape
-        key_heads = (qkv.shape[1] - heads * value_dim) // (2 * key_dim)
-        shape = (_longest(runs), key_heads, heads, key_dim, value_dim, beta.dtype)
+        key_heads = (inputs.qkv.shape[1] - heads * value_dim) // (2 * key_dim)
+        shape = (_longest(runs), key_heads, heads, key_dim, value_dim, inputs.beta.dtype)
         serves = key_dim <= gated_delta.LONGEST_KEY and self._choose.uses(
             "gated_delta", gated_delta.work(*shape), lambda: gated_delta.contest(*shape)
         )
         advance = gated_delta.gated_delta if serves else super().gated_delta
-        return advance(qkv, beta, decay, rate, step, states, runs)
+        return advance(inputs, states, runs)
 
     def lora(self, y: mx.array, x: mx.array, stack: Stack, slots: np.ndarray) -> mx.array | None:
         rows, rank, inner, out = x.shape[0], stack.a.shape[1], x.shape[1], y.shape[1]
@@ -220,13 +215,6 @@ class KernelOps(Ops):
         ):
             return None
         return lora.lora(y, x, stack.a, stack.b, mx.array(slots))
-
-    def _convolves(self, kind: causal_conv.Kind, x: mx.array, state: mx.array, runs: Runs) -> bool:
-        kept, channels = state.shape
-        shape = (kind, _longest(runs), channels, kept + 1, x.dtype)
-        return self._choose.uses(
-            "causal_conv", causal_conv.work(*shape), lambda: causal_conv.contest(*shape)
-        )
 
     def _multiplier(self, kind: str, x: mx.array, weight: Affine) -> str | None:
         """The kernel for a few rows, None for MLX's own product.

@@ -115,35 +115,27 @@ class Ops:
         """
         return attend(spec, pool, layer, chunks, q, sinks)
 
-    def delta_conv(
-        self, x: mx.array, states: Sequence[mx.array], taps: mx.array, runs: Runs
+    def causal_conv(
+        self,
+        kind: causal_conv.Kind,
+        x: mx.array,
+        states: Sequence[mx.array],
+        taps: mx.array,
+        runs: Runs,
     ) -> Carried:
-        """See `causal_conv.delta_conv`."""
-        return causal_conv.delta_by_ops(x, states, taps, runs)
-
-    def short_conv(
-        self, x: mx.array, states: Sequence[mx.array], taps: mx.array, runs: Runs
-    ) -> Carried:
-        """See `causal_conv.short_conv`."""
-        return causal_conv.short_by_ops(x, states, taps, runs)
+        """See `causal_conv.delta_conv` and `causal_conv.short_conv`."""
+        return causal_conv.WAYS[kind].ops(x, states, taps, runs)
 
     def gated_delta(
-        self,
-        qkv: mx.array,
-        beta: mx.array,
-        decay: mx.array,
-        rate: mx.array,
-        step: mx.array,
-        states: Sequence[mx.array],
-        runs: Runs,
+        self, inputs: gated_delta.Inputs, states: Sequence[mx.array], runs: Runs
     ) -> Carried:
         """See `gated_delta.gated_delta`. A few rows at a time, since MLX makes a state anew for
         each row and lets go of the one before when it has computed it."""
         outputs, afters = [], []
         for run, state in zip(runs, states, strict=True):
             for piece in _pieces(run):
-                rows = qkv[piece.first - runs[0].first :][: piece.count]
-                y, (state,) = gated_delta.by_ops(rows, beta, decay, rate, step, [state], (piece,))
+                rows = inputs.qkv[piece.first - runs[0].first :][: piece.count]
+                y, (state,) = gated_delta.by_ops(inputs._replace(qkv=rows), [state], (piece,))
                 outputs.append(y)
                 if rows_of(runs) > _ROWS_AT_ONCE:
                     mx.eval(y, state)

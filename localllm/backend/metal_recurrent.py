@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from localllm.backend.metal_ops import Ops, activate
 from localllm.backend.metal_parts import Adapt, Weights, adapted, linear_of, vector_of
+from localllm.kernels_metal import gated_delta
 from localllm.kernels_metal.runs import Runs
 from localllm.spec import GatedDeltaNetSpec, RecurrentSpec, ShortConvSpec
 
@@ -59,8 +60,9 @@ class GatedDeltaNet:
         """See `Advance`. inputs: q, k and v of all heads, then beta and decay of each."""
         qkv, beta, decay = inputs
         seen, s = ([state[part] for state in states] for part in range(2))
-        qkv, seen = self._ops.delta_conv(qkv, seen, self._taps, runs)
-        y, s = self._ops.gated_delta(qkv, beta, decay, self._rate, self._step, s, runs)
+        qkv, seen = self._ops.causal_conv("delta", qkv, seen, self._taps, runs)
+        taken = gated_delta.Inputs(qkv, beta, decay, self._rate, self._step)
+        y, s = self._ops.gated_delta(taken, s, runs)
         return y, list(zip(seen, s, strict=True))
 
     def empty(self) -> State:
@@ -94,7 +96,8 @@ class ShortConv:
         self, inputs: Inputs, runs: Runs, states: Sequence[State]
     ) -> tuple[mx.array, list[State]]:
         """See `Advance`. inputs: the gate before, the gate after, and what passes them."""
-        y, seen = self._ops.short_conv(inputs[0], [s for (s,) in states], self._taps, runs)
+        before = [seen for (seen,) in states]
+        y, seen = self._ops.causal_conv("short", inputs[0], before, self._taps, runs)
         return y, [(part,) for part in seen]
 
     def empty(self) -> State:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from localllm.kernels_metal.emulator import Emulator
-from localllm.kernels_metal.gated_delta import contests, gated_delta
+from localllm.kernels_metal.gated_delta import Inputs, contests, gated_delta
 from localllm.kernels_metal.kernel import executed_by
 from localllm.kernels_metal.reference import gated_delta as reference
 from localllm.kernels_metal.runs import MOST_RUNS, Run
@@ -35,7 +35,7 @@ class Net(NamedTuple):
 
     def runs(self, runs: tuple[Run, ...], states: list[mx.array]) -> tuple[mx.array, list]:
         qkv = self.qkv[runs[0].first : runs[-1].rows.stop]
-        return gated_delta(qkv, *self[1:5], states, runs)
+        return gated_delta(Inputs(qkv, *self[1:5]), states, runs)
 
     def truth(self, run: Run) -> tuple[np.ndarray, np.ndarray]:
         qkv, beta, decay, *others = map(wide, self)
@@ -124,7 +124,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="do not fit"):
         case._replace(qkv=case.qkv[:, :-1]).run(run)
     with pytest.raises(ValueError, match="rows of qkv"):
-        gated_delta(*case[:5], [case.state], (Run(0, 2, 2),))
+        gated_delta(Inputs(*case[:5]), [case.state], (Run(0, 2, 2),))
     with pytest.raises(ValueError, match="one dtype"):
         case._replace(beta=case.beta.astype(mx.float16)).run(run)
     with pytest.raises(ValueError, match="must be float32"):
