@@ -435,24 +435,13 @@ class BackendConformance:
         chunk = Sequence(np.arange(40) % 96, np.arange(16)).next(40)
         with self.llama() as backend:
             wanted = run(backend, chunk)
-            over = Event()
-
-            def cancel() -> None:
-                while not over.wait(0.0002):
-                    backend.cancel()
-
-            canceller = Thread(target=cancel)
-            canceller.start()
             cancelled = 0
-            try:
+            with cancelling(backend):
                 for _ in range(1000):
                     try:
                         assert np.array_equal(run(backend, chunk), wanted)
                     except StepCancelled:
                         cancelled += 1
-            finally:
-                over.set()
-                canceller.join()
             assert cancelled > 0
             assert np.array_equal(run(backend, chunk), wanted)
 
@@ -463,6 +452,24 @@ class BackendConformance:
                 run(backend, Sequence(tokens, np.arange(8)).next(12)) for _ in range(2)
             )
         assert np.array_equal(first, second)
+
+
+@contextmanager
+def cancelling(backend: Backend) -> Iterator[None]:
+    """Meanwhile another thread cancels whatever step is under way, again and again."""
+    over = Event()
+
+    def cancel() -> None:
+        while not over.wait(0.0002):
+            backend.cancel()
+
+    canceller = Thread(target=cancel)
+    canceller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        canceller.join()
 
 
 def assert_close(got: np.ndarray, wanted: np.ndarray, tolerance: float) -> None:

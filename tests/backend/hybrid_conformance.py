@@ -1,7 +1,6 @@
 """What backends promise of models with recurrent layers. Mix into a `BackendConformance`."""
 
 from contextlib import contextmanager
-from threading import Event, Thread
 
 import numpy as np
 from hypothesis import given, settings
@@ -9,7 +8,7 @@ from hypothesis import strategies as st
 
 from localllm.backend.protocol import Batch, Chunk, StateSlots, StepCancelled
 from tests.backend import oracle
-from tests.backend.conformance import BLOCK, BLOCKS, property_test
+from tests.backend.conformance import BLOCK, BLOCKS, cancelling, property_test
 from tests.backend.random_models import (
     dense,
     hybrid,
@@ -132,16 +131,8 @@ class HybridConformance:
             backend.forward(Batch((sequence.chunk(10),)))
             batch = Batch((sequence.chunk(40),))
             wanted = backend.forward(batch)
-            over = Event()
-
-            def cancel() -> None:
-                while not over.wait(0.0002):
-                    backend.cancel()
-
-            canceller = Thread(target=cancel)
-            canceller.start()
             cancelled = 0
-            try:
+            with cancelling(backend):
                 for _ in range(1000):
                     try:
                         assert np.array_equal(backend.forward(batch), wanted)
@@ -149,9 +140,6 @@ class HybridConformance:
                         cancelled += 1
                     if cancelled == 5:
                         break
-            finally:
-                over.set()
-                canceller.join()
             assert cancelled == 5
             assert np.array_equal(backend.forward(batch), wanted)
             after = backend.forward(Batch((sequence.chunk(1),)))
