@@ -338,13 +338,20 @@ void Decoder::logits(const Step& step) {
   const auto width = static_cast<size_t>(c.hidden);
   if (step.hidden)
     each_row(step.rows, 4 * c.hidden, [&](int r) {
-      enter(program_.final_norm, x_.row(r), &normed_, r);
-      std::memcpy(step.hidden + static_cast<size_t>(r) * width, normed_.row(r),
-                  width * sizeof(float));
+      float* out = step.hidden + static_cast<size_t>(r) * width;
+      if (program_.final_norm.present)
+        k_.norm(x_.row(r), c.hidden, program_.final_norm.params, out);
+      else
+        std::memcpy(out, x_.row(r), width * sizeof(float));
     });
   if (step.logits == 0) return;
-  each_row(step.logits, 4 * c.hidden,
-           [&](int i) { enter(program_.final_norm, x_.row(step.logit_rows[i]), &normed_, i); });
+  each_row(step.logits, 4 * c.hidden, [&](int i) {
+    const int r = step.logit_rows[i];
+    if (step.hidden)
+      enter(Norm{}, step.hidden + static_cast<size_t>(r) * width, &normed_, i);
+    else
+      enter(program_.final_norm, x_.row(r), &normed_, i);
+  });
   run_head(step.logits, *program_.head, program_.head_bias, step.out);
 }
 

@@ -166,13 +166,16 @@ class MetalBackend:
                 adapters or None,
                 batch.embeddings(),
             )
+            normed: mx.array | None = None
             if hidden is not None:
-                hidden[:] = np.array(self._decoder.final_norm(rows).astype(mx.float32))
+                normed = self._decoder.final_norm(rows)
+                hidden[:] = np.array(normed.astype(mx.float32))
             if not len(step.logit_rows):
                 mx.eval(rows, self._pool.arrays, states.arrays)
                 self._states.settle(states)
                 return np.zeros((0, self.spec.vocab_size), np.float32)
-            last = self._decoder.final_norm(rows[mx.array(step.logit_rows)])
+            wanted = mx.array(step.logit_rows)
+            last = self._decoder.final_norm(rows[wanted]) if normed is None else normed[wanted]
             logits = self._decoder.project(last)
             mx.eval(logits, self._pool.arrays, states.arrays)
             self._states.settle(states)

@@ -106,12 +106,17 @@ class ReferenceBackend:
                 step.recur,
                 batch.embeddings(),
             )
+            normed: mx.array | None = None
             if hidden is not None:
-                hidden[:] = np.array(self._decoder.final_norm(rows))
+                normed = self._decoder.final_norm(rows)
+                hidden[:] = np.array(normed)
             if not len(step.logit_rows):
                 mx.eval(rows)
                 return np.zeros((0, self.spec.vocab_size), np.float32)
-            return np.array(self._decoder.logits(rows[mx.array(step.logit_rows)]))
+            wanted = mx.array(step.logit_rows)
+            if normed is None:
+                return np.array(self._decoder.logits(rows[wanted]))
+            return np.array(self._decoder.project(normed[wanted]))
 
     @property
     def kv_form(self) -> str:
