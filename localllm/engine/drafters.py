@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -153,6 +154,32 @@ class _Timed:
         self.row_cost += _RATE * (cost - self.row_cost) if self.row_cost else cost
 
 
+class _WithTable(Protocol):
+    table: BlockTable
+
+
+_Kept = TypeVar("_Kept", bound=_WithTable)
+
+
+def _hold(
+    cache: KvCache,
+    kept: dict[int, _Kept],
+    sequence: Sequence,
+    start: int,
+    stop: int,
+    wishes: Seq[tuple[Sequence, int]],
+) -> bool:
+    """Positions start … stop - 1 of a sequence's table; others, by sequence in the order of `kept`,
+    give theirs up for it if they wish nothing now."""
+    wishing = {sequence.id for sequence, _ in wishes}
+    while not cache.hold(kept[sequence.id].table, start, stop):
+        other = next((i for i in kept if i not in wishing), None)
+        if other is None:
+            return False
+        cache.close(kept.pop(other).table)
+    return True
+
+
 @dataclass
 class _Followed:
     """A sequence as the draft model has it."""
@@ -192,7 +219,10 @@ class DraftModel(_Timed):
             followed = self._follow(sequence)
             behind = len(sequence.tokens) - len(followed.tokens)
             rows = min(behind, rows_left)
-            if rows and self._hold(followed, len(followed.tokens) + rows + count, wishes):
+            start = len(followed.tokens)
+            if rows and _hold(
+                self._cache, self._followed, sequence, start, start + rows + count, wishes
+            ):
                 rows_left -= rows
                 active.append((index, rows))
         while active:
@@ -260,16 +290,6 @@ class DraftModel(_Timed):
         del own[same:]
         self._cache.advance(followed.table, own, same)
         return followed
-
-    def _hold(self, followed: _Followed, stop: int, wishes: Seq[tuple[Sequence, int]]) -> bool:
-        """Blocks up to position `stop`; sequences that wish nothing now give theirs up for it."""
-        wishing = {sequence.id for sequence, _ in wishes}
-        while not self._cache.hold(followed.table, len(followed.tokens), stop):
-            other = next((i for i in self._followed if i not in wishing), None)
-            if other is None:
-                return False
-            self._cache.close(self._followed.pop(other).table)
-        return True
 
 
 @dataclass
@@ -350,8 +370,10 @@ class HeadDrafter(_Timed):
             watched = self._watched.pop(sequence.id)
             self._watched[sequence.id] = watched
             states = np.concatenate(watched.waiting)
-            stop = watched.known - watched.first
-            if len(states) <= rows_left and self._hold(watched, stop + count - 1, wishes):
+            start, stop = watched.stop - watched.first, watched.known - watched.first
+            if len(states) <= rows_left and _hold(
+                self._cache, self._watched, sequence, start, stop + count - 1, wishes
+            ):
                 rows_left -= len(states)
                 behind += len(states)
                 active.append(index)
@@ -418,16 +440,6 @@ class HeadDrafter(_Timed):
             self._layer.forward(Batch(tuple(chunks)), hidden)
         last: np.ndarray = hidden[np.cumsum(counts, dtype=np.int64) - 1]
         return last
-
-    def _hold(self, watched: _Watched, stop: int, wishes: Seq[tuple[Sequence, int]]) -> bool:
-        """Blocks up to position `stop`; sequences that wish nothing now give theirs up for it."""
-        wishing = {sequence.id for sequence, _ in wishes}
-        while not self._cache.hold(watched.table, watched.stop - watched.first, stop):
-            other = next((i for i in self._watched if i not in wishing), None)
-            if other is None:
-                return False
-            self._cache.close(self._watched.pop(other).table)
-        return True
 
     def _logits(self, states: np.ndarray) -> np.ndarray:
         """float32 [n, vocab_size]; tokens that it never guesses have none."""

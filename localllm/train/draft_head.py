@@ -462,10 +462,13 @@ def _train(
         done = snapshot.step
         loss, agreed = snapshot.facts["loss"], snapshot.facts["agreed"]
         optimizer.restore(snapshot.arrays)
+    batches: list[np.ndarray] = []
     try:
         for step in range(done, total):
             epoch, at = divmod(step, per_epoch)
-            batch = _batches(config, material, learned, epoch)[at]
+            if not at or not batches:
+                batches = _batches(config, material, learned, epoch)
+            batch = batches[at]
             gradients = {name: np.zeros_like(array) for name, array in weights.items()}
             sums = network.run(
                 _candidates(config, material, batch, step),

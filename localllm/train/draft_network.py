@@ -167,29 +167,22 @@ class Network:
 
         closeness: weight of the distance between states.
         """
-        embedding, scaled = self._norm(texts.embeddings, EMBEDDING_NORM)
-        following = embedding @ self.weights[FROM_EMBEDDING].T
-        kept: list[_Kept] = []
+        kept, embedding, scaled = self._forward(texts, steps)
         back: list[np.ndarray] = []  # of each step, the gradient at its guesses
         loss, hits, tries = 0.0, [], []
-        hidden = texts.states if texts.inputs is None else texts.inputs
         right = np.ones(texts.wanted.shape, bool)
         ahead = _earlier(texts.states, 1)
-        for step in range(steps):
-            kept.append(self._advance(hidden, following, kept))
-            hidden = _later(kept[-1].guess, 1)
+        for step, guess in enumerate(made.guess for made in kept):
             wanted = texts.wanted & _later(texts.wanted, step)
             count = int(wanted.sum())
             weight = decay**step / max(1, count)
-            part, gradient, same = _compare(
-                target, kept[-1].guess[wanted], ahead[wanted], weight, closeness
-            )
+            part, gradient, same = _compare(target, guess[wanted], ahead[wanted], weight, closeness)
             right = _later(right, 1) if step else right
             right[wanted] &= same
             hits.append(int(right[wanted].sum()))
             tries.append(count)
             loss += part
-            back.append(np.zeros_like(kept[-1].guess))
+            back.append(np.zeros_like(guess))
             back[-1][wanted] = gradient
         if gradients is not None:
             self._retreat(kept, back, gradients, embedding, scaled)
@@ -197,14 +190,18 @@ class Network:
 
     def guesses(self, texts: Texts, steps: int) -> list[np.ndarray]:
         """float32 [B, L, D] of each step: its guess at the state after each position."""
-        embedding, _ = self._norm(texts.embeddings, EMBEDDING_NORM)
+        return [step.guess for step in self._forward(texts, steps)[0]]
+
+    def _forward(self, texts: Texts, steps: int) -> tuple[list[_Kept], np.ndarray, _Norm]:
+        """Every step, and the embeddings as they enter all of them."""
+        embedding, scaled = self._norm(texts.embeddings, EMBEDDING_NORM)
         following = embedding @ self.weights[FROM_EMBEDDING].T
         kept: list[_Kept] = []
-        hidden = texts.states
+        hidden = texts.states if texts.inputs is None else texts.inputs
         for _ in range(steps):
             kept.append(self._advance(hidden, following, kept))
             hidden = _later(kept[-1].guess, 1)
-        return [step.guess for step in kept]
+        return kept, embedding, scaled
 
     def _norm(self, x: np.ndarray, name: str) -> tuple[np.ndarray, _Norm]:
         inverse = 1 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + self._eps)
