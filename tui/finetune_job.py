@@ -25,7 +25,7 @@ from localllm.hub.store import Store
 from localllm.tui.learning import write_lines
 from localllm.tui.settings import write_private
 
-_JOB, _LOG, _DATA = "job.json", "log.txt", "data.jsonl"
+_JOB, _LOG, _DATA, _RUN = "job.json", "log.txt", "data.jsonl", "run.json"
 _MOST_LINES = 200_000  # of metrics, kept in memory
 _MOST_BYTES = 1 << 22  # read of a metrics file at a time
 _TAIL = 2000  # characters of the log
@@ -64,10 +64,15 @@ class Job:
         if self.alive():
             return "running"
         try:
-            said = json.loads((self.out / "run.json").read_text("utf-8")).get("status")
+            said = json.loads((self.out / _RUN).read_text("utf-8")).get("status")
         except (OSError, ValueError, AttributeError):
             return "failed"  # before there was a run
         return "killed" if said == "running" else str(said)
+
+    def resumable(self) -> bool:
+        """Whether it began and ended before its last step."""
+        early = self.status() in ("interrupted", "killed", "failed")
+        return early and (self.out / _RUN).is_file()
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl so far; one that is being written is left for later."""
@@ -97,10 +102,13 @@ class Job:
         """The end of what it printed, JSON events left out."""
         try:
             with (self.folder / _LOG).open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - 4 * _TAIL))
+                start = max(0, file.seek(0, os.SEEK_END) - 4 * _TAIL)
+                file.seek(start)
                 text = file.read().decode(errors="replace")
         except OSError:
             return ""
+        if start:  # in the middle of a line
+            text = text.partition("\n")[2]
         lines = [line for line in text.splitlines() if not line.startswith("{")]
         return "\n".join(lines)[-_TAIL:].strip()
 
@@ -140,6 +148,14 @@ class Jobs:
             found.append(job)
         return sorted(found, key=lambda job: float(job._facts.get("started", 0)), reverse=True)
 
+    def resume(self, job: Job) -> None:
+        """The run goes on where it was saved last.
+
+        Raises InvalidRequest where it cannot, StoreError where nothing can be written."""
+        if not job.resumable():
+            raise InvalidRequest(f"{job.name} is {job.status()}: there is nothing to go on with")
+        self._run(job, [*self._command, "--resume", str(job.out), "--json"])
+
     def start(
         self,
         data: Path | Iterable[Mapping[str, Any]],
@@ -166,8 +182,16 @@ class Jobs:
         for name, value in options.items():
             words += [f"--{name}", value]
         words += more
+        job = Job(folder, {"out": str(out), "command": words})
+        self._run(job, words)
+        self._known[folder] = job
+        return job
+
+    @staticmethod
+    def _run(job: Job, words: Sequence[str]) -> None:
+        """Begins a process for the job, and keeps which it is."""
         try:
-            with (folder / _LOG).open("ab") as log:
+            with (job.folder / _LOG).open("wb") as log:
                 child = subprocess.Popen(
                     words,
                     stdin=subprocess.DEVNULL,
@@ -175,19 +199,11 @@ class Jobs:
                     stderr=subprocess.STDOUT,
                     start_new_session=True,  # leaving the app or its terminal does not end it
                 )
-            facts = {
-                "pid": child.pid,
-                "began": _began(child.pid),
-                "started": time.time(),
-                "command": words,
-                "out": str(out),
-            }
-            write_private(folder / _JOB, json.dumps(facts, indent=1))
+            job._child = child
+            job._facts |= {"pid": child.pid, "began": _began(child.pid), "started": time.time()}
+            write_private(job.folder / _JOB, json.dumps(job._facts, indent=1))
         except OSError as error:
             raise StoreError(f"the run cannot be started: {error}") from error
-        job = self._known[folder] = Job(folder, facts)
-        job._child = child
-        return job
 
     def _new_folder(self, model: str) -> Path:
         """jobs/MODEL-DATE, with a number where that is taken already."""

@@ -35,6 +35,6 @@ def one_line(text: str, width: int = 0) -> str:
 
 
 def model_name(name: str) -> str:
-    """A model's name for the screen; of a path its end."""
+    """A model's or an adapter's name for the screen; of a path its end."""
     is_path = name.startswith(("/", ".", "~"))
     return one_line(name.rstrip("/").rpartition("/")[2] if is_path else name)

@@ -18,6 +18,7 @@ _ASK = (
 _LABEL = re.compile(r"^\W*(?:title|topic|subject|name)\s*[:\u2013-]\s*", re.IGNORECASE)
 _LEADING = " \t\"'`*_#>-\u201c\u201d\u2018\u2019\u00ab\u00bb"
 _AROUND = _LEADING + ".,;:!?\u2026"
+_CODE = re.compile(r"[{}\[\]<>|=;\\]")
 # A title that was cut must not end with one of these.
 _LOOSE_ENDS = frozenset(
     {"a", "an", "the", "of", "to", "in", "on", "at", "by", "for", "from", "with", "and", "or"}
@@ -50,6 +51,8 @@ def clean_title(written: str) -> str:
     if not lines:
         return ""
     line = _LABEL.sub("", one_line(lines[0]))
+    if lines[0].lstrip().startswith("```") or _CODE.search(line):
+        return ""  # an answer like the one before, and no title
     return _short(line.rstrip(_AROUND).lstrip(_LEADING))
 
 

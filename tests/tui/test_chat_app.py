@@ -158,6 +158,7 @@ def test_an_edited_answer_is_a_sibling_an_example_to_learn_from_and_can_go_on():
             await until(lambda: len(app.store.tree(1)) == 3)
             await pilot.pause()
             assert told(app)[-1] == ("assistant", "The answer")
+            assert "edited" in shown(app)  # the model has not said it so
             # As one that is taught: an example, and better than what the model had said.
             learned = [(pair.chosen, pair.rejected) for pair in app.store.pairs()]
             assert learned == [("The answer", None), ("The answer", "The answ")]
@@ -205,7 +206,8 @@ def test_removing_a_message_asks_first():
             await pilot.press("ctrl+g", "k", "x")
             await until(lambda: isinstance(app.screen, Confirm))
             await pilot.pause()
-            assert "1 messages that follow" in shown(app)
+            assert "and the message that follows it" in shown(app)
+            assert app.screen.styles.background.a < 1  # what it is about can be seen behind it
             await pilot.press("n")
             await pilot.pause()
             assert len(app.store.tree(1)) == 4

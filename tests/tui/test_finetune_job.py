@@ -18,14 +18,19 @@ import json, pathlib, signal, sys, time
 stop = []
 signal.signal(signal.SIGINT, lambda *_: stop.append(1))
 words = sys.argv[1:]
-out = pathlib.Path(words[words.index("--out") + 1]); out.mkdir(parents=True)
-steps = int(words[words.index("--steps") + 1])
-data = pathlib.Path(words[words.index("--data") + 1]).read_text().splitlines()
+if "--resume" in words:
+    out = pathlib.Path(words[words.index("--resume") + 1])
+    first = len((out / "metrics.jsonl").read_text().splitlines()) + 1
+    steps, data = first + 2, []
+else:
+    out = pathlib.Path(words[words.index("--out") + 1]); out.mkdir(parents=True)
+    first, steps = 1, int(words[words.index("--steps") + 1])
+    data = pathlib.Path(words[words.index("--data") + 1]).read_text().splitlines()
 def say(status): (out / "run.json").write_text(json.dumps({"status": status}))
 if steps == 0: print("localllm: no steps"); sys.exit(1)
 say("running")
 with (out / "metrics.jsonl").open("a") as file:
-    for step in range(1, steps + 1):
+    for step in range(first, steps + 1):
         line = {"type": "step", "step": step, "steps": steps, "loss": 3 / step}
         file.write(json.dumps(line) + "\\n"); file.flush()
         print(json.dumps(line), flush=True)
@@ -111,6 +116,36 @@ def test_one_that_fails_before_it_begins_says_why(jobs):
     wait(lambda: job.status() == "failed")
     assert job.log_tail() == "localllm: no steps"
     assert job.adapter() is None
+
+
+def test_a_run_that_was_stopped_goes_on_in_its_place_and_is_found_again(jobs):
+    job = jobs.start(LINES, {"steps": "1000"})
+    wait(lambda: bool(job.metrics()))
+    assert not job.resumable()
+    job.cancel()
+    wait(lambda: job.status() == "interrupted")
+    done = len(job.metrics())
+    jobs.resume(job)
+    wait(lambda: job.status() == "finished")
+    assert len(job.metrics()) == done + 3
+    (found,) = Jobs(jobs._home).all()
+    assert found._facts["pid"] == job._facts["pid"]
+    with pytest.raises(InvalidRequest, match="nothing to go on"):
+        jobs.resume(job)
+
+
+def test_one_that_failed_before_it_began_cannot_go_on(jobs):
+    job = jobs.start(LINES, {"steps": "0"})
+    wait(lambda: job.status() == "failed")
+    assert not job.resumable()
+
+
+def test_the_end_of_a_long_log_has_no_half_line_of_events(jobs):
+    job = jobs.start(LINES, {"steps": "1"})
+    wait(lambda: job.status() == "finished")
+    event = json.dumps({"type": "step", "text": "x" * 5000}) + "\n"
+    (job.folder / "log.txt").write_text(3 * event + "a warning\n")
+    assert job.log_tail() == "a warning"
 
 
 def test_a_line_half_written_waits(jobs):

@@ -25,6 +25,9 @@ from tests.tui.fake_engine import FakeEngine
         ("A short introduction to the history of the world", "A short introduction to the history"),
         ("\x1b[31mRed\x1b[0m \u202etides", "Red tides"),
         ("...", ""),
+        ('```json {"type": "json"}```', ""),
+        ("```python\nprint(1)\n```", ""),
+        ('{"title": 1}', ""),
         ("", ""),
     ],
 )

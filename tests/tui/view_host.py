@@ -55,6 +55,11 @@ class HostApp(App[None]):
         self.chat_id = chat
         self.opened.append((chat, message))
 
+    def need_chat(self) -> Chat:
+        if self.chat_id is None:
+            self.chat_id = self.store.new_chat(model="smollm2:135m").id
+        return self.store.chat(self.chat_id)
+
     def with_chat(self, *said: str, system: str = "", **fields: Any) -> int:
         """A chat in which user and assistant took turns; returns its number."""
         chat = self.store.new_chat(model="smollm2:135m", system=system, **fields)

@@ -152,7 +152,8 @@ async def prune_message(app: ChatApp, message: Message) -> bool:
 
     _idle(app, message)
     count = count_below(app, message)
-    more = f" and the {count} messages that follow it" if count else ""
+    following = "message that follows" if count == 1 else f"{count} messages that follow"
+    more = f" and the {following} it" if count else ""
     question = f"Remove this message{more}?\n\n{one_line(message.content, 200)}"
     if not await app.push_screen_wait(Confirm(question, yes="Remove", no="Keep")):
         return False

@@ -59,7 +59,7 @@ class ChatScreen(Screen[None]):
     def compose(self) -> ComposeResult:
         with Horizontal(id="columns"):
             with Vertical(id="sidebar"):
-                yield Input(placeholder="find: words, #tag, folder:name", id="find", compact=True)
+                yield Input(placeholder="find words #tag folder:…", id="find", compact=True)
                 yield ChatList(id="chats")
             with Vertical(id="main"):
                 yield Static("New chat", id="title", markup=False)

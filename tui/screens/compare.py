@@ -18,7 +18,7 @@ from localllm.tui.answers import how_many
 from localllm.tui.conversation import Question, question_of
 from localllm.tui.sampling_fields import sampling_params
 from localllm.tui.screens.view import View
-from localllm.tui.text import plain
+from localllm.tui.text import model_name, plain
 from localllm.tui.tokens import keep_tokens, token_views
 from localllm.tui.widgets.fields import Field
 
@@ -43,10 +43,12 @@ class Variant:
     def title(self) -> str:
         parts = []
         if self.model:
-            parts.append(self.model)
-        if self.adapter:
+            parts.append(model_name(self.model))
+        if self.adapter == "-":
+            parts.append("without an adapter")
+        elif self.adapter:
             weight = "" if self.weight == 1 else f" x{self.weight:g}"
-            parts.append(f"adapter {self.adapter}{weight}")
+            parts.append(f"adapter {model_name(self.adapter)}{weight}")
         if self.temperature is not None:
             parts.append(f"temperature {self.temperature:g}")
         if self.seed is not None:

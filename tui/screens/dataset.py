@@ -51,10 +51,16 @@ class DatasetScreen(View):
 
     def body(self) -> ComposeResult:
         with Horizontal(classes="columns"):
-            yield Table(("kind", 8), ("from", 8), ("asked", 26), ("answer to learn", None))
+            asked = ("asked", self._asked())
+            yield Table(("kind", 8), ("from", 8), asked, ("answer to learn", None))
             with VerticalScroll(id="detail"):
                 yield Static("", id="text", markup=False)
         yield Input(placeholder="show only what holds these words", id="filter", classes="line")
+
+    def _asked(self) -> int:
+        """Cells of the question, which leave as many to the answer."""
+        width = self.app.size.width
+        return max(10, min(26, ((3 * width // 5 if width >= 90 else width) - 24) // 2))
 
     def on_mount(self) -> None:
         self.query_one(Table).focus()

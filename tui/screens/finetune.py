@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from textual import on, work
+from textual import events, on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
@@ -31,6 +31,7 @@ from localllm.tui.widgets.speed import seconds
 
 _EVERY = 1.0  # seconds between two looks at a run
 _SAMPLES = 4  # shown
+_NONE = "none yet"
 PAIRS, EXAMPLES, FILE = "pairs", "examples", "a file"
 
 # name, label, default, what it is
@@ -65,24 +66,31 @@ class FinetuneScreen(View):
     DEFAULT_CSS = """
     FinetuneScreen Horizontal.columns { height: 1fr; }
     FinetuneScreen #left { width: 52; height: 1fr; border-right: vkey $panel; }
-    FinetuneScreen #form { height: 2fr; padding: 0 1; }
+    FinetuneScreen #form { height: 2fr; max-height: 15; padding: 0 1; }
     FinetuneScreen #form Horizontal.choice { height: 1; }
     FinetuneScreen #form .label { width: 24; }
     FinetuneScreen #form Select { width: 1fr; }
-    FinetuneScreen #start { width: 100%; margin-top: 1; }
-    FinetuneScreen #runs { height: 1fr; min-height: 4; }
+    FinetuneScreen #hint { height: 2; }
+    FinetuneScreen #start { width: 100%; margin: 0 1; }
+    FinetuneScreen #runs { height: 1fr; min-height: 3; padding: 0 1; }
     FinetuneScreen #right { width: 1fr; height: 1fr; padding: 0 1; }
     FinetuneScreen Plot { height: 14; }
     FinetuneScreen #facts, FinetuneScreen #samples { height: auto; }
     FinetuneScreen.-narrow Horizontal.columns { layout: vertical; }
     FinetuneScreen.-narrow #left {
-        width: 1fr; height: 1fr; border-right: none; border-bottom: hkey $panel;
+        width: 1fr; height: 3fr; border-right: none; border-bottom: hkey $panel;
     }
-    FinetuneScreen.-narrow Plot { height: 8; }
+    FinetuneScreen.-narrow #form { height: 1fr; }
+    FinetuneScreen.-narrow #hint { height: 1; }
+    FinetuneScreen.-narrow .section { margin-top: 0; }
+    FinetuneScreen.-narrow #runs { height: 3; }
+    FinetuneScreen.-narrow #right { height: 2fr; }
+    FinetuneScreen.-narrow Plot { height: 6; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s", "start", "Start", priority=True),
         Binding("ctrl+x", "stop", "Stop the run", priority=True),
+        Binding("ctrl+r", "resume", "Go on", priority=True),
         Binding("ctrl+l", "use", "Use in chat", priority=True),
         Binding("ctrl+b", "compare", "Before and after", priority=True),
     ]
@@ -92,16 +100,18 @@ class FinetuneScreen(View):
         self._runs = runs or Jobs()
         self._jobs: list[Job] = []
         self._job: Job | None = None
+        self._can: set[str] = set()  # what can be done with it
 
     def body(self) -> ComposeResult:
         pairs = self.store.pairs()
-        preferences = sum(1 for pair in pairs if pair.rejected is not None)
+        preferences = sum(1 for _ in learning.preferences(pairs))
+        answers = sum(1 for _ in learning.examples(pairs))
         sources = [
-            (f"{preferences} preference pairs", PAIRS),
-            (f"{len(pairs)} good answers", EXAMPLES),
+            (counted(preferences, "preference pair"), PAIRS),
+            (counted(answers, "good answer"), EXAMPLES),
             ("a file", FILE),
         ]
-        first = PAIRS if preferences else EXAMPLES if pairs else FILE
+        first = PAIRS if preferences else EXAMPLES if answers else FILE
         with Horizontal(classes="columns"):
             with Vertical(id="left"):
                 with VerticalScroll(id="form", can_focus=False):
@@ -114,7 +124,8 @@ class FinetuneScreen(View):
                         yield Field(
                             name, default, label=label, placeholder=text, help=text, id=f"f-{name}"
                         )
-                    yield Button("Start", id="start", variant="primary", compact=True)
+                yield Static("", id="hint", classes="note", markup=False)
+                yield Button("Start", id="start", variant="primary", compact=True)
                 yield Static("Runs", classes="section", markup=False)
                 yield OptionList(id="runs", markup=False)
             with VerticalScroll(id="right"):
@@ -137,6 +148,11 @@ class FinetuneScreen(View):
     def method_follows(self, event: Select.Changed) -> None:
         """Pairs are learned from by preference, answers by imitation."""
         self.query_one("#method", Select).value = "dpo" if event.value == PAIRS else "sft"
+
+    def on_descendant_focus(self, event: events.DescendantFocus) -> None:
+        """What is typed there, in whole: a field is too narrow to say it."""
+        field = next((one for one in event.widget.ancestors if isinstance(one, Field)), None)
+        self.query_one("#hint", Static).update("" if field is None else plain(field.help_text))
 
     # ---- starting
 
@@ -224,13 +240,13 @@ class FinetuneScreen(View):
         options = self.query_one("#runs", OptionList)
         names = [job.name for job in self._jobs]
         shown = [f"{job.name}  {job.status()}" for job in self._jobs]
-        if shown != [str(option.prompt) for option in options.options]:
+        if (shown or [_NONE]) != [str(option.prompt) for option in options.options]:
             place = options.highlighted
             options.clear_options()
             for line in shown:
                 options.add_option(Option(plain(line)))
             if not shown:
-                options.add_option(Option("none yet", disabled=True))
+                options.add_option(Option(_NONE, disabled=True))
             if self._job is not None and self._job.name in names:
                 place = names.index(self._job.name)
             if shown:
@@ -255,21 +271,47 @@ class FinetuneScreen(View):
                 "Runs show here: their loss, speed and samples, live. Rate answers or write better "
                 "ones in a chat, then start one."
             )
+            self.query_one(Plot).display = False
             return
-        lines = job.metrics()
-        self.query_one("#facts", Static).update(_facts(job.name, job.status(), lines))
-        self.query_one(Plot).show(curves(lines))
+        lines, status = job.metrics(), job.status()
+        self.query_one("#facts", Static).update(_facts(job.name, status, lines))
+        plot = self.query_one(Plot)
+        plot.show(curves(lines))
+        plot.display = bool(plot.series) or status == "running"
+        self._find_out(job, status)
         told = sample_lines(lines)
         if not told and (log := job.log_tail()):
             told = Content.assemble(("what it said last\n", "bold"), plain(log))
         self.query_one("#samples", Static).update(told)
 
+    def _find_out(self, job: Job, status: str) -> None:
+        """What can be done with the run, for the footer."""
+        can = {"stop"} if status == "running" else {"resume"} if job.resumable() else set()
+        if job.adapter() is not None:
+            can |= {"use", "compare"}
+        if can != self._can:
+            self._can = can
+            self.refresh_bindings()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action in ("stop", "resume", "use", "compare"):
+            return action in self._can
+        return super().check_action(action, parameters)
+
+    def action_resume(self) -> None:
+        assert self._job is not None
+        try:
+            self._runs.resume(self._job)
+        except LocalLLMError as error:
+            self.tell(error)
+            return
+        self.notify(f"Run {plain(self._job.name)} goes on where it was saved last")
+        self._read_jobs()
+
     @work(exclusive=True, group="stop")
     async def action_stop(self) -> None:
         job = self._job
-        if job is None or job.status() != "running":
-            self.tell("this run is not under way")
-            return
+        assert job is not None
         if await self.app.push_screen_wait(
             Confirm(f"End {job.name} after this step? It is saved.", yes="End it", no="Go on")
         ):
@@ -288,7 +330,7 @@ class FinetuneScreen(View):
     @work(exclusive=True, group="use")
     async def action_use(self) -> None:
         """The open chat goes on with the adapter."""
-        adapter, chat = self._adapter(), self.chat
+        adapter = self._adapter()
         if adapter is None:
             return
         try:
@@ -296,10 +338,10 @@ class FinetuneScreen(View):
         except LocalLLMError as error:
             self.tell(error)
             return
-        if chat is not None:
-            self.store.edit_chat(chat.id, adapter=adapter, adapter_weight=1.0)
-            await self.host.open_chat(chat.id)
-        self.notify("The chat answers with the adapter now; the models screen turns it off")
+        chat = self.host.need_chat()
+        self.store.edit_chat(chat.id, adapter=adapter, adapter_weight=1.0)
+        await self.host.open_chat(chat.id)
+        self.notify("The chat answers with the adapter now; /adapters turns it off")
 
     def action_compare(self) -> None:
         adapter = self._adapter()
@@ -322,6 +364,10 @@ def curves(lines: Sequence[Mapping[str, Any]]) -> list[Series]:
         Series("validation", points("eval"), "$warning"),
     ]
     return [series for series in found if series.points]
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _facts(name: str, status: str, lines: Sequence[Mapping[str, Any]]) -> Content:

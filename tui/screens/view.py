@@ -66,6 +66,10 @@ class Host(Protocol):
         """The open chat."""
         ...
 
+    def need_chat(self) -> Chat:
+        """The open chat; one is made where there is none yet."""
+        ...
+
     async def open_chat(self, chat: int, message: int | None = None) -> None:
         """Shows a chat as it is in the store now; message: whose branch is opened."""
         ...
@@ -88,6 +92,9 @@ class View(Screen[None]):
     View DataTable { background: $surface; overflow-x: hidden; }
     View OptionList, View OptionList:focus {
         border: none; padding: 0; height: 1fr; background: $surface;
+    }
+    View SelectOverlay, View SelectOverlay:focus {
+        border: none; padding: 0; height: auto; max-height: 12; background: $panel;
     }
     View TextArea, View TextArea:focus { border: none; padding: 0 1; }
     View Input.line, View Input.line:focus { border: none; height: 1; padding: 0 1; }

@@ -39,7 +39,9 @@ class KeyLine(Widget):
             binding = active.binding
             if binding.show and active.enabled:
                 found.setdefault(binding.action, binding)
-        shown = sorted(found.values(), key=_place)
+        # Where a field has a key of the screen too, the screen's would come before its others.
+        own = {key: number for number, key in enumerate(screen._bindings.key_to_bindings)}
+        shown = sorted(found.values(), key=lambda one: (*_place(one), own.get(one.key, -1)))
         if shown != self._bindings_shown:
             self._bindings_shown = shown
             self.refresh()

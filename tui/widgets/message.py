@@ -135,10 +135,12 @@ class MessageView(VerticalGroup, can_focus=True):
         parts: list[Any] = [(who, "bold")]
         if self.place[1] > 1:
             parts.append((f"  ◂ {self.place[0]}/{self.place[1]} ▸", "$text-accent"))
+        if message.role == "assistant" and "edited_from" in message.extra:
+            parts.append(("  edited", "$text-muted"))
         if message.rating:
             parts.append(("  👍" if message.rating > 0 else "  👎", ""))
         if message.adapter:
-            parts.append((f"  adapter {one_line(message.adapter, 24)}", "$text-muted"))
+            parts.append((f"  adapter {one_line(model_name(message.adapter), 32)}", "$text-muted"))
         if told := _cost(message):
             parts.append((f"  {told}", "$text-muted"))
         return Content.assemble(*parts)

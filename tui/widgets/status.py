@@ -62,7 +62,7 @@ class Status(Static):
             parts.append(f"{bar}{self._used:,}/{context:,} tokens")
         if chat := app.chat:
             if chat.adapter:
-                parts.append(f"adapter {one_line(chat.adapter, 24)}")
+                parts.append(f"adapter {one_line(model_name(chat.adapter), 32)}")
             if chat.system:
                 parts.append("system prompt")
         text = " · ".join(part for part in parts if part)

@@ -23,6 +23,12 @@ def states(app: HostApp) -> list[str]:
     return [str(one.query_one(".foot", Static).content) for one in app.screen.query(Column)]
 
 
+def test_what_is_compared_is_named_shortly():
+    before, after = before_and_after("/home/me/.cache/localllm/runs/poet-1", 0.5)
+    assert before.title() == "without an adapter, seed 0"
+    assert after.title() == "adapter poet-1 x0.5, seed 0"
+
+
 @pytest.fixture
 def app():
     return app_with(Variant(temperature=0.0), Variant(temperature=1.2), Variant(seed=5))

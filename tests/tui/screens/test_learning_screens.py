@@ -17,6 +17,7 @@ from localllm.tui.screens.finetune import FinetuneScreen
 from localllm.tui.screens.learning import TeachScreen
 from localllm.tui.widgets.confirm import AskText
 from localllm.tui.widgets.fields import Field
+from localllm.tui.widgets.footer import KeyLine
 from localllm.tui.widgets.sparkline import Plot
 from localllm.tui.widgets.table import Table
 from tests.tui.fake_engine import FakeEngine
@@ -24,6 +25,11 @@ from tests.tui.test_finetune_job import STAND_IN
 from tests.tui.view_host import HostApp, run, until
 
 PROMPT = [{"role": "user", "content": "Why [red]blue[/red]?"}]
+
+
+def shown_keys(app: HostApp) -> list[str]:
+    """Of the last line, in its order."""
+    return [binding.key for binding in app.screen.query_one(KeyLine)._bindings_shown]
 
 
 def with_pairs(*screen) -> HostApp:
@@ -53,6 +59,16 @@ class TestDataset:
             await pilot.press("j", "j")
             assert "Written by hand." in self.text(app)
             assert "rather than" not in self.text(app)
+
+        drive(app)
+
+    def test_questions_and_answers_have_the_same_room(self, app):
+        @run(size=(100, 30))
+        async def drive(app, pilot):
+            kind, origin, asked, _ = app.screen.query_one(Table).ordered_columns
+            left = app.screen.query_one(Table).size.width
+            left -= sum(one.get_render_width(app.screen.query_one(Table)) for one in (kind, origin))
+            assert abs(left - 2 * asked.get_render_width(app.screen.query_one(Table))) <= 2
 
         drive(app)
 
@@ -218,6 +234,85 @@ class TestFinetune:
             await pilot.pause()
             await pilot.press("y")
             await until(pilot, lambda: job.status() == "interrupted", 20)
+
+        drive(app)
+
+    def test_a_run_that_was_stopped_goes_on(self, app, jobs):
+        job = jobs.start([{"messages": []}], {"steps": "2000"})
+
+        @run()
+        async def drive(app, pilot):
+            await until(pilot, lambda: "stop" in app.screen._can)
+            assert shown_keys(app)[:3] == ["escape", "ctrl+s", "ctrl+x"]
+            job.cancel()
+            await until(pilot, lambda: "resume" in app.screen._can, 20)
+            assert "ctrl+x" not in shown_keys(app)
+            await pilot.press("ctrl+r")
+            await until(pilot, lambda: job.status() == "finished", 20)
+
+        drive(app)
+
+    def test_with_no_run_nothing_of_one_is_offered(self, app):
+        @run()
+        async def drive(app, pilot):
+            options = app.screen.query_one("#runs", OptionList)
+            assert [str(option.prompt) for option in options.options] == ["none yet"]
+            keys = shown_keys(app)
+            assert "ctrl+s" in keys
+            assert not {"ctrl+x", "ctrl+r", "ctrl+l", "ctrl+b"} & set(keys)
+            assert not app.screen.query_one(Plot).display
+
+        drive(app)
+
+    def test_an_adapter_is_used_where_there_is_no_chat_yet(self, app, jobs):
+        job = jobs.start([{"messages": []}], {"steps": "1"})
+
+        @run()
+        async def drive(app, pilot):
+            app.chat_id = None
+            await until(pilot, lambda: "use" in app.screen._can, 20)
+            await pilot.press("ctrl+l")
+            await until(pilot, lambda: app.chat_id is not None)
+            assert app.store.chat(app.chat_id).adapter == str(job.out)
+
+        drive(app)
+
+    def test_good_answers_are_counted_as_they_are_written(self, app):
+        @run()
+        async def drive(app, pilot):
+            # The pair's and the example's good answer are one here, and so are both of a pair.
+            app.store.add_pair(PROMPT, "Written by hand.", "Worse.", "edit", app.chat_id)
+            screen = FinetuneScreen(app.screen._runs)
+            await app.push_screen(screen)
+            names = [str(name) for name, _ in screen.query_one("#source", Select)._options]
+            assert names == ["3 preference pairs", "3 good answers", "a file"]
+
+        drive(app)
+
+    def test_every_choice_can_be_seen_and_what_a_field_is_is_said_in_whole(self, app):
+        @run()
+        async def drive(app, pilot):
+            await pilot.press("down")
+            await pilot.pause()
+            overlay = app.screen.query_one("#source SelectOverlay")
+            assert overlay.size.height >= 3
+            await pilot.press("escape", "tab", "tab")
+            await pilot.pause()
+            hint = str(app.screen.query_one("#hint", Static).content)
+            assert hint == "JSONL, JSON, CSV or Parquet; only for data from a file"
+
+        drive(app)
+
+    def test_the_keys_keep_their_order_where_a_field_has_one_of_them(self, app, jobs):
+        jobs.start([{"messages": []}], {"steps": "2000"})
+
+        @run()
+        async def drive(app, pilot):
+            await until(pilot, lambda: "stop" in app.screen._can)
+            before = shown_keys(app)
+            await pilot.press("tab", "tab")
+            await pilot.pause()
+            assert shown_keys(app) == before
 
         drive(app)
 
