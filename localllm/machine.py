@@ -10,9 +10,11 @@ import ctypes
 import os
 import platform
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +108,29 @@ def give_large_blocks_back() -> None:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:  # other C libraries have none
             mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
+
+
+@contextmanager
+def allocating_at_most(nbytes: int) -> Iterator[None]:
+    """Allocations fail once they come to so many bytes more than now (Linux; else nothing happens).
+
+    Without this a process that meets its control group's limit is killed, with no word to anyone.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    found = re.search(r"^VmData:\s+(\d+) kB", _read(_ROOT / "proc/self/status"), re.M)
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    if found is None:
+        yield
+        return
+    limits = [int(found[1]) * 1024 + max(0, nbytes)]
+    limits += [limit for limit in before if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def cpu_model(root: Path = _ROOT) -> str:

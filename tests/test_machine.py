@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from localllm.machine import Cores, _memory_macos, cores, cpu_model, memory
+from localllm.machine import Cores, _memory_macos, allocating_at_most, cores, cpu_model, memory
 
 GIB = 1 << 30
+
+
+MIB = 1 << 20
 
 
 @pytest.fixture
@@ -92,6 +95,15 @@ def test_a_limit_above_the_machine_is_no_limit(root: Path) -> None:
     write(root, "sys/fs/cgroup/memory.max", f"{64 * GIB}")
     found = memory(root)
     assert (found.total, found.limit) == (16 * GIB, None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits what is allocated")
+def test_allocations_beyond_what_is_allowed_fail_and_later_ones_do_not() -> None:
+    with allocating_at_most(64 * MIB):
+        bytearray(32 * MIB)
+        with pytest.raises(MemoryError):
+            bytearray(128 * MIB)
+    bytearray(128 * MIB)
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,10 @@ def _lines(run: Run, curves: dict[str, list[tuple[float, float]]]) -> Iterator[s
     yield f"{run.name}  {run.status}"
     if facts.get("reason"):
         yield f"  {facts['reason']}"
+    if run.status == "killed":
+        yield "  its process was killed (the system does so where memory runs out) or crashed"
+    if run.status in ("killed", "interrupted"):
+        yield f"  go on with: localllm finetune --resume {run.name}"
     told = (
         ("model", facts.get("model")),
         ("method", facts.get("method")),

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 
 from localllm.errors import OutOfMemoryPlan
-from localllm.machine import forget_peak_memory, resident_memory, return_freed_memory
+from localllm.machine import (
+    allocating_at_most,
+    forget_peak_memory,
+    memory,
+    resident_memory,
+    return_freed_memory,
+)
 from localllm.train.base import base_weights
 from localllm.train.batching import Batches
 from localllm.train.config import TrainConfig
 from localllm.train.parts import Parts, available_memory, lengths_of, tokens_of
 from localllm.train.planner import MemoryPlan, Needs, Wish, advice, plan_memory, require_fit
+from localllm.train.program import Program
 from localllm.train.stepping import Stepper
 
 _ENGINE = 128 << 20  # bytes of an engine beside its weights
@@ -56,7 +64,9 @@ def plan_run(parts: Parts, config: TrainConfig, batches: Batches, stepper: Stepp
     return Planned(plan, needs, wish, largest)
 
 
-def rehearse(planned: Planned, stepper: Stepper, parameters: np.ndarray) -> int | None:
+def rehearse(
+    planned: Planned, program: Program, stepper: Stepper, parameters: np.ndarray
+) -> int | None:
     """Computes the largest micro-batch for nothing; the process's memory at its highest meanwhile.
 
     None where the system does not tell that apart from what loading took. Raises OutOfMemoryPlan
@@ -64,17 +74,20 @@ def rehearse(planned: Planned, stepper: Stepper, parameters: np.ndarray) -> int 
     """
     needs = planned.needs
     alone = forget_peak_memory()  # else the highest may have been while loading
+    # Gradient and optimizer have their addresses already, but no memory before they are written.
+    promised = needs.vector * (1 + needs.accumulated) + needs.optimizer + needs.beside
+    free = memory().available - promised
     try:
-        stepper.dry(planned.largest, parameters)
+        with allocating_at_most(free) if program.survives_full_memory else nullcontext():
+            stepper.dry(planned.largest, parameters)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
+        # It was a fifth of the micro-batch too much, at least.
+        enough = planned.plan.total - needs.working(needs.lengths) // 5
         raise OutOfMemoryPlan(
             f"the largest micro-batch ({sum(needs.lengths):,} tokens) ran out of memory: {error}",
-            # It was a fifth of the micro-batch too much, at least.
-            hint=advice(
-                needs, planned.wish, planned.plan.total - needs.working(needs.lengths) // 5
-            ),
+            hint=advice(needs, planned.wish, min(enough, planned.plan.available)),
         ) from error
     return resident_memory()[1] if alone else None
 

@@ -20,6 +20,7 @@ from localllm.errors import BackendUnavailable, InvalidRequest
 from localllm.kernels_cpu import _native
 from localllm.spec import AttentionSpec, DecoderSpec, FeedForwardSpec
 from localllm.train.native_weights import fill_store
+from localllm.train.native_weights import store_bytes as store_bytes
 from localllm.train.program import Layout, Noise, Rows
 
 _LINEARS = {
@@ -100,6 +101,7 @@ class NativeProgram:
     """
 
     name = "native"
+    survives_full_memory = True
 
     def __init__(
         self,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
 from localllm.backend.weights import checked_weights
+from localllm.checkpoint.form import DenseForm, Form
 from localllm.checkpoint.tensor import Affine, Dense, Tensor
 from localllm.kernels_cpu import _native
 from localllm.spec import DecoderSpec
+from localllm.spec.weights import weight_shapes
 from localllm.train.layout import squared_norms
 
 _SLAB = 1 << 20  # weights unpacked at a time
@@ -36,6 +38,24 @@ def fill_store(
                 store.add_vector(f"{target}.squares", squared_norms(tensor.to_float32()))
         del tensor  # else it would live on while the next one is read
     return store
+
+
+def store_bytes(spec: DecoderSpec, forms: Mapping[str, Form]) -> int:
+    """What `fill_store` will take of weights in these forms."""
+    total = 0
+    for name, shape in weight_shapes(spec).items():
+        if len(shape) == 1:
+            total += 4 * shape[0]
+            continue
+        rows, cols, form = -(-shape[0] // 16) * 16, -(-shape[1] // 16) * 16, forms[name]
+        if isinstance(form, DenseForm):
+            total += rows * cols * form.value_bytes
+        elif form.group % 16 == 0 and form.bits <= 8:
+            codes = rows * cols // (2 if form.bits <= 4 else 1)
+            total += codes + rows * (shape[1] // form.group) * 8  # a scale and a bias
+        else:
+            total += rows * cols * 4
+    return total
 
 
 def _add_matrix(store: _native.TrainStore, name: str, tensor: Tensor) -> None:

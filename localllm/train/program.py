@@ -87,9 +87,11 @@ class Program(Protocol):
     """A frozen base model with trainable parameters, ready to be differentiated.
 
     parameters, gradient: float32 [layout.size]. Results do not depend on the number of threads.
+    survives_full_memory: whether it raises MemoryError where memory cannot be had (MLX crashes).
     """
 
     name: str
+    survives_full_memory: bool
     layout: Layout
 
     def log_probs(

@@ -7,7 +7,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from localllm.errors import BackendUnavailable, InvalidRequest
+from localllm.backend.memory import ReferenceMemory, loading_bytes
+from localllm.errors import BackendUnavailable, InvalidRequest, OutOfMemoryPlan
+from localllm.hub.progress import human_bytes
+from localllm.machine import memory, return_freed_memory
 from localllm.train.base import BaseWeights, base_weights
 from localllm.train.lora import FullConfig, LoRAConfig, TuneConfig
 from localllm.train.program import Layout, Program
@@ -28,16 +31,20 @@ def open_program(
     layout: of `layout_for` for the same model and config. program: "auto" takes the native one
     where it covers the run and says why where it does not. Raises BackendUnavailable where "native"
     was asked for and cannot be, InvalidRequest for full fine-tuning of a quantized model,
-    CheckpointError for weights that are not as the headers promise.
+    CheckpointError for weights that are not as the headers promise, OutOfMemoryPlan where they do
+    not fit.
     """
     weights = model if isinstance(model, BaseWeights) else base_weights(model)
     check_trainable(weights, config)
+    kept = ReferenceMemory().weights(weights.spec, weights.forms)
     if program == "reference":
+        _require_room(weights, layout, kept)
         return _reference(weights, layout, config), _threads_note(threads)
     native, reason = _native()
     if native is not None:
         reason = native.why_not(weights.spec, weights, layout, config)
         if reason is None:
+            _require_room(weights, layout, native.store_bytes(weights.spec, weights.forms))
             made: Program = native.NativeProgram(
                 weights.spec, weights, layout, config, threads=threads
             )
@@ -48,6 +55,7 @@ def open_program(
             hint="leave --program out, or give --program reference",
         )
     notes = [f"trained by the reference program, not the native one: {reason}"]
+    _require_room(weights, layout, kept)
     return _reference(weights, layout, config), "; ".join(
         [*notes, *filter(None, [_threads_note(threads)])]
     )
@@ -61,6 +69,23 @@ def check_trainable(weights: BaseWeights, config: TuneConfig) -> None:
             "trained as they are",
             hint="train an adapter on it, take the unquantized model, or give --dequantize to "
             "train its weights in float32",
+        )
+
+
+def _require_room(weights: BaseWeights, layout: Layout, nbytes: int) -> None:
+    """Raises OutOfMemoryPlan where the weights alone do not fit, nbytes as the program keeps them.
+
+    Said before they are read: what a control group does not allow ends in a kill without a word.
+    """
+    parameters = 2 * 4 * layout.size  # as they begin, and as they become
+    needed = nbytes + parameters + loading_bytes(weights.spec, weights.forms)
+    return_freed_memory()  # what reading data and tokenizer left behind is not in use
+    available = memory().available
+    if needed > available:
+        raise OutOfMemoryPlan(
+            f"loading {weights.name} for training takes {human_bytes(needed)}, and "
+            f"{human_bytes(available)} may still be used",
+            hint="choose a smaller model or a lower --rank, or end other programs",
         )
 
 

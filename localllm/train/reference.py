@@ -48,6 +48,7 @@ class ReferenceProgram:
     """
 
     name = "reference"
+    survives_full_memory = False
 
     def __init__(self, weights: BaseWeights, layout: Layout, *, dropout: float = 0.0) -> None:
         self.layout = layout

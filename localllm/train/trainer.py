@@ -21,12 +21,12 @@ from localllm.train.callbacks import Callback, Event
 from localllm.train.config import TrainConfig, load_config, make_config, to_toml
 from localllm.train.delivery import Delivery
 from localllm.train.distributed import Group, join_group
-from localllm.train.fitting import is_out_of_memory, plan_run, rehearse
+from localllm.train.fitting import Planned, is_out_of_memory, plan_run, rehearse
 from localllm.train.metrics import MetricsFile
 from localllm.train.parts import Opened, Parts, open_data, open_parts, tokens_of
 from localllm.train.planner import MemoryPlan
 from localllm.train.progress import Progress, Result
-from localllm.train.runs import Run, create_run, open_run, refuse_run, training
+from localllm.train.runs import Run, create_run, delete_run, open_run, refuse_run, training
 from localllm.train.samples import Sampler
 from localllm.train.saving import Copies, Saving
 from localllm.train.stepping import Stepper
@@ -119,8 +119,13 @@ class Trainer:
 
         Raises OutOfMemoryPlan with what would fit.
         """
-        if self.plan is not None:
-            return self.plan
+        if self.plan is None:
+            self._rehearse(self._plan_memory())
+        assert self.plan is not None, "it is there once it was tried"
+        return self.plan
+
+    def _plan_memory(self) -> Planned:
+        """Opens everything; raises OutOfMemoryPlan where it does not fit."""
         give_large_blocks_back()
         parts = self._parts = self._open_parts(self.config)
         self._tell(
@@ -156,10 +161,13 @@ class Trainer:
                 "processes": self._group.size,
             }
         )
-        planned = plan_run(parts, self.config, self._batches, self._stepper)
+        return plan_run(parts, self.config, self._batches, self._stepper)
+
+    def _rehearse(self, planned: Planned) -> None:
+        """Tries the largest micro-batch and tells the plan."""
         if self.leads:
             self._copies.take(self._parameters, self._stepper.optimizer)
-        measured = rehearse(planned, self._stepper, self._parameters)
+        measured = rehearse(planned, self._opened.program, self._stepper, self._parameters)
         self.plan = planned.plan
         self._tell(
             {
@@ -172,14 +180,22 @@ class Trainer:
                 "lines": self.plan.lines(),
             }
         )
-        return self.plan
 
     def train(self) -> Result:
         """Trains until the end, or until told to stop."""
         if self.leads and not self._resume and self.config.out is not None:
             refuse_run(self.config.out)
-        self.prepare()
+        planned = None if self.plan is not None else self._plan_memory()
         with ExitStack() as stack:
+            if self.leads:
+                self._run = self._enter_run(stack)
+            if planned is not None:
+                try:
+                    self._rehearse(planned)
+                except BaseException:
+                    stack.close()
+                    self._forget_run()
+                    raise
             self._begin(stack)
             try:
                 return self._finish(self._loop())
@@ -304,7 +320,8 @@ class Trainer:
         parts, leader = self._opened, self._group.rank == 0
         self._delivery = Delivery(parts, self.config)
         if leader:
-            self._run = run = self._enter_run(stack)
+            assert self._run is not None, "it was entered"
+            run = self._run
             self._saving = Saving(run, parts, self.config, self._copies, self._warn)
             stack.callback(self._saving.close)
         position = self._take_up() if self._resume else 0
@@ -329,22 +346,33 @@ class Trainer:
         )
 
     def _enter_run(self, stack: ExitStack) -> Run:
-        """The run's folder, locked."""
+        """The run's folder, locked; of a new one with all that resuming needs.
+
+        The kernel may yet kill the process where memory is short, and then the run shall be found.
+        """
         if self._resume:
             assert self.config.out is not None, "what is resumed has a place"
             run = open_run(self.config.out)
-        else:
-            run = create_run(self.config.out, self._facts())
+            stack.enter_context(training(run))
+            return run
+        run = create_run(self.config.out, {**self._facts(), "status": "running"})
         stack.enter_context(training(run))
+        replace_file(run.config, [to_toml(self.config).encode()])
         return run
+
+    def _forget_run(self) -> None:
+        """A new run that did not begin leaves nothing behind."""
+        if self._run is not None and not self._resume:
+            delete_run(self._run)
 
     def _take_up(self) -> int:
         """The newest sound checkpoint's state, on every process; where its metrics ended."""
         packed = b""
-        arrays: Mapping[str, np.ndarray] = {}
+        arrays: dict[str, np.ndarray] = {}
         if self._saving is not None and (snapshot := self._saving.newest()) is not None:
-            arrays = snapshot.arrays
+            arrays = dict(snapshot.arrays)
             packed = json.dumps(snapshot.facts).encode()
+            del snapshot  # each array goes as soon as it is taken: the plan has no room for two
         packed = self._group.first(packed)
         if not packed:
             return 0
@@ -352,7 +380,7 @@ class Trainer:
         self._progress = Progress.restored(facts["progress"])
         state = {}
         for name, (dtype, shape) in facts["arrays"].items():
-            data = self._group.first(arrays[name].tobytes() if name in arrays else b"")
+            data = self._group.first(arrays.pop(name).tobytes() if name in arrays else b"")
             state[name] = np.frombuffer(data, dtype).reshape(shape).copy()
         self._parameters = state.pop("parameters")
         self._stepper.optimizer.load_state(

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from localllm.checkpoint.quantize import quantize_like
+from localllm.checkpoint.tensor import Dense
 from localllm.errors import BackendUnavailable, CheckpointError, InvalidRequest
 from localllm.spec import MoESpec, NormSpec, RopeSpec, ShortConvSpec
 from localllm.train.base import weights_in_memory
 from localllm.train.layout import initial, layout_for
 from localllm.train.lora import FullConfig, LoRAConfig
 from localllm.train.native import NativeProgram, fused_adamw, train_kernels, why_not
+from localllm.train.native_weights import fill_store, store_bytes
 from localllm.train.program import Layout, Noise, Rows
 from localllm.train.programs import open_program
 from localllm.train.reference import ReferenceProgram
@@ -375,6 +378,22 @@ def test_the_reference_program_computes_the_same(rslora, kernels):
     _, wanted = gradient(reference, rows, row_weights, parameters, noise)
     _, got = gradient(native, rows, row_weights, parameters, noise)
     assert relative(got, wanted) < bound
+
+
+@pytest.mark.parametrize("stored", ["codes of 4 bits", "codes of 8 bits", "float16", "float32"])
+def test_what_weights_will_take_is_told_before_they_are_read(stored):
+    spec = SPECS["llama"]
+    weights = {name: held.to_float32() for name, held in random_weights(spec).items()}
+    if stored != "float32":
+        weights = {
+            name: quantize_like(value, int(stored[9]), 32, np.dtype(np.float16))
+            if stored.startswith("codes") and value.ndim == 2 and value.shape[1] % 32 == 0
+            else Dense(value.astype(np.float16), "float16")
+            for name, value in weights.items()
+        }
+    base = weights_in_memory(spec, weights)
+    told, taken = store_bytes(spec, base.forms), fill_store(spec, base.tensors()).nbytes
+    assert told <= taken <= told + 128 * len(base.forms)  # each begins on a line of its own
 
 
 def test_a_run_takes_the_native_program_where_it_covers_it():

@@ -17,13 +17,16 @@ import pytest
 
 from localllm.adapters import load_adapter, weights_in
 from localllm.errors import InvalidRequest, OutOfMemoryPlan, StoreError, TrainingStopped
+from localllm.machine import Memory, memory
 from localllm.train import checkpoint as checkpoint_module
+from localllm.train import fitting, programs
 from localllm.train.base import base_weights
 from localllm.train.config import load_config
 from localllm.train.layout import initial, layout_for
-from localllm.train.lora import FullConfig
+from localllm.train.lora import FullConfig, LoRAConfig
 from localllm.train.metrics import read_metrics
-from localllm.train.runs import delete_run, open_run
+from localllm.train.programs import open_program
+from localllm.train.runs import all_runs, delete_run, open_run
 from localllm.train.trainer import Trainer
 from tests.adapters.test_parity import logits, opened
 from tests.models.running import TOLERANCE, difference, golden
@@ -536,6 +539,42 @@ def test_out_of_memory_in_the_first_step_is_advice(model, tmp_path):
         train(config, parts=broken(0, out_of_memory))
     assert "--batch-size 2 --accumulate 2" in (error.value.hint or "")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_first_step_that_takes_more_than_may_be_used_is_advice_and_no_kill(
+    model, tmp_path, monkeypatch
+):
+    free = memory()
+    monkeypatch.setattr(fitting, "memory", lambda: replace(free, available=64 << 20))
+    config = toy_config(model, out=str(tmp_path / "run"))
+    with pytest.raises(OutOfMemoryPlan, match=r"largest micro-batch .* ran out of memory"):
+        train(config, parts=broken(0, lambda arguments: float(bytearray(256 << 20)[0])))
+    assert not (tmp_path / "run").exists()
+    bytearray(256 << 20)  # the limit was of that step alone
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_read(model, monkeypatch):
+    base = replace(base_weights(model), read=lambda: pytest.fail("it was read"))
+    layout = layout_for(base.spec, LoRAConfig())
+    monkeypatch.setattr(programs, "memory", lambda: Memory(64 << 20, 1 << 10))
+    for program in ("native", "reference"):
+        with pytest.raises(OutOfMemoryPlan, match=r"loading .* and 1\.0 kB may still be used"):
+            open_program(base, layout, LoRAConfig(), program=program)
+
+
+def test_a_run_killed_in_its_first_step_is_listed_and_resumed(model, tmp_path):
+    config = toy_config(model, out=str(tmp_path / "run"))
+    child = os.fork()
+    if not child:
+        train(config, parts=broken(0, lambda _: os.kill(os.getpid(), signal.SIGKILL)))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert [(run.name, run.status) for run in all_runs()] == [("run", "killed")]
+    told = Told()
+    train(config, resume=True, told=told)
+    assert "has no checkpoint yet" in told.of("warning")[0]["text"]
+    train(toy_config(model, out=str(tmp_path / "whole")))
+    assert delivered(tmp_path / "run") == delivered(tmp_path / "whole")
 
 
 def test_out_of_memory_later_on_says_how_to_go_on(model, tmp_path):
