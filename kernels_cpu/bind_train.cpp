@@ -145,7 +145,7 @@ void bind_train(nb::module_& m) {
       .value("float16", Codes::kFloat16)
       .value("float32", Codes::kFloat32);
 
-  nb::class_<Store>(m, "TrainStore", "Frozen weights by name, in the blocks training reads.")
+  nb::class_<Store>(m, "TrainStore", "Weights by name, in the blocks training reads.")
       .def(nb::init<>())
       .def(
           "add",
@@ -164,6 +164,22 @@ void bind_train(nb::module_& m) {
            [](Store& s, const std::string& name, In<float> v) {
              s.add_vector(name, v.data(), static_cast<int>(v.shape(0)));
            })
+      .def(
+          "add_trained",
+          [](Store& s, const std::string& name, int rows, int cols, int64_t at) {
+            check(rows > 0 && cols > 0, "an empty matrix");
+            s.add_trained(name, rows, cols, at);
+          },
+          nb::arg("name"), nb::arg("rows"), nb::arg("cols"), nb::arg("at"),
+          "A matrix that is itself a parameter, row after row from place `at` on.")
+      .def(
+          "add_trained_vector",
+          [](Store& s, const std::string& name, int n, int64_t at, float offset) {
+            check(n > 0, "an empty vector");
+            s.add_trained_vector(name, n, at, offset);
+          },
+          nb::arg("name"), nb::arg("n"), nb::arg("at"), nb::arg("offset"),
+          "The same for a vector; `offset` is added where it is used.")
       .def_prop_ro("nbytes", &Store::bytes);
 
   nb::class_<train::AdapterPlace>(m, "AdapterPlace")
@@ -177,7 +193,8 @@ void bind_train(nb::module_& m) {
           nb::arg("b"), nb::arg("magnitude") = -1,
           "Where A, B and with DoRA the magnitudes begin; these need TARGET.squares in the store.");
 
-  nb::class_<Trainer>(m, "Trainer", "Log-probabilities and gradients of adapters.")
+  nb::class_<Trainer>(m, "Trainer",
+                      "Log-probabilities and gradients of adapters, or of all weights.")
       .def(nb::new_(&make_trainer), nb::arg("store"), nb::arg("config"), nb::arg("layers"),
            nb::arg("interleaved"), nb::arg("adapters"), nb::arg("parameters"), nb::arg("threads"),
            nb::arg("kernels"), nb::arg("keep_bytes"))
@@ -192,6 +209,7 @@ void bind_train(nb::module_& m) {
             check(out.shape(0) == tokens.shape(0), "one log-probability a row");
             check(!parameters || static_cast<int64_t>(parameters->shape(0)) == t.model().parameters,
                   "parameters of another size");
+            check(parameters || !t.model().whole, "there is no base beside the parameters");
             const nb::gil_scoped_release release;
             t.log_probs(batch, parameters ? parameters->data() : nullptr, out.data());
           },
@@ -216,16 +234,18 @@ void bind_train(nb::module_& m) {
           nb::arg("tokens"), nb::arg("targets"), nb::arg("offsets"), nb::arg("first_row"),
           nb::arg("ropes"), nb::arg("weights"), nb::arg("parameters"), nb::arg("gradient"),
           nb::arg("seed"), nb::arg("dropout"), nb::arg("neftune"))
-      .def("working_bytes",
-           [](const Trainer& t, const std::vector<int>& lengths) {
-             int64_t total = 0;
-             for (const int n : lengths) {
-               check(n >= 0, "a sequence of negative length");
-               total += n;
-             }
-             check(total < (int64_t{1} << 30), "too many rows");
-             return t.working_bytes(lengths);
-           })
+      .def(
+          "working_bytes",
+          [](const Trainer& t, const std::vector<int>& lengths, bool gradients) {
+            int64_t total = 0;
+            for (const int n : lengths) {
+              check(n >= 0, "a sequence of negative length");
+              total += n;
+            }
+            check(total < (int64_t{1} << 30), "too many rows");
+            return t.working_bytes(lengths, gradients);
+          },
+          nb::arg("lengths"), nb::arg("gradients"))
       .def_prop_ro("kernels", [](const Trainer& t) { return std::string(t.kernels().name); })
       .def_prop_ro("threads", &Trainer::threads);
 

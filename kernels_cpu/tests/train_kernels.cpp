@@ -64,7 +64,8 @@ std::vector<uint8_t> packed(const Kernels& k, const std::vector<uint8_t>& x, int
   return out;
 }
 
-// y = x W^T + scale (x A^T) B^T, or with W in place of W^T, and the gradient of A.
+// y = x W^T + scale (x A^T) B^T, or with W in place of W^T, from blocks and from rows of W, and the
+// gradients of A and of W.
 void check_product(const Kernels& k, int m, int in, int out, int rank, bool backward) {
   Random random(static_cast<uint64_t>(m + 7 * in + 31 * out + 101 * rank));
   const auto count = [](int a, int b) { return static_cast<size_t>(a) * static_cast<size_t>(b); };
@@ -119,6 +120,29 @@ void check_product(const Kernels& k, int m, int in, int out, int rank, bool back
   for (int i = 0; i < panels(out); ++i) k.product(p, i, 0, k.row_blocks(m), scratch.data());
   for (int i = 0; i < panels(in); ++i) k.gradient(g, i, scratch.data());
 
+  // The same from where parameters lie, to the bit.
+  store.add_trained("w in place", rows, cols, 0);
+  store.use(stored.data());
+  std::vector<float> y_again(y.size(), -1.0f);
+  p.weight = store.matrix("w in place", rows, cols);
+  p.out = y_again.data();
+  for (int i = 0; i < panels(out); ++i) k.product(p, i, 0, k.row_blocks(m), scratch.data());
+
+  // x^T x, as a weight's gradient is made.
+  std::vector<uint8_t> columns(k.column_bytes(m, in) + 64, 0xff);
+  k.pack_columns(x_elements.data(), in, m, in, 0, k.row_blocks(in), columns.data());
+  std::vector<float> square(count(in, in), 0.0f), square_wanted(square.size());
+  Gradient of_weight{columns.data(), in, m, x_elements.data(), in, in, 1.0f, square.data(), in, 1};
+  for (int i = 0; i < panels(in); ++i) k.gradient(of_weight, i, scratch.data());
+  for (int i = 0; i < in; ++i)
+    for (int c = 0; c < in; ++c) {
+      double sum = 0.0;
+      for (int r = 0; r < m; ++r)
+        sum += static_cast<double>(x[count(r, in) + static_cast<size_t>(i)]) *
+               static_cast<double>(x[count(r, in) + static_cast<size_t>(c)]);
+      square_wanted[count(i, in) + static_cast<size_t>(c)] = static_cast<float>(sum);
+    }
+
   std::vector<float> u(count(m, rank)), y_wanted(y.size()), slope_wanted(slope.size());
   for (int r = 0; r < m; ++r)
     for (int i = 0; i < rank; ++i) {
@@ -152,6 +176,9 @@ void check_product(const Kernels& k, int m, int in, int out, int rank, bool back
   const double product = apart(y, y_wanted), gradient = apart(slope, slope_wanted);
   expect(product < bound, at + "a product is apart by " + std::to_string(product));
   expect(gradient < bound, at + "a gradient is apart by " + std::to_string(gradient));
+  expect(y == y_again, at + "other bits from rows of the weight");
+  const double of_square = apart(square, square_wanted);
+  expect(of_square < kSums, at + "a weight's gradient is apart by " + std::to_string(of_square));
 }
 
 struct Case {
@@ -161,6 +188,7 @@ struct Case {
   double dropout;
   bool dora;
   std::vector<int> lengths;
+  bool whole = false;  // all weights are trained, and no adapters are there
 };
 
 struct Outcome {
@@ -202,6 +230,7 @@ class Small {
       int turn = 0;
       for (const auto& [name, shape] : linears) {
         const std::vector<float> w = matrix(random, at + name, shape.first, shape.second);
+        if (c.whole) continue;
         AdapterPlace a;
         a.layer = i;
         a.linear = std::string(name).substr(std::string(name).find('.') + 1);
@@ -232,7 +261,7 @@ class Small {
       targets_.push_back(random.below(c.vocab));
     }
     weights_ = random_floats(random, rows, 1.0f);
-    given_ = random_floats(random, static_cast<size_t>(parameters_), 0.2f);
+    if (!c.whole) given_ = random_floats(random, static_cast<size_t>(parameters_), 0.2f);
     for (const auto& [first, count] : magnitudes_)
       for (int e = 0; e < count; ++e) given_[static_cast<size_t>(first + e)] += 1.0f;
     const int half = layer_.rope_half;
@@ -269,6 +298,11 @@ class Small {
   std::vector<float> matrix(Random& random, const std::string& name, int rows, int cols) {
     const auto w = random_floats(random, static_cast<size_t>(rows) * static_cast<size_t>(cols),
                                  1.7f / std::sqrt(static_cast<float>(cols)));
+    if (train(w)) {
+      store_->add_trained(name + ".weight", rows, cols,
+                          parameters_ - static_cast<int64_t>(w.size()));
+      return w;
+    }
     store_->add(name + ".weight", rows, cols, Codes::kFloat32, 0);
     store_->fill_dense(name + ".weight", 0, rows, w.data());
     return w;
@@ -276,7 +310,19 @@ class Small {
   void vector(Random& random, const std::string& name, int n) {
     std::vector<float> gain = random_floats(random, static_cast<size_t>(n), 0.2f);
     for (float& g : gain) g += 1.0f;
+    if (train(gain)) {
+      store_->add_trained_vector(name + ".weight", n, parameters_ - n, 0.0f);
+      return;
+    }
     store_->add_vector(name + ".weight", gain.data(), n);
+  }
+
+  // Puts a weight behind the other parameters where all are trained.
+  bool train(const std::vector<float>& w) {
+    if (!case_.whole) return false;
+    given_.insert(given_.end(), w.begin(), w.end());
+    parameters_ += static_cast<int64_t>(w.size());
+    return true;
   }
 
   Case case_;
@@ -295,7 +341,9 @@ void check_all() {
       {"llama", 70, 64, 96, 4, 2, 16, 8, 0, 0.0f, 0.0, false, {70, 1, 33}},
       {"odd sizes", 61, 30, 37, 3, 1, 10, 3, 0, 0.0f, 0.3, true, {17, 50}},
       {"window, softcap, rank 31", 300, 80, 130, 2, 2, 40, 31, 20, 2.0f, 0.0, true, {101}},
-      {"heads of 80", 1700, 48, 50, 1, 1, 80, 16, 0, 0.0f, 0.5, false, {5, 64}}};
+      {"heads of 80", 1700, 48, 50, 1, 1, 80, 16, 0, 0.0f, 0.5, false, {5, 64}},
+      {"all weights", 1700, 64, 96, 4, 2, 16, 8, 0, 0.0f, 0.0, false, {70, 1, 33}, true},
+      {"all weights, odd sizes", 61, 30, 37, 3, 1, 10, 8, 20, 2.0f, 0.0, false, {17, 50}, true}};
   for (const std::string& name : usable_kernels()) {
     const Kernels& k = *find_kernels(name);
     for (const bool backward : {false, true})

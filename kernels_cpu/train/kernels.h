@@ -19,7 +19,8 @@ LOCALLLM_INLINE constexpr int round_up(int n, int to) { return (n + to - 1) / to
 LOCALLLM_INLINE constexpr int panels(int columns) { return (columns + kPanel - 1) / kPanel; }
 LOCALLLM_INLINE constexpr int blocks(int n) { return (n + kBlock - 1) / kBlock; }
 
-enum class Codes { kBits4, kBits8, kBfloat16, kFloat16, kFloat32 };
+// kRowMajor: float32, row after row and not in blocks, as parameters lie.
+enum class Codes { kBits4, kBits8, kBfloat16, kFloat16, kFloat32, kRowMajor };
 
 // [rows, cols], block [row / 16][col / 16] after block; within one the rows are the lanes. Codes:
 // word w of lane n holds columns 8 w … of row n (8 bits: 4 w …). Dense: column after column.
@@ -99,6 +100,11 @@ struct Gradient {
   ptrdiff_t out_r = 0, out_c = 0;
 };
 
+// By column, what rows add to the gradients of a norm's gain and bias; null: not wanted.
+struct NormSums {
+  float *gain = nullptr, *bias = nullptr;
+};
+
 struct NormSpec {
   const float* weight = nullptr;
   const float* bias = nullptr;
@@ -149,8 +155,9 @@ struct HeadTile {
   const int32_t* targets = nullptr;
   float scale = 1.0f, softcap = 0.0f;
   float *top = nullptr, *sum = nullptr, *target = nullptr, *target_slope = nullptr;
-  void* probabilities = nullptr;  // row-major elements [m, width], or null
-  float* dhidden = nullptr;       // [m, hidden], rescaled when a row's largest logit grows
+  const float* weights = nullptr;  // of rows, for `head_slopes`
+  void* probabilities = nullptr;   // row-major elements [m, width], or null
+  float* dhidden = nullptr;        // [m, hidden], rescaled when a row's largest logit grows
   int hidden = 0;
 };
 
@@ -163,6 +170,10 @@ struct Kernels {
 
   // Rows [block0, block1) blocks of `tile_rows` of row-major elements into packed rows.
   void (*pack_rows)(const void* x, int ld, int m, int cols, int block0, int block1, void* out);
+  // Blocks of `tile_rows` columns of the same into packed rows of x^T, `column_steps(m)` steps.
+  void (*pack_columns)(const void* x, int ld, int m, int cols, int block0, int block1, void* out);
+  // out [n] += the sum over rows of columns [column0, column0 + n) of elements
+  void (*add_columns)(const void* x, int ld, int m, int column0, int n, float* out);
   void (*to_elements)(const float* x, float scale, int ld, int cols, int row0, int row1, void* out,
                       int out_ld);
   void (*to_floats)(const void* x, int n, float* out);
@@ -175,11 +186,11 @@ struct Kernels {
                    int row1, float* out);
   // dx = (add: +=) gradient of norm at x, of alpha * dy
   void (*norm_back)(const NormSpec& n, const float* x, const float* dy, float alpha, bool add,
-                    int row0, int row1, float* dx);
+                    int row0, int row1, float* dx, NormSums sums);
   void (*heads)(const Heads& h, const void* x, int ld, int row0, int row1, void* out,
                 float* scratch);
   void (*heads_back)(const Heads& h, const void* x, int ld, const float* dy, int row0, int row1,
-                     void* dx, float* scratch);
+                     void* dx, float* scratch, NormSums sums);
   void (*activate)(Activation a, const void* gate, const void* up, int ld, int n, int row0,
                    int row1, void* out);
   void (*activate_back)(Activation a, const void* gate, const void* up, const float* dy, int ld,
@@ -197,6 +208,8 @@ struct Kernels {
   void (*attend_back_kv)(const AttentionData& a, const Sequence& s, int kv_head, int row,
                          void* scratch);
   void (*head_tile)(const HeadTile& t, int row0, int row1);
+  // Once `top` and `sum` are those of whole rows: the gradient at W h + b into `probabilities`.
+  void (*head_slopes)(const HeadTile& t, int row0, int row1);
 
   LOCALLLM_INLINE int pair() const { return 4 / element; }
   LOCALLLM_INLINE int row_blocks(int m) const { return (m + tile_rows - 1) / tile_rows; }
@@ -206,6 +219,10 @@ struct Kernels {
     return round_up((m + pair() - 1) / pair(), step_unit);
   }
   LOCALLLM_INLINE int low_steps(int rank) const { return column_steps(rank); }
+  LOCALLLM_INLINE size_t column_bytes(int m, int cols) const {
+    return static_cast<size_t>(round_up(cols, tile_rows)) * static_cast<size_t>(column_steps(m)) *
+           4;
+  }
   LOCALLLM_INLINE size_t packed_bytes(int m, int steps) const {
     return static_cast<size_t>(row_blocks(m)) * static_cast<size_t>(steps) *
                static_cast<size_t>(tile_rows) * 4 +

@@ -11,11 +11,13 @@ const float* optional(const Store& store, const std::string& name, int n) {
   return store.has_vector(name) ? store.vector(name, n) : nullptr;
 }
 
-NormSpec norm(const Store& store, const std::string& name, const NormConfig& config, int n) {
-  NormSpec s;
+Norm norm(const Store& store, const std::string& name, const NormConfig& config, int n) {
+  Norm s;
   if (!config.present) return s;
   s.weight = store.vector(name + ".weight", n);
   s.bias = optional(store, name + ".bias", n);
+  s.at = store.place(name + ".weight");
+  s.bias_at = store.place(name + ".bias");
   s.n = n;
   s.eps = config.eps;
   s.layer = config.layer;
@@ -26,6 +28,8 @@ Linear linear(const Store& store, const std::string& name, int in, int out) {
   Linear l;
   l.weight = store.matrix(name + ".weight", out, in);
   l.bias = optional(store, name + ".bias", out);
+  l.at = store.place(name + ".weight");
+  l.bias_at = store.place(name + ".bias");
   l.in = in;
   l.out = out;
   return l;
@@ -45,6 +49,15 @@ Model::Model(std::shared_ptr<Store> weights, const ModelConfig& model_config,
   head = config.tied_head ? embed : s.matrix("head.weight", config.vocab, hidden);
   head_bias = optional(s, "head.bias", config.vocab);
   final_norm = norm(s, "final_norm", config.final_norm, hidden);
+  whole = s.trains();
+  embed_at = s.place("embed.weight");
+  positions_at = s.place("pos_embed.weight");
+  head_at = config.tied_head ? embed_at : s.place("head.weight");
+  head_bias_at = s.place("head.bias");
+  if (whole && !adapters.empty())
+    throw std::invalid_argument("adapters beside weights that are trained themselves");
+  if (s.trained_end() > parameters)
+    throw std::invalid_argument("trained weights outside the parameters");
   for (size_t i = 0; i < configs.size(); ++i) {
     const LayerConfig& c = configs[i];
     const std::string at = "layers." + std::to_string(i) + ".";
@@ -68,7 +81,7 @@ Model::Model(std::shared_ptr<Store> weights, const ModelConfig& model_config,
     l.down = linear(s, at + "ffn.down", c.hidden, hidden);
     layers.push_back(l);
   }
-  lowest = static_cast<int>(layers.size());
+  lowest = whole ? 0 : static_cast<int>(layers.size());
   for (size_t i = 0; i < adapters.size(); ++i) {
     const AdapterPlace& a = adapters[i];
     if (a.layer < 0 || a.layer >= static_cast<int>(layers.size()))

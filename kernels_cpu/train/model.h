@@ -1,4 +1,4 @@
-// A frozen decoder with low-rank adapters, resolved for training.
+// A decoder resolved for training: frozen with low-rank adapters, or itself trained.
 #pragma once
 
 #include <memory>
@@ -20,9 +20,14 @@ struct AdapterPlace {
   int64_t a = 0, b = 0, magnitude = -1;
 };
 
+struct Norm : NormSpec {
+  int64_t at = -1, bias_at = -1;  // among the parameters, -1: frozen
+};
+
 struct Linear {
   const Matrix* weight = nullptr;
   const float* bias = nullptr;
+  int64_t at = -1, bias_at = -1;  // among the parameters, -1: frozen
   int in = 0, out = 0;
   const float* squares = nullptr;  // [out]: of each row's length in W; null without DoRA
   int adapter = -1;  // its place in the list of adapters, which numbers dropout's masks too
@@ -31,7 +36,7 @@ struct Linear {
 struct TrainedLayer {
   LayerConfig config;
   bool interleaved = false;
-  NormSpec attn_norm, attn_post_norm, ffn_norm, ffn_post_norm, q_norm, k_norm;  // null: absent
+  Norm attn_norm, attn_post_norm, ffn_norm, ffn_post_norm, q_norm, k_norm;  // null: absent
   Linear q, k, v, o, gate, up, down;
 
   int q_width() const { return config.heads * config.head_dim; }
@@ -51,8 +56,10 @@ struct Model {
   int64_t parameters = 0;
   const Matrix *embed = nullptr, *positions = nullptr, *head = nullptr;
   const float* head_bias = nullptr;
-  NormSpec final_norm;
-  int lowest = 0;  // the first layer with an adapter; below it nothing is differentiated
+  int64_t embed_at = -1, positions_at = -1, head_at = -1, head_bias_at = -1;
+  Norm final_norm;
+  bool whole = false;  // all weights are trained: none of their places is -1
+  int lowest = 0;      // the first layer with an adapter; below it nothing is differentiated
 };
 
 }  // namespace localllm::train

@@ -198,12 +198,19 @@ void gradient(const train::Gradient& job, int panel, void* scratch) {
       tile(here.vecs,
            static_cast<const Elem*>(job.transposed) + static_cast<ptrdiff_t>(b) * steps * kStep,
            right + p * stride, steps, nullptr, nullptr, 0, c);
-      for (int r = 0; r < kRows && b * kRows + r < job.rank; ++r)
-        for (int i = 0; i < width && here.column + i < columns; ++i) {
-          const ptrdiff_t column = panel * kPanel + here.column + i;
-          float& to = job.out[(b * kRows + r) * job.out_r + column * job.out_c];
-          to = to + c[r * width + i] * job.scale;
+      for (int r = 0; r < kRows && b * kRows + r < job.rank; ++r) {
+        float* out =
+            job.out + (b * kRows + r) * job.out_r + (panel * kPanel + here.column) * job.out_c;
+        const int rest = columns - here.column, n = rest < width ? rest : width;
+        if (job.out_c == 1) {
+          each_vec(n, [&](int i, auto tail) {
+            const Vec x = mul(load(c + r * width + i, tail), set1(job.scale));
+            store(out + i, add(load(out + i, tail), x), tail);
+          });
+          continue;
         }
+        for (int i = 0; i < n; ++i) out[i * job.out_c] += c[r * width + i] * job.scale;
+      }
     }
 }
 

@@ -46,9 +46,11 @@ inline void norm_row(const train::NormSpec& s, const float* x, F f) {
 }
 
 // f(i, tail, gradient at x), for dy the gradient at the result. y = n w with n = (x - mean) / d:
-// dx = (g - mean(g) - n mean(g n)) / d with g = dy w, and no mean(g) for RMSNorm.
+// dx = (g - mean(g) - n mean(g n)) / d with g = dy w, and no mean(g) for RMSNorm. The gain's
+// gradient is dy n, the bias's dy; both times alpha.
 template <class F>
-inline void norm_row_back(const train::NormSpec& s, const float* x, const float* dy, F f) {
+inline void norm_row_back(const train::NormSpec& s, const float* x, const float* dy, float alpha,
+                          const train::NormSums& sums, F f) {
   const Moments m = moments(s, x);
   const Vec inverse = set1(m.inverse), mean = set1(m.mean);
   Vec sum = zero(), product = zero();
@@ -63,6 +65,11 @@ inline void norm_row_back(const train::NormSpec& s, const float* x, const float*
   each_vec(s.n, [&](int i, auto tail) {
     const Vec g = mul(load(dy + i, tail), load(s.weight + i, tail));
     const Vec normal = mul(sub(load(x + i, tail), mean), inverse);
+    if (sums.gain) {
+      const Vec d = mul(load(dy + i, tail), set1(alpha));
+      store(sums.gain + i, fma(d, normal, load(sums.gain + i, tail)), tail);
+      if (sums.bias) store(sums.bias + i, add(d, load(sums.bias + i, tail)), tail);
+    }
     f(i, tail, mul(inverse, sub(sub(g, shift), mul(normal, along))));
   });
 }
@@ -100,10 +107,10 @@ void norm_add(const train::NormSpec& s, const float* x, float alpha, const float
 }
 
 void norm_back(const train::NormSpec& s, const float* x, const float* dy, float alpha, bool adding,
-               int row0, int row1, float* dx) {
+               int row0, int row1, float* dx, train::NormSums sums) {
   for (int r = row0; r < row1; ++r) {
     const ptrdiff_t at = static_cast<ptrdiff_t>(r) * s.n;
-    norm_row_back(s, x + at, dy + at, [&](int i, auto tail, const Vec& g) {
+    norm_row_back(s, x + at, dy + at, alpha, sums, [&](int i, auto tail, const Vec& g) {
       const Vec scaled = mul(g, set1(alpha));
       store(dx + at + i, adding ? add(load(dx + at + i, tail), scaled) : scaled, tail);
     });
@@ -151,7 +158,7 @@ void heads(const train::Heads& h, const void* x, int ld, int row0, int row1, voi
 }
 
 void heads_back(const train::Heads& h, const void* x, int ld, const float* dy, int row0, int row1,
-                void* dx, float* scratch) {
+                void* dx, float* scratch, train::NormSums sums) {
   const int width = h.heads * h.head_dim;
   float* raw = scratch + width;
   for (int r = row0; r < row1; ++r) {
@@ -162,7 +169,7 @@ void heads_back(const train::Heads& h, const void* x, int ld, const float* dy, i
       to_floats(static_cast<const Elem*>(x) + at, width, raw);
       for (int c = 0; c < width; c += h.norm.n) {
         float* part = scratch + c;
-        norm_row_back(h.norm, raw + c, part,
+        norm_row_back(h.norm, raw + c, part, 1.0f, sums,
                       [&](int i, auto tail, const Vec& g) { store(part + i, g, tail); });
       }
     }
@@ -233,6 +240,15 @@ void activate_back(Activation kind, const void* gate, const void* up, const floa
   }
 }
 
+void add_columns(const void* x, int ld, int m, int column0, int n, float* out) {
+  for (int r = 0; r < m; ++r) {
+    const Elem* from = static_cast<const Elem*>(x) + static_cast<ptrdiff_t>(r) * ld + column0;
+    each_vec(n, [&](int i, auto tail) {
+      store(out + i, add(load(out + i, tail), load_elem(from + i, tail)), tail);
+    });
+  }
+}
+
 // Logits as the model gives them, and their slope.
 inline Slope logit(const train::HeadTile& t, const Vec& x) {
   const Vec scale = set1(t.scale), scaled = mul(x, scale);
@@ -283,6 +299,25 @@ void head_tile(const train::HeadTile& t, int row0, int row1) {
       store(lanes16, l.slope);
       t.target_slope[r] = lanes16[0];
     }
+  }
+}
+
+void head_slopes(const train::HeadTile& t, int row0, int row1) {
+  for (int r = row0; r < row1; ++r) {
+    const float* x = t.logits + static_cast<ptrdiff_t>(r) * t.ld;
+    Elem* out = static_cast<Elem*>(t.probabilities) + static_cast<ptrdiff_t>(r) * t.ld;
+    const float weight = t.weights[r];
+    const Vec share = set1(weight / t.sum[r]), top = set1(t.top[r]);
+    each_vec(t.width, [&](int i, auto tail) {
+      const Slope l = logit(t, load(x + i, tail));
+      store_elem(out + i, mul(mul(exp(sub(l.value, top)), share), l.slope), tail);
+    });
+    const int target = t.targets[r] - t.column0;
+    if (target < 0 || target >= t.width) continue;
+    const Slope l = logit(t, set1(x[target]));
+    float lanes16[16];
+    store(lanes16, mul(sub(mul(exp(sub(l.value, top)), share), set1(weight)), l.slope));
+    out[target] = to_elem(lanes16[0]);
   }
 }
 

@@ -79,6 +79,43 @@ void Store::add_vector(const std::string& name, const float* values, int n) {
     throw std::invalid_argument(name + ": given twice");
 }
 
+void Store::place(const std::string& name, int64_t at, int64_t count) {
+  if (at < 0) throw std::invalid_argument(name + ": outside the parameters");
+  places_.emplace(name, at);
+  trained_end_ = std::max(trained_end_, at + count);
+}
+
+void Store::add_trained(const std::string& name, int rows, int cols, int64_t at) {
+  place(name, at, static_cast<int64_t>(rows) * cols);
+  Matrix m;
+  m.rows = rows;
+  m.cols = cols;
+  m.codes = Codes::kRowMajor;
+  if (!matrices_.emplace(name, m).second) throw std::invalid_argument(name + ": given twice");
+}
+
+void Store::add_trained_vector(const std::string& name, int n, int64_t at, float offset) {
+  place(name, at, n);
+  auto* to = reinterpret_cast<float*>(arena_.allocate(static_cast<size_t>(n) * 4 + 64));
+  trained_vectors_.push_back({to, n, at, offset});
+  if (!vectors_.emplace(name, std::make_pair(to, n)).second)
+    throw std::invalid_argument(name + ": given twice");
+}
+
+void Store::use(const float* parameters) {
+  for (auto& [name, matrix] : matrices_) {
+    const int64_t at = place(name);
+    if (at >= 0) matrix.data = reinterpret_cast<const uint8_t*>(parameters + at);
+  }
+  for (const TrainedVector& v : trained_vectors_)
+    for (int i = 0; i < v.n; ++i) v.to[i] = parameters[v.at + i] + v.offset;
+}
+
+int64_t Store::place(const std::string& name) const {
+  const auto found = places_.find(name);
+  return found == places_.end() ? -1 : found->second;
+}
+
 const Matrix* Store::matrix(const std::string& name, int rows, int cols) const {
   const Matrix& m = at(name);
   if (m.rows != rows || m.cols != cols) throw std::invalid_argument(name + ": of another shape");

@@ -150,6 +150,31 @@ inline void pack_block(const Elem* x, ptrdiff_t ld, int rows, int cols, int step
   }
 }
 
+// Packed rows of x^T: what was a row is a step's entry.
+void pack_columns(const void* x, int ld, int m, int cols, int block0, int block1, void* out) {
+  const int steps = steps_of(m);
+  const auto* from = static_cast<const Elem*>(x);
+  auto* to = static_cast<Elem*>(out);
+  alignas(64) Elem lanes[32];
+  for (int b = block0; b < block1; ++b) {
+    const int column = b * kRows, n = cols - column < kRows ? cols - column : kRows;
+    Elem* block = to + static_cast<ptrdiff_t>(b) * steps * kStep;
+    for (int s = 0; s < steps; ++s) {
+      for (int i = 0; i < kPair; ++i) {
+        const int r = s * kPair + i;
+        for (int k = 0; k < kRows; ++k)
+          lanes[k * kPair + i] =
+              r < m && k < n ? from[static_cast<ptrdiff_t>(r) * ld + column + k] : Elem{};
+      }
+      if constexpr (kRowMajor)
+        for (int k = 0; k < kRows; ++k)
+          std::memcpy(block + packed_at(k, s, steps), lanes + k * kPair, kPair * sizeof(Elem));
+      else
+        std::memcpy(block + static_cast<ptrdiff_t>(s) * kStep, lanes, kStep * sizeof(Elem));
+    }
+  }
+}
+
 void pack_rows(const void* x, int ld, int m, int cols, int block0, int block1, void* out) {
   const int steps = train::round_up(cols, kBlock) / kPair;
   for (int b = block0; b < block1; ++b) {

@@ -62,14 +62,14 @@ size_t Trainer::group_bytes(const Group& g, bool gradients) const {
       .bytes;
 }
 
-size_t Trainer::working_bytes(const std::vector<int>& lengths) const {
+size_t Trainer::working_bytes(const std::vector<int>& lengths, bool gradients) const {
   std::vector<int32_t> offsets{0};
   for (const int n : lengths) offsets.push_back(offsets.back() + n);
   Batch batch;
   batch.offsets = offsets.data();
   batch.sequences = static_cast<int>(lengths.size());
   size_t most = 0;
-  for (const Group& g : groups(batch)) most = std::max(most, group_bytes(g, true));
+  for (const Group& g : groups(batch)) most = std::max(most, group_bytes(g, gradients));
   return most + prepared_bytes();
 }
 
@@ -129,7 +129,7 @@ void Trainer::log_probs(const Batch& batch, const float* parameters, float* out)
     Workspace w = begin(batch, g, false);
     for (size_t i = 0; i < model_->layers.size(); ++i)
       layer_forward(g, w, static_cast<int>(i), true);
-    head(batch, g, w, nullptr, out);
+    head(batch, g, w, nullptr, out, nullptr);
   }
 }
 
@@ -144,8 +144,9 @@ double Trainer::gradients(const Batch& batch, const float* weights, const float*
     Workspace w = begin(batch, g, true);
     const int layers = static_cast<int>(model_->layers.size());
     for (int i = 0; i < layers; ++i) layer_forward(g, w, i, true);
-    loss += head(batch, g, w, weights, nullptr);
+    loss += head(batch, g, w, weights, nullptr, gradient);
     for (int i = layers - 1; i >= model_->lowest; --i) layer_backward(g, w, i, gradient);
+    if (model_->whole) embed_back(batch, g, w, gradient);
   }
   return loss;
 }

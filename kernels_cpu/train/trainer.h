@@ -1,4 +1,5 @@
-// Log-probabilities and gradients of a model with adapters, over sequences laid end to end.
+// Log-probabilities and gradients of a model, of its adapters or of all its weights, over sequences
+// laid end to end.
 //
 // Sequences go in groups, one after the other. Of a group either everything its gradient needs is
 // kept, or each layer's input alone, and the layer is computed once more. Threads share out blocks
@@ -33,12 +34,13 @@ class Trainer {
   // keep_bytes: memory a group's kept values may take.
   Trainer(std::unique_ptr<Model> model, const Kernels& kernels, int threads, size_t keep_bytes);
 
-  // parameters null: of the base. out: [rows].
+  // parameters null: of the base, unless all weights are parameters. out: [rows].
   void log_probs(const Batch& batch, const float* parameters, float* out);
   // Adds to `gradient`; returns -sum(weights * log p).
   double gradients(const Batch& batch, const float* weights, const float* parameters,
                    float* gradient);
-  size_t working_bytes(const std::vector<int>& lengths) const;
+  // Of a step, or without gradients of log-probabilities alone.
+  size_t working_bytes(const std::vector<int>& lengths, bool gradients) const;
   const Model& model() const { return *model_; }
   const Kernels& kernels() const { return k_; }
   int threads() const { return pool_.size(); }
@@ -74,7 +76,19 @@ class Trainer {
   void back(const Group& g, Workspace& w, const void* x, const std::vector<Use>& uses, float* dx,
             bool dx_elements, void* out, float* gradient);
   double head(const Batch& batch, const Group& g, Workspace& w, const float* weights,
-              float* log_probs);
+              float* log_probs, float* gradient);
+  Product head_logits(const Workspace& w, int m, int column0, int width) const;
+  HeadTile head_part(const Workspace& w, int m, int column0, int width) const;
+  Product head_back(const Workspace& w, int m, int first, int count) const;
+  void head_whole(Workspace& w, int m, float* gradient);
+  void panels_of(const Product& p, int first, int count, Workspace& w);
+  void embed_back(const Batch& batch, const Group& g, Workspace& w, float* gradient);
+  void linear_columns(const Group& g, Workspace& w, const std::vector<Use>& uses, float* gradient);
+  void norm_back(const Norm& norm, const float* x, const float* dy, float alpha, bool add, int row0,
+                 int row1, float* dx, float* sums);
+  void heads_back(const TrainedLayer& l, bool query, const Workspace& w, const void* x,
+                  const float* dy, int row0, int row1, void* dx, float* scratch, float* sums);
+  void add_sums(const Norm& norm, int m, const float* sums, float* gradient);
   Dropout dropout(const Group& g, int adapter) const;
   void attention(const Group& g, Workspace& w, int layer, bool backward);
   template <class F>

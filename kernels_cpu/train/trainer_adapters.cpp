@@ -41,7 +41,8 @@ size_t Trainer::prepared_bytes() const {
   return bytes + lengths_bytes() * static_cast<size_t>(pool_.size());
 }
 
-// Both factors of every adapter as panels, and with DoRA the gains, for this call's parameters.
+// Both factors of every adapter as panels, and with DoRA the gains, for this call's parameters; or
+// where these are all weights, their places.
 void Trainer::prepare(const float* parameters) {
   parameters_ = parameters;
   a_panels_.clear();
@@ -49,6 +50,7 @@ void Trainer::prepare(const float* parameters) {
   gains_.clear();
   lengths_.clear();
   if (!parameters) return;
+  if (model_->whole) model_->store->use(parameters);
   uint8_t* at = prepared_.reserve(prepared_bytes());
   const auto take = [&](size_t bytes) {
     uint8_t* p = at;

@@ -74,6 +74,22 @@ Heads heads_of(const TrainedLayer& l, bool query, const Workspace& w) {
 
 }  // namespace
 
+// From gradients at rotated queries or keys to those at what the linear gave.
+void Trainer::heads_back(const TrainedLayer& l, bool query, const Workspace& w, const void* x,
+                         const float* dy, int row0, int row1, void* dx, float* scratch,
+                         float* sums) {
+  const Heads h = heads_of(l, query, w);
+  const Norm& norm = query ? l.q_norm : l.k_norm;
+  const int width = h.heads * h.head_dim;
+  if (norm.at < 0) {
+    k_.heads_back(h, x, width, dy, row0, row1, dx, scratch, {});
+    return;
+  }
+  for (int r = row0; r < row1; r += k_.tile_rows)
+    k_.heads_back(h, x, width, dy, r, std::min(r + k_.tile_rows, row1), dx, scratch,
+                  cleared_sums(norm, r / k_.tile_rows, sums));
+}
+
 // x[layer] to x[layer + 1], leaving the saved values; without `output` the last product is spared.
 void Trainer::layer_forward(const Group& g, Workspace& w, int layer, bool output) {
   const size_t at = static_cast<size_t>(layer);
@@ -155,9 +171,9 @@ void Trainer::layer_backward(const Group& g, Workspace& w, int layer, float* gra
   if (!w.keep) layer_forward(g, w, layer, false);
 
   // The gradient at a sublayer's last linear, as elements.
-  const auto sublayer = [&](const NormSpec& post, const float* y, int row0, int row1) {
+  const auto sublayer = [&](const Norm& post, const float* y, int row0, int row1) {
     if (post.weight) {
-      k_.norm_back(post, y, w.dx, scale, false, row0, row1, w.y);
+      norm_back(post, y, w.dx, scale, false, row0, row1, w.y, w.sums[1]);
       k_.to_elements(w.y, 1.0f, hidden, hidden, row0, row1, w.dy, hidden);
     } else {
       k_.to_elements(w.dx, scale, hidden, hidden, row0, row1, w.dy, hidden);
@@ -169,9 +185,9 @@ void Trainer::layer_backward(const Group& g, Workspace& w, int layer, float* gra
     else
       k_.to_elements(from, 1.0f, hidden, hidden, row0, row1, w.h, hidden);
   };
-  const auto into_dx = [&](const NormSpec& norm, const float* from, int row0, int row1) {
+  const auto into_dx = [&](const Norm& norm, const float* from, int row0, int row1) {
     if (norm.weight) {
-      k_.norm_back(norm, from, w.dh, 1.0f, true, row0, row1, w.dx);
+      norm_back(norm, from, w.dh, 1.0f, true, row0, row1, w.dx, w.sums[0]);
       return;
     }
     for (ptrdiff_t i = static_cast<ptrdiff_t>(row0) * hidden;
@@ -185,6 +201,7 @@ void Trainer::layer_backward(const Group& g, Workspace& w, int layer, float* gra
     k_.activate(l.config.activation, gate, s.up, ffn, ffn, row0, row1, w.wide);
     normed(l.ffn_norm, s.middle, row0, row1);
   });
+  add_sums(l.ffn_post_norm, m, w.sums[1], gradient);
   back(g, w, w.wide, {{&l.down, s.inner[6], w.dy}}, w.dwide, false, nullptr, gradient);
   rows(m, [&](int row0, int row1, int, int, int) {
     k_.activate_back(l.config.activation, gate, s.up, w.dwide, ffn, ffn, row0, row1, w.dgate,
@@ -203,19 +220,24 @@ void Trainer::layer_backward(const Group& g, Workspace& w, int layer, float* gra
     k_.heads(heads_of(l, true, w), s.q, l.q_width(), row0, row1, w.qh, scratch);
     k_.heads(heads_of(l, false, w), s.k, l.kv_width(), row0, row1, w.kh, scratch);
   });
+  add_sums(l.ffn_norm, m, w.sums[0], gradient);
+  add_sums(l.attn_post_norm, m, w.sums[1], gradient);
   back(g, w, s.out, {{&l.o, s.inner[3], w.dy}}, w.dq, true, w.dout, gradient);
   attention(g, w, layer, true);
   rows(m, [&](int row0, int row1, int, int, int thread) {
     float* scratch = reinterpret_cast<float*>(w.scratch[static_cast<size_t>(thread)]);
-    k_.heads_back(heads_of(l, true, w), s.q, l.q_width(), w.dq, row0, row1, w.dqe, scratch);
-    k_.heads_back(heads_of(l, false, w), s.k, l.kv_width(), w.dk, row0, row1, w.dke, scratch);
+    heads_back(l, true, w, s.q, w.dq, row0, row1, w.dqe, scratch, w.sums[0]);
+    heads_back(l, false, w, s.k, w.dk, row0, row1, w.dke, scratch, w.sums[1]);
     k_.to_elements(w.dv, 1.0f, l.kv_width(), l.kv_width(), row0, row1, w.dve, l.kv_width());
   });
-  const bool last = layer == model_->lowest;
+  add_sums(l.q_norm, m, w.sums[0], gradient);
+  add_sums(l.k_norm, m, w.sums[1], gradient);
+  const bool last = layer == model_->lowest && !model_->whole;
   back(g, w, w.h, {{&l.q, s.inner[0], w.dqe}, {&l.k, s.inner[1], w.dke}, {&l.v, s.inner[2], w.dve}},
        last ? nullptr : w.dh, false, nullptr, gradient);
-  if (!last)
-    rows(m, [&](int row0, int row1, int, int, int) { into_dx(l.attn_norm, x, row0, row1); });
+  if (last) return;
+  rows(m, [&](int row0, int row1, int, int, int) { into_dx(l.attn_norm, x, row0, row1); });
+  add_sums(l.attn_norm, m, w.sums[0], gradient);
 }
 
 }  // namespace localllm::train

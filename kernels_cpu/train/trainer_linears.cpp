@@ -82,13 +82,15 @@ void Trainer::project(const Group& g, Workspace& w, const void* x, const std::ve
   run(jobs, w);
 }
 
-// From gradients at the results of linears on x (`Use::out`, elements): the adapters' gradients,
-// and the gradient at x into `dx` or as elements into `out` (neither: not wanted).
+// From gradients at the results of linears on x (`Use::out`, elements): the gradients of adapters
+// or of the linears themselves, and the gradient at x into `dx` or as elements into `out` (neither:
+// not wanted).
 void Trainer::back(const Group& g, Workspace& w, const void* x, const std::vector<Use>& uses,
                    float* dx, bool dx_elements, void* out, float* gradient) {
   const int m = g.rows, in = uses[0].linear->in, row_blocks = k_.row_blocks(m);
   const bool wanted = dx || out;
   magnitudes(g, w, x, uses, gradient);
+  if (model_->whole) linear_columns(g, w, uses, gradient);
   rows(m, [&](int, int, int block0, int block1, int) {
     for (size_t i = 0; i < uses.size(); ++i) {
       const Linear& l = *uses[i].linear;
@@ -162,6 +164,18 @@ void Trainer::back(const Group& g, Workspace& w, const void* x, const std::vecto
   };
   for (size_t i = 0; i < uses.size(); ++i) {
     const Linear& l = *uses[i].linear;
+    if (l.at >= 0) {
+      Gradient j;
+      j.transposed = w.columns[i];
+      j.rank = l.out;
+      j.m = m;
+      j.x = x;
+      j.ld = j.columns = in;
+      j.out = gradient + l.at;
+      j.out_r = in;
+      j.out_c = 1;
+      gradients.push_back(j);
+    }
     if (l.adapter < 0) continue;
     const AdapterPlace& a = model_->adapters[static_cast<size_t>(l.adapter)];
     Gradient j;

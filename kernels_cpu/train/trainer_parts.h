@@ -39,6 +39,13 @@ struct Trainer::Use {
   const float* add = nullptr;
 };
 
+// A block's part of the sums of a norm's gradients, zeroed: gains, then biases.
+inline NormSums cleared_sums(const NormSpec& norm, int block, float* sums) {
+  float* at = sums + static_cast<ptrdiff_t>(block) * 2 * norm.n;
+  std::fill_n(at, 2 * norm.n, 0.0f);
+  return {at, norm.bias ? at + norm.n : nullptr};
+}
+
 // f(row0, row1, block0, block1, thread) over blocks of packed rows.
 template <class F>
 void Trainer::rows(int m, const F& f) {

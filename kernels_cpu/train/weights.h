@@ -11,8 +11,25 @@ inline Vec codes_at(const IVec& words) {
   return to_float(bit_and(shift_right<SHIFT>(words), set1(int32_t{MASK})));
 }
 
+inline void transpose16(Vec (&r)[16]);
+
+// The 16 rows of a block of row-major weights, the 16 columns being the lanes.
+inline void rows_of(const train::Matrix& w, int row_block, int col_block, Vec (&out)[16]) {
+  const int row = row_block * kBlock, column = col_block * kBlock;
+  const int rows = w.rows - row, columns = w.cols - column;
+  const float* from =
+      reinterpret_cast<const float*>(w.data) + static_cast<ptrdiff_t>(row) * w.cols + column;
+  for (int i = 0; i < 16; ++i, from += w.cols)
+    out[i] = i >= rows ? zero() : columns >= 16 ? load(from) : load(from, columns);
+}
+
 // The 16 columns of a block, the 16 rows being the lanes.
 inline void unpack(const train::Matrix& w, int row_block, int col_block, Vec (&out)[16]) {
+  if (w.codes == train::Codes::kRowMajor) {
+    rows_of(w, row_block, col_block, out);
+    transpose16(out);
+    return;
+  }
   const size_t index = static_cast<size_t>(row_block) * static_cast<size_t>(w.col_blocks()) +
                        static_cast<size_t>(col_block);
   const uint8_t* data = w.data + index * train::block_bytes(w.codes);
@@ -136,8 +153,14 @@ inline void backward_panel(const train::Matrix& w, int panel, int columns, int f
     for (int rb = 0; rb < train::blocks(count); ++rb)
       for (int v = 0; v < here.vecs; ++v) {
         Vec block[16];
-        unpack(w, first / kBlock + rb, (panel * kPanel + here.column) / kBlock + v, block);
-        transpose16(block);
+        const int row_block = first / kBlock + rb;
+        const int col_block = (panel * kPanel + here.column) / kBlock + v;
+        if (w.codes == train::Codes::kRowMajor) {
+          rows_of(w, row_block, col_block, block);
+        } else {
+          unpack(w, row_block, col_block, block);
+          transpose16(block);
+        }
         Elem* to = dst + p * part_stride + rb * (kBlock / kPair) * step + v * 16 * kPair;
         for (int i = 0; i < 16; i += 2)
           store_steps(to + i / kPair * step, step, block[i], block[i + 1]);
@@ -146,6 +169,12 @@ inline void backward_panel(const train::Matrix& w, int panel, int columns, int f
 }
 
 void weight_row(const train::Matrix& w, int row, float* out) {
+  if (w.codes == train::Codes::kRowMajor) {
+    const float* from =
+        reinterpret_cast<const float*>(w.data) + static_cast<ptrdiff_t>(row) * w.cols;
+    std::memcpy(out, from, static_cast<size_t>(w.cols) * sizeof(float));
+    return;
+  }
   for (int cb = 0; cb < w.col_blocks(); ++cb) {
     Vec block[16];
     unpack(w, row / kBlock, cb, block);

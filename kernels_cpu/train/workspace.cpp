@@ -7,7 +7,7 @@ namespace localllm::train {
 namespace {
 
 struct Widest {
-  int q = 0, kv = 0, ffn = 0, any = 0, heads = 0, dims = 0, rank = 0, panels = 0;
+  int q = 0, kv = 0, ffn = 0, any = 0, heads = 0, dims = 0, rank = 0, panels = 0, norm = 0;
 };
 
 Widest widest(const Model& model) {
@@ -22,6 +22,7 @@ Widest widest(const Model& model) {
     w.panels = std::max(w.panels, l.config.heads * round_up(l.config.head_dim, kBlock));
   }
   w.any = std::max({w.any, w.q, w.kv, w.ffn});
+  w.norm = std::max({model.config.hidden, w.q, w.kv});
   for (const AdapterPlace& a : model.adapters) w.rank = std::max(w.rank, a.rank);
   return w;
 }
@@ -134,8 +135,13 @@ Workspace::Workspace(const Model& model, const Kernels& k, uint8_t* base, int m,
                             4);
   }
 
-  // Of a thread: a panel with its adapter's steps, or a unit of attention.
   tile = std::min(round_up(model.config.vocab, kBlock), 32 * kPanel);
+  if (gradients && model.whole) {
+    for (void*& p : columns) p = cut.take<uint8_t>(k.column_bytes(m, std::max(w.any, tile)));
+    for (float*& p : sums) p = cut.take<float>(size(k.row_blocks(m), 2 * w.norm));
+  }
+
+  // Of a thread: a panel with its adapter's steps, or a unit of attention.
   const size_t panel = size(std::max({k.steps(w.any), k.steps(tile), k.column_steps(m) + 1}) +
                                 k.low_steps(std::max(1, w.rank)),
                             kPanel) *

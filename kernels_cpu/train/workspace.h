@@ -47,6 +47,10 @@ struct Workspace {
   float *dwide = nullptr, *dq = nullptr, *dk = nullptr, *dv = nullptr, *dot = nullptr;
   void *dy = nullptr, *dgate = nullptr, *dup = nullptr, *dqe = nullptr, *dke = nullptr,
        *dve = nullptr, *dout = nullptr;
+  // Where all weights are trained: rows as what is summed over, and by blocks of rows the sums of
+  // two norms' gradients.
+  void* columns[3] = {};
+  float* sums[2] = {};
   void *packed[3] = {}, *dropped_packed = nullptr, *low[3] = {}, *low_t[3] = {};
   void* attention[8] = {};
   std::vector<uint8_t*> scratch;  // by thread

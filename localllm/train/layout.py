@@ -11,6 +11,7 @@ import numpy as np
 
 from localllm.adapters.files import names_match
 from localllm.adapters.lora import EXPERTS, LINEARS
+from localllm.backend.weights import checked_weights
 from localllm.errors import InvalidRequest
 from localllm.models.layout import sources
 from localllm.models.registry import ARCHITECTURES
@@ -72,7 +73,7 @@ def initial(layout: Layout, seed: int, weights: BaseWeights | None = None) -> np
     magnitudes = {t: views[f"{t}.magnitude"] for t in layout.targets if f"{t}.magnitude" in views}
     if magnitudes or not layout.scales:
         assert weights is not None, "such parameters start from the base model's weights"
-        for name, tensor in weights.tensors():
+        for name, tensor in checked_weights(weights.spec, weights.tensors()):
             if not layout.scales:
                 views[name][...] = tensor.to_float32()
             elif (target := name.removesuffix(".weight")) in magnitudes:

@@ -1,12 +1,12 @@
 """The whole training step in one native call: forward, head with cross-entropy, gradient.
 
-The base stays in its own quantized form and is unpacked panel by panel; what is trained are
-low-rank adapters. See docs/training-native.md.
+With low-rank adapters the base stays in its own quantized form and is unpacked panel by panel. Of
+full fine-tuning every weight is a parameter, read where the step's parameters lie. See
+docs/training-native.md.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
@@ -19,7 +19,8 @@ from localllm.checkpoint.tensor import Tensor
 from localllm.errors import BackendUnavailable, InvalidRequest
 from localllm.kernels_cpu import _native
 from localllm.spec import AttentionSpec, DecoderSpec, FeedForwardSpec
-from localllm.train.native_weights import fill_store
+from localllm.spec.weights import weight_shapes
+from localllm.train.native_weights import fill_store, trained_store
 from localllm.train.native_weights import store_bytes as store_bytes
 from localllm.train.program import Layout, Noise, Rows
 
@@ -71,7 +72,9 @@ def why_not(
         if layer.ffn.activation == "clamped_swiglu":
             return f"layer {index} activates by {layer.ffn.activation}"
     if not layout.scales:
-        return "full fine-tuning: the native program trains low-rank adapters"
+        if dict(layout.shapes) != weight_shapes(spec):
+            return "some of the weights as parameters, not all of them"
+        return None
     targets = set(layout.scales)
     for name in layout.shapes:
         target, _, part = name.rpartition(".")
@@ -87,12 +90,16 @@ def why_not(
 
 
 class NativeProgram:
-    """Log-probabilities and gradients of adapters on a frozen base; see `Program`.
+    """Log-probabilities and gradients of adapters on a frozen base, or of all weights.
+
+    See `Program`.
 
     weights: taken one tensor at a time. config: as `why_not` has it.
     threads: compute threads, the caller's among them; None for one per usable core.
     kernels: one of `train_kernels()`; None for the best, or what LOCALLLM_TRAIN_CPU names.
-    keep_bytes: memory for values kept from forward to backward; results do not depend on it.
+    keep_bytes: memory for values kept from forward to backward.
+    with_base: with all weights trained, hold the base as well, as it is in its file, for
+        log-probabilities without parameters.
 
     Results do not depend on the number of threads, bit for bit; between instruction sets they
     differ by rounding (those with bfloat16 in their name multiply in it).
@@ -113,6 +120,7 @@ class NativeProgram:
         threads: int | None = None,
         kernels: str | None = None,
         keep_bytes: int = KEEP_BYTES,
+        with_base: bool = True,
     ) -> None:
         reason = why_not(spec, weights, layout, config)
         if reason is not None:
@@ -123,18 +131,25 @@ class NativeProgram:
             raise InvalidRequest(f"threads must be at least 1, not {threads}")
         self.spec, self.layout = spec, layout
         self._ropes = [RopeTable(rope) for rope in ropes_of(spec)]
+        options = {
+            "config": model_config(spec, float_activations=True),
+            "layers": layer_configs(spec),
+            "interleaved": [_interleaved(layer.attention) for layer in spec.layers],
+            "adapters": _places(layout),
+            "threads": threads or _native.default_threads(),
+            "kernels": choose_kernels(kernels),
+            "keep_bytes": keep_bytes,
+        }
         scaled = [t for t in layout.targets if f"{t}.magnitude" in layout.shapes]
-        self._trainer: Any = _native.Trainer(
-            store=fill_store(spec, weights.tensors(), scaled),
-            config=model_config(spec, float_activations=True),
-            layers=layer_configs(spec),
-            interleaved=[_interleaved(layer.attention) for layer in spec.layers],
-            adapters=_places(layout),
-            parameters=layout.size,
-            threads=threads or _native.default_threads(),
-            kernels=choose_kernels(kernels),
-            keep_bytes=keep_bytes,
-        )
+        self._base: Any = None
+        if layout.scales or with_base:
+            store = fill_store(spec, weights.tensors(), scaled)
+            size = layout.size if layout.scales else 0
+            self._base = _native.Trainer(store=store, parameters=size, **options)
+        self._trainer: Any = self._base
+        if not layout.scales:
+            store = trained_store(spec, layout)
+            self._trainer = _native.Trainer(store=store, parameters=layout.size, **options)
 
     @property
     def kernels(self) -> str:
@@ -143,11 +158,13 @@ class NativeProgram:
     def log_probs(
         self, rows: Rows, parameters: np.ndarray | None, noise: Noise | None = None
     ) -> np.ndarray:
+        trainer = self._open()
+        if parameters is None:
+            trainer = self._base
+            assert trainer is not None, "opened without a base"
         out = np.zeros(len(rows.tokens), np.float32)
         if len(out):
-            self._open().log_probs(
-                **self._batch(rows, noise), parameters=_floats(parameters), out=out
-            )
+            trainer.log_probs(**self._batch(rows, noise), parameters=_floats(parameters), out=out)
         return out
 
     def gradients(
@@ -171,11 +188,15 @@ class NativeProgram:
         return loss
 
     def working_bytes(self, rows: Sequence[int]) -> int:
-        return int(self._open().working_bytes([int(length) for length in rows]))
+        lengths = [int(length) for length in rows]
+        taken = int(self._open().working_bytes(lengths, gradients=True))
+        if self._base is not None and self._base is not self._trainer:
+            taken += int(self._base.working_bytes(lengths, gradients=False))
+        return taken
 
     def close(self) -> None:
         """Frees weights, memory and threads. May be called twice."""
-        self._trainer = None
+        self._trainer = self._base = None
 
     def _open(self) -> Any:
         assert self._trainer is not None, "the program is closed"
@@ -276,10 +297,7 @@ def _targets(spec: DecoderSpec) -> Iterable[str]:
 
 
 def _places(layout: Layout) -> list[_native.AdapterPlace]:
-    starts, at = {}, 0
-    for name, shape in layout.shapes.items():
-        starts[name] = at
-        at += math.prod(shape)
+    starts = layout.places
     places = []
     for target in layout.targets:
         _, layer, linear = target.split(".", 2)

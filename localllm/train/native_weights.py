@@ -1,4 +1,4 @@
-"""Weights of a checkpoint into the store that native training reads."""
+"""Weights in the store that native training reads: a checkpoint's, or parameters in their place."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from localllm.kernels_cpu import _native
 from localllm.spec import DecoderSpec
 from localllm.spec.weights import weight_shapes
 from localllm.train.layout import squared_norms
+from localllm.train.program import Layout
 
 _SLAB = 1 << 20  # weights unpacked at a time
 
@@ -56,6 +57,19 @@ def store_bytes(spec: DecoderSpec, forms: Mapping[str, Form]) -> int:
         else:
             total += rows * cols * 4
     return total
+
+
+def trained_store(spec: DecoderSpec, layout: Layout) -> _native.TrainStore:
+    """Every weight a parameter of `layout`, read where the parameters of a call hold it."""
+    offsets = _norm_offsets(spec)
+    store = _native.TrainStore()
+    for name, at in layout.places.items():
+        shape = layout.shapes[name]
+        if len(shape) == 1:
+            store.add_trained_vector(name, shape[0], at, offsets.get(name, 0.0))
+        else:
+            store.add_trained(name, *shape, at)
+    return store
 
 
 def _add_matrix(store: _native.TrainStore, name: str, tensor: Tensor) -> None:

@@ -164,7 +164,14 @@ def open_parts(config: TrainConfig) -> Parts:
         )
     tune: TuneConfig = config.lora if config.tune == "lora" else FullConfig(config.dequantize)
     layout = layout_for(base.spec, tune)
-    program, note = open_program(base, layout, tune, threads=config.threads, program=config.program)
+    program, note = open_program(
+        base,
+        layout,
+        tune,
+        threads=config.threads,
+        program=config.program,
+        with_base=method.needs_reference,
+    )
     return Parts(
         config=config,
         spec=base.spec,

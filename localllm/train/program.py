@@ -70,21 +70,28 @@ class Layout:
     def size(self) -> int:
         return sum(int(np.prod(shape)) for shape in self.shapes.values())
 
+    @property
+    def places(self) -> dict[str, int]:
+        """Where each parameter begins."""
+        places, at = {}, 0
+        for name, shape in self.shapes.items():
+            places[name] = at
+            at += int(np.prod(shape))
+        return places
+
     def views(self, flat: np.ndarray) -> dict[str, np.ndarray]:
         """Each parameter as a view into `flat`, float32 [size]."""
         return dict(self._cut(flat))
 
     def _cut(self, flat: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         assert flat.shape == (self.size,), f"{flat.shape} for a layout of {self.size}"
-        at = 0
-        for name, shape in self.shapes.items():
-            count = int(np.prod(shape))
-            yield name, flat[at : at + count].reshape(shape)
-            at += count
+        for name, at in self.places.items():
+            shape = self.shapes[name]
+            yield name, flat[at : at + int(np.prod(shape))].reshape(shape)
 
 
 class Program(Protocol):
-    """A frozen base model with trainable parameters, ready to be differentiated.
+    """A model with trainable parameters, ready to be differentiated.
 
     parameters, gradient: float32 [layout.size]. Results do not depend on the number of threads.
     survives_full_memory: whether it raises MemoryError where memory cannot be had (MLX crashes).
@@ -97,7 +104,10 @@ class Program(Protocol):
     def log_probs(
         self, rows: Rows, parameters: np.ndarray | None, noise: Noise | None = None
     ) -> np.ndarray:
-        """float32 [n]: log p(target) of every row; of the base model alone without parameters."""
+        """float32 [n]: log p(target) of every row; of the base model alone without parameters.
+
+        A program of all weights has a base only if it was opened with one.
+        """
         ...
 
     def gradients(

@@ -25,14 +25,16 @@ def open_program(
     *,
     threads: int | None = None,
     program: ProgramName = "auto",
+    with_base: bool = True,
 ) -> tuple[Program, str | None]:
     """The program, and what the user should know of the choice.
 
     layout: of `layout_for` for the same model and config. program: "auto" takes the native one
-    where it covers the run and says why where it does not. Raises BackendUnavailable where "native"
-    was asked for and cannot be, InvalidRequest for full fine-tuning of a quantized model,
-    CheckpointError for weights that are not as the headers promise, OutOfMemoryPlan where they do
-    not fit.
+    where it covers the run and says why where it does not. with_base: with all weights trained,
+    whether the base will be asked for as well, by `log_probs` without parameters.
+    Raises BackendUnavailable where "native" was asked for and cannot be, InvalidRequest for full
+    fine-tuning of a quantized model, CheckpointError for weights that are not as the headers
+    promise, OutOfMemoryPlan where they do not fit.
     """
     weights = model if isinstance(model, BaseWeights) else base_weights(model)
     check_trainable(weights, config)
@@ -44,9 +46,10 @@ def open_program(
     if native is not None:
         reason = native.why_not(weights.spec, weights, layout, config)
         if reason is None:
-            _require_room(weights, layout, native.store_bytes(weights.spec, weights.forms))
+            held = native.store_bytes(weights.spec, weights.forms)
+            _require_room(weights, layout, held if layout.scales or with_base else 0)
             made: Program = native.NativeProgram(
-                weights.spec, weights, layout, config, threads=threads
+                weights.spec, weights, layout, config, threads=threads, with_base=with_base
             )
             return made, None
     if program == "native":
