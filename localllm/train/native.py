@@ -34,6 +34,7 @@ _LINEARS = {
     "ffn.down": "down",
 }
 KEEP_BYTES = 128 << 20  # of a group's values kept for its gradient; beyond, they are computed anew
+_KEEP_SHARE = 2  # bytes a parameter where all weights are trained, as these and AdamW take 16
 _NO_NOISE = Noise()
 
 
@@ -97,7 +98,9 @@ class NativeProgram:
     weights: taken one tensor at a time. config: as `why_not` has it.
     threads: compute threads, the caller's among them; None for one per usable core.
     kernels: one of `train_kernels()`; None for the best, or what LOCALLLM_TRAIN_CPU names.
-    keep_bytes: memory for values kept from forward to backward.
+    keep_bytes: memory for values kept from forward to backward; None for 128 MiB, and with all
+        weights trained half of what these take where that is more. It decides which sequences go
+        at once, and so the order of sums.
     with_base: with all weights trained, hold the base as well, as it is in its file, for
         log-probabilities without parameters.
 
@@ -119,7 +122,7 @@ class NativeProgram:
         *,
         threads: int | None = None,
         kernels: str | None = None,
-        keep_bytes: int = KEEP_BYTES,
+        keep_bytes: int | None = None,
         with_base: bool = True,
     ) -> None:
         reason = why_not(spec, weights, layout, config)
@@ -131,6 +134,8 @@ class NativeProgram:
             raise InvalidRequest(f"threads must be at least 1, not {threads}")
         self.spec, self.layout = spec, layout
         self._ropes = [RopeTable(rope) for rope in ropes_of(spec)]
+        if keep_bytes is None:
+            keep_bytes = max(KEEP_BYTES, 0 if layout.scales else _KEEP_SHARE * layout.size)
         options = {
             "config": model_config(spec, float_activations=True),
             "layers": layer_configs(spec),

@@ -50,8 +50,9 @@ class Opened:
 class Parts:
     """note: why the native program is not used, where it is not. fingerprint: of the model's files.
 
-    initial: float32 [layout.size], what training starts from. tokenizer_at: the model or folder
-    that the tokenizer is of; scratch: a new model's config.json, None where one is tuned.
+    initial: float32 [layout.size], what training starts from; it is trained in place. tokenizer_at:
+    the model or folder that the tokenizer is of; scratch: a new model's config.json, None where one
+    is tuned.
     """
 
     config: TrainConfig

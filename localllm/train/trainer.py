@@ -146,7 +146,7 @@ class Trainer:
                 f"only {self.config.batch.accumulate}",
                 hint=f"give --accumulate {self._group.size} or more, and a smaller --batch-size",
             )
-        self._parameters = parts.initial.copy()
+        self._parameters = parts.initial  # in place: with all weights a copy is as large as a model
         self._stepper = Stepper(parts, self.config, self._group)
         # Evaluating takes no more at once than training does.
         self._stepper.eval_tokens = sum(
@@ -382,7 +382,7 @@ class Trainer:
         for name, (dtype, shape) in facts["arrays"].items():
             data = self._group.first(arrays.pop(name).tobytes() if name in arrays else b"")
             state[name] = np.frombuffer(data, dtype).reshape(shape).copy()
-        self._parameters = state.pop("parameters")
+        self._parameters[...] = state.pop("parameters")
         self._stepper.optimizer.load_state(
             {name.removeprefix("optimizer."): array for name, array in state.items()}
         )

@@ -56,7 +56,11 @@ def train(config, *, resume=False, told=None, parts=toy_parts):
 
 
 def delivered(folder) -> bytes:
-    return (Path(folder) / "adapter_model.safetensors").read_bytes()
+    """The weights of the adapter, or of the whole model."""
+    adapter = Path(folder) / "adapter_model.safetensors"
+    files = [adapter] if adapter.exists() else sorted(Path(folder).glob("model/*.safetensors"))
+    assert files
+    return b"".join(file.read_bytes() for file in files)
 
 
 def told_by(folder) -> list[dict]:
@@ -127,6 +131,28 @@ def test_stopped_and_resumed_is_never_stopped(model, tmp_path, optimizer):
         assert trainer.train().step == 7
         assert told.of("start")[0]["step"] == 4
     assert train(parts, resume=True).status == "finished"
+    assert delivered(tmp_path / "whole") == delivered(tmp_path / "parts")
+    assert told_by(tmp_path / "whole") == told_by(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_all_weights_stopped_and_resumed_on_other_threads_were_never_stopped(
+    model, tmp_path, method
+):
+    settings = {"tune": "full", "method__name": method, "optimizer__lr": 1e-3, "run__steps": 6}
+    settings |= {"batch__accumulate": 2, "data__valid_fraction": 0.2}
+    settings |= {"neftune": 5.0 if method == "sft" else 0.0}
+    whole = toy_config(model, out=str(tmp_path / "whole"), threads=1, **settings)
+    parts = toy_config(model, out=str(tmp_path / "parts"), threads=3, **settings)
+    told = Told()
+    train(whole, told=told)
+    assert told.of("program")[0]["name"] == "native"
+    if method == "dpo":
+        assert told.of("step")[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    with Trainer(parts, parts=toy_parts) as trainer:
+        trainer.add(Told(lambda event: event.get("step") == 4 and trainer.stop()))
+        assert trainer.train().status == "interrupted"
+    assert train(replace(parts, threads=2), resume=True).status == "finished"
     assert delivered(tmp_path / "whole") == delivered(tmp_path / "parts")
     assert told_by(tmp_path / "whole") == told_by(tmp_path / "parts")
 
