@@ -80,8 +80,7 @@ def _require_room(weights: BaseWeights, layout: Layout, nbytes: int) -> None:
 
     Said before they are read: what a control group does not allow ends in a kill without a word.
     """
-    parameters = 2 * 4 * layout.size  # as they begin, and as they become
-    needed = nbytes + parameters + loading_bytes(weights.spec, weights.forms)
+    needed = nbytes + 4 * layout.size + loading_bytes(weights.spec, weights.forms)
     return_freed_memory()  # what reading data and tokenizer left behind is not in use
     available = memory().available
     if needed > available:

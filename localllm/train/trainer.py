@@ -381,7 +381,7 @@ class Trainer:
         state = {}
         for name, (dtype, shape) in facts["arrays"].items():
             data = self._group.first(arrays.pop(name).tobytes() if name in arrays else b"")
-            state[name] = np.frombuffer(data, dtype).reshape(shape).copy()
+            state[name] = np.frombuffer(data, dtype).reshape(shape)  # copied where it is loaded
         self._parameters[...] = state.pop("parameters")
         self._stepper.optimizer.load_state(
             {name.removeprefix("optimizer."): array for name, array in state.items()}
