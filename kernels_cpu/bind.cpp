@@ -10,7 +10,6 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <chrono>
 #include <optional>
 #include <stdexcept>
 
@@ -136,17 +135,6 @@ void add_pair(Adapter& adapter, int layer, Target target, AnyMatrix a, AnyMatrix
     adapter.add(layer, target, source);
 }
 
-// The first position that some layer of the group still sees from `position`.
-int64_t first_seen(const Program& program, int group, int64_t position) {
-  int64_t first = position;
-  for (const Layer& layer : program.layers) {
-    if (layer.config.kv_group != group || layer.config.mixer != Mixer::kAttention) continue;
-    const int window = layer.config.window;
-    first = std::min(first, window > 0 ? std::max<int64_t>(0, position + 1 - window) : 0);
-  }
-  return first;
-}
-
 std::unique_ptr<Decoder> make_decoder(std::shared_ptr<WeightStore> store, const ModelConfig& config,
                                       const std::vector<LayerConfig>& layers, int kv_bits,
                                       int block, const std::vector<int>& blocks, int threads,
@@ -164,130 +152,6 @@ std::unique_ptr<Decoder> make_decoder(std::shared_ptr<WeightStore> store, const 
   return std::make_unique<Decoder>(std::move(store), config, layers, kv_kind(kv_bits), block,
                                    blocks, recurrent ? states : 0, threads, *table, expert_bytes,
                                    expert_uses);
-}
-
-using RopeInput = std::pair<Array<float, 2>, Array<int32_t, 1>>;
-
-// Lets Python's signal handlers run during a long step. A step that stops for one of their
-// exceptions leaves it set.
-class SignalWatch {
- public:
-  bool operator()() {
-    const auto now = std::chrono::steady_clock::now();
-    if (now - last_ < std::chrono::milliseconds(50)) return false;
-    last_ = now;
-    const nb::gil_scoped_acquire acquire;
-    return PyErr_CheckSignals() != 0;
-  }
-
- private:
-  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
-};
-
-// Returns false when cancelled.
-bool forward(Decoder& decoder, Array<int32_t, 1> tokens, Array<int32_t, 1> starts,
-             Array<int32_t, 1> counts, Array<int32_t, 1> tables, Array<int32_t, 1> table_sizes,
-             const std::vector<RopeInput>& ropes, Array<int32_t, 1> logit_rows, OutMatrix out,
-             std::optional<OutMatrix> hidden, const std::vector<std::shared_ptr<Adapter>>& adapters,
-             std::optional<Array<int32_t, 2>> states, std::optional<Array<float, 2>> embeddings) {
-  const Program& program = decoder.program();
-  const KvPool& kv = decoder.kv();
-  Step step;
-  step.rows = to_int(tokens.shape(0));
-  step.tokens = tokens.data();
-  check(step.rows > 0, "a step needs rows");
-  for (int r = 0; r < step.rows; ++r)
-    check(step.tokens[r] >= 0 && step.tokens[r] < program.config.vocab,
-          "token id outside the vocabulary");
-
-  const size_t chunks = starts.shape(0);
-  check(counts.shape(0) == chunks && table_sizes.shape(0) == chunks &&
-            (adapters.empty() || adapters.size() == chunks),
-        "chunk arrays differ");
-  const int slots = decoder.states().slots();
-  check(states.has_value() == (slots > 0), "states are for models with recurrent layers");
-  check(!states || (states->shape(0) == chunks && states->shape(1) == 3), "chunk arrays differ");
-  std::vector<int32_t> positions;
-  positions.reserve(static_cast<size_t>(step.rows));
-  int64_t row = 0, table_at = 0;
-  for (size_t i = 0; i < chunks; ++i) {
-    const int32_t start = starts.data()[i], count = counts.data()[i];
-    const int32_t size = table_sizes.data()[i];
-    check(start >= 0 && count > 0 && row + count <= step.rows, "chunk rows out of range");
-    const int64_t entries = static_cast<int64_t>(size) * kv.groups();
-    check(size >= 0 && table_at + entries <= static_cast<int64_t>(tables.shape(0)),
-          "block table out of range");
-    const int64_t end = static_cast<int64_t>(start) + count;
-    check(end <= static_cast<int64_t>(size) * kv.block(), "block table too short");
-    const Adapter* adapter = adapters.empty() ? nullptr : adapters[i].get();
-    check(!adapter || adapter->fits(program), "the adapter is not one of this model");
-    Chunk chunk{static_cast<int>(row), count, start, tables.data() + table_at, size, adapter};
-    if (states) {
-      const int32_t* own = states->data() + 3 * i;
-      check(own[0] >= -1 && own[0] < slots && own[1] >= 0 && own[1] < slots && own[0] != own[1] &&
-                own[2] >= 0 && own[2] < count,
-            "state slots out of range");
-      chunk.source = own[0];
-      chunk.target = own[1];
-      chunk.guesses = own[2];
-    }
-    for (int g = 0; g < kv.groups(); ++g)
-      for (int64_t b = first_seen(program, g, start) / kv.block(); b * kv.block() < end; ++b)
-        check(chunk.table(g)[b] >= 0 && chunk.table(g)[b] < kv.blocks(g),
-              "KV block outside the pool");
-    step.chunks.push_back(chunk);
-    for (int32_t p = 0; p < count; ++p) positions.push_back(start + p);
-    row += count;
-    table_at += entries;
-    check(program.config.learned_positions == 0 || end <= program.config.learned_positions,
-          "position outside the learned ones");
-  }
-  check(row == step.rows, "chunks do not cover the rows");
-  step.positions = positions.data();
-
-  for (const auto& [table, index] : ropes) {
-    check(table.shape(1) % 2 == 0 && to_int(index.shape(0)) == step.rows, "RoPE arrays differ");
-    for (int r = 0; r < step.rows; ++r)
-      check(index.data()[r] >= 0 && index.data()[r] < static_cast<int64_t>(table.shape(0)),
-            "RoPE index out of range");
-    step.ropes.push_back({table.data(), index.data(), to_int(table.shape(1)) / 2});
-  }
-  for (const Layer& layer : program.layers) {
-    const int rope = layer.config.rope;
-    if (rope < 0) continue;
-    check(rope < static_cast<int>(step.ropes.size()) &&
-              step.ropes[static_cast<size_t>(rope)].half == layer.config.rope_half,
-          "RoPE tables do not match the layers");
-  }
-
-  step.logits = to_int(logit_rows.shape(0));
-  step.logit_rows = logit_rows.data();
-  check(step.logits <= step.rows, "more logit rows than rows");
-  for (int i = 0; i < step.logits; ++i)
-    check(step.logit_rows[i] >= 0 && step.logit_rows[i] < step.rows, "logit row out of range");
-  check(to_int(out.shape(0)) == step.logits && to_int(out.shape(1)) == program.config.vocab,
-        "the logits array has the wrong shape");
-  step.out = out.data();
-  if (hidden) {
-    check(
-        to_int(hidden->shape(0)) == step.rows && to_int(hidden->shape(1)) == program.config.hidden,
-        "the hidden states' array has the wrong shape");
-    step.hidden = hidden->data();
-  }
-  if (embeddings) {
-    check(to_int(embeddings->shape(0)) == step.rows &&
-              to_int(embeddings->shape(1)) == program.config.hidden,
-          "the embeddings' array has the wrong shape");
-    step.embeddings = embeddings->data();
-  }
-
-  bool done = false;
-  {
-    const nb::gil_scoped_release release;
-    done = decoder.forward(step, SignalWatch());
-  }
-  if (PyErr_Occurred()) throw nb::python_error();
-  return done;
 }
 
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -312,36 +176,6 @@ uint8_t* slot_of(const Decoder& d, int slot, size_t bytes) {
   check_slot(d, slot);
   check(bytes == d.states().slot_bytes(), "not the size of a state");
   return reinterpret_cast<uint8_t*>(d.states().slot(slot));
-}
-
-void project(Decoder& d, Array<float, 2> hidden, OutMatrix out) {
-  const ModelConfig& c = d.program().config;
-  const int rows = to_int(hidden.shape(0));
-  check(rows > 0 && to_int(hidden.shape(1)) == c.hidden, "hidden states of the wrong shape");
-  check(to_int(out.shape(0)) == rows && to_int(out.shape(1)) == c.vocab,
-        "the logits array has the wrong shape");
-  const nb::gil_scoped_release release;
-  d.project(hidden.data(), rows, out.data());
-}
-
-void project_with(Decoder& d, const WeightStore& store, const std::string& name,
-                  Array<float, 2> hidden, OutMatrix out) {
-  const int rows = to_int(hidden.shape(0)), width = d.program().config.hidden;
-  check(rows > 0 && to_int(hidden.shape(1)) == width, "hidden states of the wrong shape");
-  check(to_int(out.shape(0)) == rows, "the logits array has the wrong shape");
-  const Matrix& head = store.matrix(name, to_int(out.shape(1)), width);
-  const nb::gil_scoped_release release;
-  d.project(hidden.data(), rows, head, out.data());
-}
-
-void embed(const Decoder& d, Array<int32_t, 1> tokens, OutMatrix out) {
-  const ModelConfig& c = d.program().config;
-  const int rows = to_int(tokens.shape(0));
-  check(to_int(out.shape(0)) == rows && to_int(out.shape(1)) == c.hidden,
-        "the embeddings' array has the wrong shape");
-  for (int r = 0; r < rows; ++r)
-    check(tokens.data()[r] >= 0 && tokens.data()[r] < c.vocab, "token id outside the vocabulary");
-  d.embed_rows(tokens.data(), rows, out.data());
 }
 
 }  // namespace
@@ -525,25 +359,15 @@ NB_MODULE(_native, m) {
       .def_prop_ro("residents", &ExpertCache::residents, "Which ones memory holds now.")
       .def_prop_ro("read_bytes", [](const ExpertCache& c) { return c.counts().bytes; })
       .def_prop_ro("read_seconds", [](const ExpertCache& c) { return c.counts().seconds; });
-  nb::class_<Decoder>(m, "Decoder", "A decoder with its KV pool and threads.")
+  nb::class_<Decoder> decoder(m, "Decoder", "A decoder with its KV pool and threads.");
+  bind_steps(decoder);
+  decoder
       .def(nb::new_(&make_decoder), nb::arg("store"), nb::arg("config"), nb::arg("layers"),
            nb::arg("kv_bits"), nb::arg("block"), nb::arg("blocks"), nb::arg("threads"),
            nb::arg("kernels"), nb::arg("states") = 0, nb::arg("expert_bytes") = 0,
            nb::arg("expert_uses") = std::vector<float>(),
            "expert_bytes: memory for the experts that the store left in its file. expert_uses: how "
            "often each was chosen before, layer by layer.")
-      .def("forward", &forward, nb::arg("tokens"), nb::arg("starts"), nb::arg("counts"),
-           nb::arg("tables"), nb::arg("table_sizes"), nb::arg("ropes"), nb::arg("logit_rows"),
-           nb::arg("out"), nb::arg("hidden").none() = nb::none(),
-           nb::arg("adapters") = std::vector<std::shared_ptr<Adapter>>(),
-           nb::arg("states").none() = nb::none(), nb::arg("embeddings").none() = nb::none(),
-           "Runs one step into `out` [logit_rows, vocab] and `hidden` [rows, hidden]; False when "
-           "cancelled. adapters: one or None for each chunk; nothing for the base alone. "
-           "embeddings: [rows, hidden], instead of the tokens' own.")
-      .def("project", &project, nb::arg("hidden"), nb::arg("out"), "The head's logits into `out`.")
-      .def("project_with", &project_with, nb::arg("store"), nb::arg("name"), nb::arg("hidden"),
-           nb::arg("out"), "The same with a matrix of `store` as the head, without a bias.")
-      .def("embed", &embed, nb::arg("tokens"), nb::arg("out"), "Rows of the embedding into `out`.")
       .def("block_bytes",
            [](const Decoder& d, int group) {
              check_block(d, group, 0);

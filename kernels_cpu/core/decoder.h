@@ -92,6 +92,7 @@ class Decoder {
   const StatePool& states() const { return states_of_sequences_; }
   int threads() const { return pool_.size(); }
   const char* kernels() const { return k_.name; }
+  const Kernels& table() const { return k_; }
   // Null where all weights are in memory.
   const ExpertCache* expert_cache() const { return expert_cache_.get(); }
 

@@ -71,7 +71,7 @@ class Model {
   std::unique_ptr<Decoder> decoder(const Kernels& kernels, int threads, KvKind kv, int block,
                                    int blocks) const {
     return std::make_unique<Decoder>(store_, config_, layers_, kv, block, std::vector<int>{blocks},
-                                     threads, kernels);
+                                     0, threads, kernels);
   }
   // Low-rank pairs of the given rank on the linears whose bit is set in `targets`.
   std::unique_ptr<Adapter> adapter(int rank, WeightKind kind, unsigned targets,

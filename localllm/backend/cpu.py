@@ -142,13 +142,13 @@ class CpuBackend:
     @property
     def experts(self) -> ExpertUse | None:
         """How the memory for experts was used up to now; None where all weights are in memory."""
-        cache = self._engine.expert_cache
+        cache = self.native.expert_cache
         if cache is None or self._experts is None:
             return None
         return replace(self._experts, chosen=cache.chosen, read=cache.read)
 
     def _measured_experts(self, store: _native.WeightStore, past: Past) -> ExpertUse | None:
-        cache = self._engine.expert_cache
+        cache = self.native.expert_cache
         if cache is None:
             return None
         from_experts = expert_bytes_per_token(self.spec, store)
@@ -157,7 +157,7 @@ class CpuBackend:
     @property
     def kernels(self) -> str:
         """The instruction set in use."""
-        return str(self._engine.kernels)
+        return str(self.native.kernels)
 
     @property
     def kv_form(self) -> str:
@@ -167,12 +167,12 @@ class CpuBackend:
     @property
     def threads(self) -> int:
         """Compute threads, the caller's among them; fewer than asked if the system refused."""
-        return int(self._engine.threads)
+        return int(self.native.threads)
 
     @property
     def kv_bytes(self) -> int:
         """Bytes of address space of the KV pool; memory is taken when blocks are first used."""
-        return int(self._engine.kv_bytes)
+        return int(self.native.kv_bytes)
 
     def forward(self, batch: Batch, hidden: np.ndarray | None = None) -> np.ndarray:
         """See `Backend.forward`. Raises StepCancelled when `cancel` was called meanwhile, and
@@ -198,7 +198,7 @@ class CpuBackend:
         return logits
 
     def _forward(self, batch: Batch, hidden: np.ndarray | None) -> np.ndarray:
-        decoder, chunks = self._engine, batch.chunks
+        decoder, chunks = self.native, batch.chunks
         adapters = [None if c.adapter is None else self._adapters[c.adapter] for c in chunks]
         if not chunks:
             return np.zeros((0, self.spec.vocab_size), np.float32)
@@ -215,12 +215,12 @@ class CpuBackend:
         ]
         out = np.empty((len(logit_rows), self.spec.vocab_size), np.float32)
         done = decoder.forward(
-            _join([c.token_ids for c in chunks]),
+            join([c.token_ids for c in chunks]),
             np.array([c.start for c in chunks], np.int32),
             np.array(counts, np.int32),
-            _join([self._tables(c).reshape(-1) for c in chunks]),
+            join([self._tables(c).reshape(-1) for c in chunks]),
             np.array([c.block_table.shape[-1] for c in chunks], np.int32),
-            self._rope_rows(batch, positions),
+            self._ropes_of(batch, positions),
             np.array(logit_rows, np.int32),
             out,
             hidden,
@@ -253,7 +253,7 @@ class CpuBackend:
         """See `Backend.project`."""
         out = np.empty((len(hidden), self.spec.vocab_size), np.float32)
         if len(hidden):
-            self._engine.project(np.ascontiguousarray(hidden, np.float32), out)
+            self.native.project(np.ascontiguousarray(hidden, np.float32), out)
         return out
 
     def part_of_head(self, rows: Tensor) -> Projection:
@@ -266,7 +266,7 @@ class CpuBackend:
             out = np.empty((len(hidden), count), np.float32)
             if len(hidden):
                 states = np.ascontiguousarray(hidden, np.float32)
-                self._engine.project_with(store, name, states, out)
+                self.native.project_with(store, name, states, out)
             return out
 
         return project
@@ -274,7 +274,7 @@ class CpuBackend:
     def embed(self, token_ids: Sequence[int]) -> np.ndarray:
         """See `Backend.embed`."""
         out = np.empty((len(token_ids), self.spec.hidden), np.float32)
-        self._engine.embed(np.array(token_ids, np.int32), out)
+        self.native.embed(np.array(token_ids, np.int32), out)
         return out
 
     def add_adapter(self, adapter: LoraAdapter) -> int:
@@ -300,35 +300,35 @@ class CpuBackend:
 
     def copy_block(self, group: int, source: int, target: int) -> None:
         """See `Backend.copy_block`."""
-        self._engine.copy_block(group, source, target)
+        self.native.copy_block(group, source, target)
 
     def read_block(self, group: int, block: int) -> np.ndarray:
         """See `Backend.read_block`."""
-        content = np.empty(self._engine.block_bytes(group), np.uint8)
-        self._engine.read_block(group, block, content)
+        content = np.empty(self.native.block_bytes(group), np.uint8)
+        self.native.read_block(group, block, content)
         return content
 
     def write_block(self, group: int, block: int, content: np.ndarray) -> None:
         """See `Backend.write_block`."""
-        self._engine.write_block(group, block, content)
+        self.native.write_block(group, block, content)
 
     def replay(self, chunk: int, first: int, rows: int, source: int, target: int) -> None:
         """See `Backend.replay`."""
-        self._engine.replay(chunk, first, rows, source, target)
+        self.native.replay(chunk, first, rows, source, target)
 
     def read_state(self, slot: int) -> np.ndarray:
         """See `Backend.read_state`."""
-        content = np.empty(self._engine.state_bytes, np.uint8)
-        self._engine.read_state(slot, content)
+        content = np.empty(self.native.state_bytes, np.uint8)
+        self.native.read_state(slot, content)
         return content
 
     def write_state(self, slot: int, content: np.ndarray) -> None:
         """See `Backend.write_state`."""
-        self._engine.write_state(slot, content)
+        self.native.write_state(slot, content)
 
     def cancel(self) -> None:
         """See `Backend.cancel`."""
-        self._engine.cancel()
+        self.native.cancel()
 
     def close(self) -> None:
         """Frees weights, pool and threads; the backend answers no more."""
@@ -344,23 +344,24 @@ class CpuBackend:
         self._adapters.clear()
 
     @property
-    def _engine(self) -> _native.Decoder:
+    def native(self) -> _native.Decoder:
+        """The engine itself, until `close`."""
         assert self._decoder is not None, "the backend is closed"
         return self._decoder
 
-    def _rope_rows(
+    def _ropes_of(
         self, batch: Batch, positions: list[np.ndarray]
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        if not self._ropes:
-            return []
-        lengths = _join(
-            [
-                np.maximum(c.prompt_length, p + 1)
-                for c, p in zip(batch.chunks, positions, strict=True)
-            ]
-        )
-        at = _join(positions)
-        return [rope.rows(at, lengths) for rope in self._ropes]
+        lengths = [
+            np.maximum(c.prompt_length, p + 1) for c, p in zip(batch.chunks, positions, strict=True)
+        ]
+        return self.rope_rows(join(positions), join(lengths))
+
+    def rope_rows(
+        self, positions: np.ndarray, lengths: np.ndarray
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """What the native engine is given for rows at these positions, of texts so long."""
+        return [rope.rows(positions, lengths) for rope in self._ropes]
 
 
 def _store(
@@ -401,6 +402,7 @@ def choose_kernels(name: str | None) -> str:
     return asked
 
 
-def _join(parts: list[np.ndarray]) -> np.ndarray:
+def join(parts: list[np.ndarray]) -> np.ndarray:
+    """int32, one after the other."""
     joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
     return np.ascontiguousarray(joined, np.int32)

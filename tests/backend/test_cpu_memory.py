@@ -46,7 +46,7 @@ def test_a_kv_block_has_the_bytes_that_the_decoder_says(spec, bits, block_size):
         threads=1,
     )
     for number, group in enumerate(kv_groups(spec)):
-        told = backend._engine.block_bytes(number)
+        told = backend.native.block_bytes(number)
         assert kv_block_bytes(spec, group, block_size, bits) == told
     backend.close()
 
@@ -61,7 +61,7 @@ def test_a_kv_block_of_any_head_size_has_them(head_dim, bits):
         spec, dense(random_weights(spec)).items(), num_blocks=1, kv_bits=bits, threads=1
     )
     (group,) = kv_groups(spec)
-    assert kv_block_bytes(spec, group, 32, bits) == backend._engine.block_bytes(0)
+    assert kv_block_bytes(spec, group, 32, bits) == backend.native.block_bytes(0)
     backend.close()
 
 
