@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from bisect import bisect_right
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
@@ -10,17 +12,23 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from localllm.backend.head_network import HeadRows, head_network
 from localllm.backend.protocol import Backend, Batch, Chunk, StepCancelled
 from localllm.checkpoint.tensor import Tensor
 from localllm.engine.kv_cache import BlockTable, KvCache
 from localllm.engine.sequence import Sequence
-from localllm.engine.speculative import MAX_DRAFTS
+from localllm.engine.speculative import MAX_DRAFTS, Wish
 from localllm.models.draft_head import DraftHead
 from localllm.sampling import Sampler, draw_batch
 
 _RATE = 0.2  # how quickly the latest guess changes a chance
 _STEADY_RATE = 0.08  # of drafters that know the language: a few misses in a row say little
 _WINDOW = 512  # hidden states of a sequence that wait for the first guess, at most
+# Kinds of guesses by the probability that the drafter itself gives them: limits, and how often the
+# model agrees before that was seen.
+_LIMITS = (0.15, 0.3, 0.45, 0.6, 0.75, 0.87, 0.95)
+_AGREEING = (0.15, 0.25, 0.4, 0.5, 0.65, 0.75, 0.87, 0.95)
+_ANY = -1  # the kind of a guess not made yet
 
 
 class Chances:
@@ -38,13 +46,14 @@ class Chances:
         return self._own.get((sequence.id, kind), self._common[kind])
 
     def learn(self, sequence: Sequence, drafted: int, accepted: int, kind: int = 0) -> None:
-        chance, common = self.of(sequence, kind), self._common[kind]
         for index in range(min(drafted, accepted + 1)):  # what follows a wrong one says nothing
-            right = float(index < accepted)
-            chance += self._rate * (right - chance)
-            common += self._rate / 8 * (right - common)
-        self._own[sequence.id, kind] = chance
-        self._common[kind] = common
+            self.move(sequence, float(index < accepted), kind)
+
+    def move(self, sequence: Sequence, towards: float, kind: int = 0) -> None:
+        """towards: 1 for a guess that was right, 0 for one that was not."""
+        chance, common = self.of(sequence, kind), self._common[kind]
+        self._own[sequence.id, kind] = chance + self._rate * (towards - chance)
+        self._common[kind] = common + self._rate / 8 * (towards - common)
 
     def forget(self, sequence: Sequence) -> None:
         for key in [key for key in self._own if key[0] == sequence.id]:
@@ -70,6 +79,7 @@ class PromptLookup:
     name = "ngram"
     row_cost = 0.0
     wants_states = False
+    knows_chances = False
 
     def __init__(self) -> None:
         # By the length of the match: see _common_end.
@@ -80,8 +90,8 @@ class PromptLookup:
         place = self._look_up(sequence)
         return None if place is None else self._chances.of(sequence, self._match(sequence))
 
-    def propose(self, wishes: Seq[tuple[Sequence, int]]) -> list[list[int]]:
-        return [self._continuation(sequence, count) for sequence, count in wishes]
+    def propose(self, wishes: Seq[Wish]) -> list[list[int]]:
+        return [self._continuation(wish.sequence, wish.most) for wish in wishes]
 
     def observe(self, sequence: Sequence, start: int, states: np.ndarray) -> None:
         """The text alone is looked at."""
@@ -131,26 +141,50 @@ class PromptLookup:
         return length if length < 4 else length // 4 * 4
 
 
-class _Timed:
-    """What drafters that compute have in common: chances by sequence, and what a guess costs."""
+class _Surmising:
+    """What drafters that compute have in common: what a guess costs, and how often those were right
+    to which they gave about the same probability."""
 
     wants_states = False
+    knows_chances = True
 
     def __init__(self, prior: float) -> None:
+        """prior: the chance of a guess, before any was made."""
         self.row_cost = 0.0
-        self._chances = Chances({0: prior}, _STEADY_RATE)
+        self._chances = Chances({_ANY: prior, **dict(enumerate(_AGREEING))}, _STEADY_RATE)
+        self._kinds: dict[int, list[int]] = {}  # of each sequence's last guesses
 
     def observe(self, sequence: Sequence, start: int, states: np.ndarray) -> None:
         """The text alone is looked at."""
 
     def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
-        self._chances.learn(sequence, drafted, accepted)
+        kinds = self._kinds.get(sequence.id, [])
+        # What follows a wrong one says nothing.
+        for index, kind in enumerate(kinds[: min(drafted, accepted + 1)]):
+            self._chances.move(sequence, float(index < accepted), kind)
 
     def forget(self, sequence: Sequence) -> None:
         self._chances.forget(sequence)
+        self._kinds.pop(sequence.id, None)
 
-    def _record_cost(self, began: float, guesses: Seq[Seq[int]]) -> None:
-        cost = (time.perf_counter() - began) / max(1, sum(map(len, guesses)))
+    def _begin(self, wishes: Seq[Wish]) -> None:
+        for wish in wishes:
+            self._kinds[wish.sequence.id] = []
+
+    def _take(self, wish: Wish, guesses: list[int], token: int, probability: float) -> bool:
+        """Adds a guess, if the model is to check it. Whether to make another one."""
+        sequence, kind = wish.sequence, bisect_right(_LIMITS, probability)
+        chance = self._chances.of(sequence, kind)
+        # All that are made count here; the rest are told by what became of them.
+        self._chances.move(sequence, chance, _ANY)
+        if not wish.worth.keep(chance):
+            return False
+        guesses.append(token)
+        self._kinds[sequence.id].append(kind)
+        return len(guesses) < wish.most and wish.worth.another(self._chances.of(sequence, _ANY))
+
+    def _record_cost(self, began: float, made: int) -> None:
+        cost = (time.perf_counter() - began) / max(1, made)
         self.row_cost += _RATE * (cost - self.row_cost) if self.row_cost else cost
 
 
@@ -167,11 +201,11 @@ def _hold(
     sequence: Sequence,
     start: int,
     stop: int,
-    wishes: Seq[tuple[Sequence, int]],
+    wishes: Seq[Wish],
 ) -> bool:
     """Positions start … stop - 1 of a sequence's table; others, by sequence in the order of `kept`,
     give theirs up for it if they wish nothing now."""
-    wishing = {sequence.id for sequence, _ in wishes}
+    wishing = {wish.sequence.id for wish in wishes}
     while not cache.hold(kept[sequence.id].table, start, stop):
         other = next((i for i in kept if i not in wishing), None)
         if other is None:
@@ -188,7 +222,7 @@ class _Followed:
     tokens: list[int] = field(default_factory=list)  # whose K and V stand in its cache
 
 
-class DraftModel(_Timed):
+class DraftModel(_Surmising):
     """Guesses of a smaller model with the same vocabulary, drawn with the request's own noise.
 
     Leviathan et al., "Fast inference from transformers via speculative decoding" (2023), but for
@@ -206,16 +240,17 @@ class DraftModel(_Timed):
     def ready(self, sequence: Sequence) -> float | None:
         stop = len(sequence.tokens) + MAX_DRAFTS + 1
         fits = stop <= self.backend.spec.context and self._cache.fits(stop, self.backend.step_rows)
-        return self._chances.of(sequence) if fits else None
+        return self._chances.of(sequence, _ANY) if fits else None
 
-    def propose(self, wishes: Seq[tuple[Sequence, int]]) -> list[list[int]]:
+    def propose(self, wishes: Seq[Wish]) -> list[list[int]]:
         """One guess after another, for all sequences together; each begins by catching up."""
-        began, steps = time.perf_counter(), 0
+        began, made = time.perf_counter(), 0
+        self._begin(wishes)
         guesses: list[list[int]] = [[] for _ in wishes]
         samplers: list[Sampler | None] = [None] * len(wishes)
         rows_left = self.backend.step_rows
         active = []
-        for index, (sequence, count) in enumerate(wishes):
+        for index, (sequence, count, _) in enumerate(wishes):
             followed = self._follow(sequence)
             behind = len(sequence.tokens) - len(followed.tokens)
             rows = min(behind, rows_left)
@@ -228,7 +263,7 @@ class DraftModel(_Timed):
         while active:
             chunks = []
             for index, rows in active:
-                sequence, count = wishes[index]
+                sequence = wishes[index].sequence
                 followed = self._followed[sequence.id]
                 known = (*sequence.tokens, *guesses[index])
                 start = len(followed.tokens)
@@ -247,26 +282,26 @@ class DraftModel(_Timed):
                 logits = self.backend.forward(Batch(tuple(chunks)))
             except Exception as error:
                 for (index, _), chunk in zip(active, chunks, strict=True):
-                    del self._followed[wishes[index][0].id].tokens[chunk.start :]
+                    del self._followed[wishes[index].sequence.id].tokens[chunk.start :]
                 if isinstance(error, StepCancelled):
                     return guesses
                 raise
-            steps += 1
             drawing = [index for (index, _), c in zip(active, chunks, strict=True) if c.logit_rows]
             for index in drawing:
-                samplers[index] = samplers[index] or wishes[index][0].sampler.fork()
+                samplers[index] = samplers[index] or wishes[index].sequence.sampler.fork()
             drawers = [sampler for i in drawing if (sampler := samplers[i]) is not None]
-            places = [len(wishes[i][0].tokens) + len(guesses[i]) for i in drawing]
+            places = [len(wishes[i].sequence.tokens) + len(guesses[i]) for i in drawing]
             draws = draw_batch(drawers, logits, places)
+            made += len(draws)
             active = []
-            for index, draw in zip(drawing, draws, strict=True):
+            for index, draw, row in zip(drawing, draws, logits, strict=True):
                 if isinstance(draw, Exception):
                     continue
-                guesses[index].append(draw.token_id)
-                if len(guesses[index]) < wishes[index][1]:
+                token = draw.token_id
+                if self._take(wishes[index], guesses[index], token, _probability(row, token)):
                     active.append((index, 1))
-        if steps:
-            self._record_cost(began, guesses)
+        if made:
+            self._record_cost(began, made)
         return guesses
 
     def forget(self, sequence: Sequence) -> None:
@@ -308,7 +343,7 @@ class _Watched:
         return self.stop + sum(map(len, self.waiting))
 
 
-class HeadDrafter(_Timed):
+class HeadDrafter(_Surmising):
     """Guesses of a draft head (see `localllm.models.draft_head`).
 
     Its layer has a KV pool of its own. What it sees of a sequence begins with the last `_WINDOW`
@@ -325,16 +360,11 @@ class HeadDrafter(_Timed):
         """backend: the model. layer: `head.spec` with `head.weights`. rows: [M, hidden], those of
         the model's head that stand for `head.tokens`."""
         super().__init__(prior=0.6)
-        assert (rows is None) == (head.tokens is None)
         # Not the head itself: its weights are the layer's now.
-        self._eps, self._tokens = head.spec.layers[0].norm.eps, head.tokens
-        self._norms = head.hidden_norm, head.embedding_norm
-        self._backend = backend
+        self._tokens, self._vocab_size = head.tokens, backend.spec.vocab_size
         self._layer = layer
         self._cache = KvCache(layer)
-        self._from_hidden = layer.part_of_head(head.from_hidden)
-        self._from_embedding = layer.part_of_head(head.from_embedding)
-        self._part = None if rows is None else backend.part_of_head(rows)
+        self._network = head_network(head, backend, layer, rows)
         self._watched: dict[int, _Watched] = {}  # least recently used first
 
     def observe(self, sequence: Sequence, start: int, states: np.ndarray) -> None:
@@ -358,51 +388,55 @@ class HeadDrafter(_Timed):
             return None
         stop = watched.known - watched.first + MAX_DRAFTS
         fits = stop <= self._layer.spec.context and self._cache.fits(stop, self._layer.step_rows)
-        return self._chances.of(sequence) if fits else None
+        return self._chances.of(sequence, _ANY) if fits else None
 
-    def propose(self, wishes: Seq[tuple[Sequence, int]]) -> list[list[int]]:
+    def propose(self, wishes: Seq[Wish]) -> list[list[int]]:
         """One guess after another, for all sequences together; each begins by catching up."""
-        began = time.perf_counter()
+        began, made = time.perf_counter(), 0
+        self._begin(wishes)
         guesses: list[list[int]] = [[] for _ in wishes]
-        samplers = [sequence.sampler.fork() for sequence, _ in wishes]
-        rows_left, behind, active, chunks = self._layer.step_rows, 0, [], []
-        for index, (sequence, count) in enumerate(wishes):
+        samplers = [None if (s := w.sequence.sampler).plain else s.fork() for w in wishes]
+        rows_left, behind = self._layer.step_rows, 0
+        active: list[int] = []
+        rows: list[HeadRows] = []
+        for index, (sequence, most, _) in enumerate(wishes):
             watched = self._watched.pop(sequence.id)
             self._watched[sequence.id] = watched
             states = np.concatenate(watched.waiting)
             start, stop = watched.stop - watched.first, watched.known - watched.first
             if len(states) <= rows_left and _hold(
-                self._cache, self._watched, sequence, start, stop + count - 1, wishes
+                self._cache, self._watched, sequence, start, stop + most - 1, wishes
             ):
                 rows_left -= len(states)
                 behind += len(states)
                 active.append(index)
                 following = sequence.tokens[watched.stop + 1 : watched.known + 1]
-                chunks.append(self._chunk(sequence, watched, watched.stop, states, following))
-        states = self._run(chunks)
-        for index, chunk in zip(active, chunks, strict=True):
-            watched = self._watched[wishes[index][0].id]
-            watched.stop += len(chunk.token_ids)
-            watched.waiting.clear()
+                rows.append(self._rows(sequence, watched, watched.stop, states, following))
         while active:
-            places = [len(wishes[i][0].tokens) + len(guesses[i]) for i in active]
-            draws = draw_batch([samplers[i] for i in active], self._logits(states), places)
-            going_on, chunks = [], []
-            for row, (index, draw) in enumerate(zip(active, draws, strict=True)):
-                if isinstance(draw, Exception):
+            states, logits = self._network.run(rows)
+            if not made:
+                for index, new in zip(active, rows, strict=True):
+                    watched = self._watched[wishes[index].sequence.id]
+                    watched.stop += len(new.states)
+                    watched.waiting.clear()
+            made += len(active)
+            drawn = self._draw(
+                [samplers[i] for i in active],
+                logits,
+                [len(wishes[i].sequence.tokens) + len(guesses[i]) for i in active],
+            )
+            going_on, rows = [], []
+            for row, (index, draw) in enumerate(zip(active, drawn, strict=True)):
+                if draw is None or not self._take(wishes[index], guesses[index], *draw):
                     continue
-                sequence, count = wishes[index]
-                guesses[index].append(draw.token_id)
-                if len(guesses[index]) < count:
-                    watched = self._watched[sequence.id]
-                    at = watched.stop + len(guesses[index]) - 1
-                    state = states[row : row + 1]
-                    chunks.append(self._chunk(sequence, watched, at, state, [draw.token_id]))
-                    going_on.append(index)
+                sequence = wishes[index].sequence
+                watched = self._watched[sequence.id]
+                at = watched.stop + len(guesses[index]) - 1
+                rows.append(self._rows(sequence, watched, at, states[row : row + 1], draw[:1]))
+                going_on.append(index)
             active = going_on
-            states = self._run(chunks)
-        if behind <= 2 * MAX_DRAFTS * len(wishes):  # else it is not what a guess usually takes
-            self._record_cost(began, guesses)
+        if made and behind <= 2 * MAX_DRAFTS * len(wishes):  # else it is not what one usually takes
+            self._record_cost(began, made)
         return guesses
 
     def forget(self, sequence: Sequence) -> None:
@@ -411,45 +445,61 @@ class HeadDrafter(_Timed):
         if watched is not None:
             self._cache.close(watched.table)
 
-    def _chunk(
+    def _rows(
         self,
         sequence: Sequence,
         watched: _Watched,
         position: int,
         states: np.ndarray,
         following: Seq[int],
-    ) -> Chunk:
+    ) -> HeadRows:
         """states: float32 [n, hidden], from `position` on. following: each one's next token."""
-        hidden_norm, embedding_norm = self._norms
-        hidden = _rms_norm(states, hidden_norm, self._eps)
-        embedding = _rms_norm(self._backend.embed(following), embedding_norm, self._eps)
-        return Chunk(
-            np.zeros(len(states), np.int32),
+        return HeadRows(
+            states,
+            following,
             position - watched.first,
             self._cache.block_table(watched.table),
-            (),
             sequence.prompt_length,
-            embeddings=self._from_hidden(hidden) + self._from_embedding(embedding),
         )
 
-    def _run(self, chunks: Seq[Chunk]) -> np.ndarray:
-        """float32 [chunks, hidden]: the states that the last row of each guesses."""
-        counts = [len(chunk.token_ids) for chunk in chunks]
-        hidden = np.empty((sum(counts), self._layer.spec.hidden), np.float32)
-        if chunks:
-            self._layer.forward(Batch(tuple(chunks)), hidden)
-        last: np.ndarray = hidden[np.cumsum(counts, dtype=np.int64) - 1]
-        return last
+    def _draw(
+        self, samplers: Seq[Sampler | None], logits: np.ndarray, places: Seq[int]
+    ) -> list[tuple[int, float] | None]:
+        """Of each row the token and its probability; None where none can be drawn.
 
-    def _logits(self, states: np.ndarray) -> np.ndarray:
-        """float32 [n, vocab_size]; tokens that it never guesses have none."""
-        if self._part is None:
-            return self._backend.project(states)
-        logits = np.full((len(states), self._backend.spec.vocab_size), -np.inf, np.float32)
-        logits[:, self._tokens] = self._part(states)
-        return logits
+        samplers: None for one that takes the likeliest. logits: float32 [n, M].
+        """
+        best: list[int | None] = logits.argmax(axis=1).tolist()
+        others = [i for i, sampler in enumerate(samplers) if sampler is not None]
+        if others:
+            drawers = [sampler for sampler in samplers if sampler is not None]
+            spread = self._spread(logits[others])
+            draws = draw_batch(drawers, spread, [places[i] for i in others])
+            for i, draw in zip(others, draws, strict=True):
+                best[i] = None if isinstance(draw, Exception) else self._place(draw.token_id)
+        drawn: list[tuple[int, float] | None] = []
+        for row, place in zip(logits, best, strict=True):
+            probability = math.nan if place is None else _probability(row, place)
+            if place is None or not math.isfinite(probability):
+                drawn.append(None)
+            else:
+                token = place if self._tokens is None else int(self._tokens[place])
+                drawn.append((token, probability))
+        return drawn
+
+    def _spread(self, logits: np.ndarray) -> np.ndarray:
+        """float32 [n, vocab_size]; tokens that it never guesses have no chance."""
+        if self._tokens is None:
+            return logits
+        whole = np.full((len(logits), self._vocab_size), -np.inf, np.float32)
+        whole[:, self._tokens] = logits
+        return whole
+
+    def _place(self, token: int) -> int:
+        return token if self._tokens is None else int(np.searchsorted(self._tokens, token))
 
 
-def _rms_norm(x: np.ndarray, gain: np.ndarray, eps: float) -> np.ndarray:
-    scaled: np.ndarray = x / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + eps) * gain
-    return scaled.astype(np.float32)
+def _probability(logits: np.ndarray, index: int) -> float:
+    """Of one of these tokens, at temperature 1."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return 1.0 / float(np.exp(logits - logits[index]).sum())

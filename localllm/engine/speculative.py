@@ -5,7 +5,8 @@ that belongs to the request's seed and that position, and a guess that equals th
 saves a step. So answers are the same with and without, seed by seed.
 
 How many tokens to guess is decided by what they have cost and brought so far (`Pace`), down to
-none.
+none; drafters that know how sure they are of a guess end a row of them where it no longer pays
+(`Worth`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,6 +24,55 @@ MAX_DRAFTS = 15  # for one sequence in one step
 _PROBE_EVERY = 48  # steps without a guess after which one is tried all the same
 _FADE = 0.97  # of what a step tells, with every further step
 _MOST_ROWS = 64  # of steps whose sizes are told apart
+_SURE = 0.95  # chance of a guess that a drafter which knows its chances may be sure of
+
+
+class Worth:
+    """Whether one more guess for a sequence makes its time per token shorter, as the chances of
+    those before become known.
+
+    seconds: [most + 1], what a step takes of the sequence's time with so many guesses. guess: what
+    making one takes.
+    """
+
+    def __init__(self, seconds: Seq[float], guess: float) -> None:
+        self._seconds, self._guess = seconds, guess
+        self._kept = 0
+        self._time = seconds[0]
+        self._tokens = self._chance = 1.0
+
+    def another(self, chance: float) -> bool:
+        """Of one not made yet. chance: that it is right where all before are, on average."""
+        if self._kept + 1 >= len(self._seconds):
+            return False
+        cost = self._guess + chance * self._row  # one that is not kept costs no row
+        return self._chance * chance * self._time > self._tokens * cost
+
+    def keep(self, chance: float) -> bool:
+        """Of the one just made, whose chance is known: whether the model is to check it. If not,
+        nothing follows it."""
+        self._time += self._guess
+        right = self._chance * chance
+        if right * self._time <= self._tokens * self._row:
+            return False
+        self._time += self._row
+        self._tokens += right
+        self._chance = right
+        self._kept += 1
+        return True
+
+    @property
+    def _row(self) -> float:
+        """What the model takes longer for one more."""
+        return max(0.0, self._seconds[self._kept + 1] - self._seconds[self._kept])
+
+
+class Wish(NamedTuple):
+    """`most` guesses for a sequence, fewer where `worth` says so."""
+
+    sequence: Sequence
+    most: int
+    worth: Worth
 
 
 class Drafter(Protocol):
@@ -31,13 +81,14 @@ class Drafter(Protocol):
     name: str
     row_cost: float  # seconds that one guess has cost lately
     wants_states: bool  # whether it needs `observe`
+    knows_chances: bool  # whether it asks `Worth` before and after each guess
 
     def ready(self, sequence: Sequence) -> float | None:
         """The chance that its first guess would be right, None where it has none."""
         ...
 
-    def propose(self, wishes: Seq[tuple[Sequence, int]]) -> list[list[int]]:
-        """For each sequence so many tokens at most, to follow those it has."""
+    def propose(self, wishes: Seq[Wish]) -> list[list[int]]:
+        """For each sequence tokens to follow those it has."""
         ...
 
     def observe(self, sequence: Sequence, start: int, states: np.ndarray) -> None:
@@ -126,20 +177,28 @@ class Speculator:
         """Sets the drafts of decoding sequences, `rows` altogether at most."""
         for sequence in sequences:
             sequence.speculation.drafts.clear()
-        wishes: dict[str, list[tuple[Sequence, int]]] = {}
-        for sequence, drafter, count in self._share(sequences, rows):
-            wishes.setdefault(drafter.name, []).append((sequence, count))
+        wishes: dict[str, list[Wish]] = {}
+        shares = self._share(sequences, rows)
+        for sequence, drafter, count, trying in shares:
+            seconds = self._seconds(len(sequences), len(shares), count)
+            worth = Worth([1.0, 1.0], 0.0) if trying else Worth(seconds, drafter.row_cost)
+            wishes.setdefault(drafter.name, []).append(Wish(sequence, count, worth))
         for name, wished in wishes.items():
             try:
                 proposals = self.drafters[name].propose(wished)
             except Exception as error:  # a step without guesses is slower, not wrong
                 self.error = error
                 proposals = [[] for _ in wished]
-            for (sequence, count), drafts in zip(wished, proposals, strict=True):
+            for (sequence, count, _), drafts in zip(wished, proposals, strict=True):
                 state = sequence.speculation
                 state.drafts[:] = drafts[:count]
                 state.drafter = state.used = name if drafts else state.used
                 self._idle[sequence.id] = 0
+
+    def _seconds(self, sequences: int, drafting: int, most: int) -> list[float]:
+        """One sequence's share of a step, when `drafting` of them have 0 … most guesses."""
+        steps = [self.pace.seconds(sequences + i * drafting) for i in range(most + 1)]
+        return [max(steps[: i + 1]) / sequences for i in range(most + 1)]
 
     @property
     def wants_states(self) -> bool:
@@ -165,8 +224,11 @@ class Speculator:
         for drafter in self.drafters.values():
             drafter.forget(sequence)
 
-    def _share(self, sequences: Seq[Sequence], rows: int) -> list[tuple[Sequence, Drafter, int]]:
-        """Guesses in order of their chance, while each shortens the time per token."""
+    def _share(
+        self, sequences: Seq[Sequence], rows: int
+    ) -> list[tuple[Sequence, Drafter, int, bool]]:
+        """Guesses in order of their chance, while each shortens the time per token; and whether
+        one is made to try it again, though it does not seem to."""
         step_rows, tokens, drafting = len(sequences), float(len(sequences)), 0.0
         step = self.pace.seconds(step_rows)
         chosen: list[tuple[Sequence, Drafter, float]] = []
@@ -190,14 +252,16 @@ class Speculator:
             rows -= 1
             counts[index] += 1
             if counts[index] < self._most(sequence):
-                heappush(open_guesses, (negative * first, index))
+                following = _SURE if drafter.knows_chances else first
+                heappush(open_guesses, (negative * following, index))
         shares = []
         for (sequence, drafter, _), count in zip(chosen, counts, strict=True):
-            if count == 0 and rows > 0 and self._long_idle(sequence):
+            trying = count == 0 and rows > 0 and self._long_idle(sequence)
+            if trying:
                 count = 1  # lest a bad beginning rule guessing out for good
                 rows -= 1
             if count:
-                shares.append((sequence, drafter, count))
+                shares.append((sequence, drafter, count, trying))
         return shares
 
     def _long_idle(self, sequence: Sequence) -> bool:

@@ -109,6 +109,11 @@ class Sampler:
         """The constraint is met and takes nothing more."""
         return self.constraint is not None and self.constraint.finished
 
+    @property
+    def plain(self) -> bool:
+        """It takes the likeliest token, whatever came before."""
+        return self.params.greedy and self.constraint is None and not self._penalties.active
+
     def fork(self, seed: int | None = None) -> Sampler:
         """A copy that goes on by itself: counts, repetitions, mirostat's and the grammar's state.
 

@@ -10,7 +10,7 @@ import pytest
 from localllm.engine import Engine, Finished, Request, Token
 from localllm.engine.drafters import DraftModel, PromptLookup
 from localllm.engine.sequence import Sequence
-from localllm.engine.speculative import MAX_DRAFTS, Pace, Speculator
+from localllm.engine.speculative import MAX_DRAFTS, Pace, Speculator, Wish, Worth
 from localllm.errors import InvalidRequest
 from localllm.sampling import SamplingParams
 from tests.engine.toy import VOCAB, ToyBackend, next_logits
@@ -110,6 +110,7 @@ class Guesser:
 
     name = "model"
     wants_states = False
+    knows_chances = False
 
     def __init__(self, chance: float, row_cost: float = 0.0) -> None:
         self.chance, self.row_cost = chance, row_cost
@@ -118,9 +119,9 @@ class Guesser:
     def ready(self, sequence: Sequence) -> float | None:
         return self.chance
 
-    def propose(self, wishes: Seq[tuple[Sequence, int]]) -> list[list[int]]:
-        self.asked += [count for _, count in wishes]
-        return [[0] * count for _, count in wishes]
+    def propose(self, wishes: Seq[Wish]) -> list[list[int]]:
+        self.asked += [wish.most for wish in wishes]
+        return [[0] * wish.most for wish in wishes]
 
     def observe(self, sequence: Sequence, start: int, states: np.ndarray) -> None: ...
 
@@ -218,8 +219,55 @@ def test_lookup_continues_what_followed_the_longest_match():
     engine.add(Request((8, 1, 2, 3, 4, 9, 1, 2, 3, 5, 6, 1, 2, 3), SamplingParams(max_tokens=9)))
     [sequence] = engine.scheduler.waiting
     assert lookup.ready(sequence) is not None
-    assert lookup.propose([(sequence, 4)]) == [[5, 6, 1, 2]]
+    worth = Worth([1.0], 0.0)  # it knows no chances to ask about
+    assert lookup.propose([Wish(sequence, 4, worth)]) == [[5, 6, 1, 2]]
     sequence.tokens += [4]
-    assert lookup.propose([(sequence, 2)]) == [[9, 1]]
+    assert lookup.propose([Wish(sequence, 2, worth)]) == [[9, 1]]
     sequence.tokens += [7, 7]
     assert lookup.ready(sequence) is None
+
+
+class TestWorth:
+    """A row of guesses ends where one more no longer shortens the time per token."""
+
+    def test_guesses_that_are_sure_go_on_and_doubtful_ones_end(self):
+        sure, doubtful = (Worth([1.0, 1.1, 1.2, 1.3], 0.05) for _ in range(2))
+        assert [sure.keep(0.95) and sure.another(0.9) for _ in range(3)] == [True, True, False]
+        assert doubtful.keep(0.3)
+        assert not doubtful.another(0.3)
+
+    def test_it_is_what_the_times_say(self):
+        for chance in (0.2, 0.5, 0.7, 0.9):
+            for row, guess in ((0.02, 0.05), (0.1, 0.02), (0.3, 0.1)):
+                seconds = [1 + row * i for i in range(9)]
+                times = [
+                    (seconds[k] + k * guess) / sum(chance**i for i in range(k + 1))
+                    for k in range(9)
+                ]
+                worth, made = Worth(seconds, guess), 0
+                while worth.another(chance) and worth.keep(chance):
+                    made += 1
+                assert times[made] <= min(times) * 1.03
+
+    def test_a_guess_too_doubtful_for_its_row_is_not_checked(self):
+        worth = Worth([1.0, 1.5], 0.01)
+        assert not worth.keep(0.3)
+        assert Worth([1.0, 1.5], 0.01).keep(0.7)
+
+    def test_a_drafter_learns_how_far_its_probabilities_can_be_trusted(self, monkeypatch):
+        """A draft model that is always sure, and wrong: after some steps it hardly drafts."""
+        monkeypatch.setattr(Pace, "seconds", lambda self, rows: 1 + 0.2 * rows)
+        backend, other = ToyBackend(400), ToyBackend(400)
+        monkeypatch.setattr(other, "_logits", lambda prefix: 40 * _one(prefix))
+        engine = Engine(backend, context=1200, drafters=[DraftModel(other)])
+        params = SamplingParams(max_tokens=400, temperature=0, speculation="model")
+        answers(engine, [Request(PROMPT, params)])
+        assert sum(rows[0] - 1 for rows in backend.steps[:20]) >= 10
+        assert sum(rows[0] - 1 for rows in backend.steps[-100:]) <= 10
+
+
+def _one(prefix: np.ndarray) -> np.ndarray:
+    """1 for the token that the toy's model finds the least likely."""
+    found = np.zeros(VOCAB, np.float32)
+    found[int(np.argmin(next_logits(prefix)))] = 1.0
+    return found
