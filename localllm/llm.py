@@ -12,7 +12,7 @@ from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 
-from localllm.adapters import load_adapter, weights_in
+from localllm.adapters import load_adapter
 from localllm.answer import Answer, Detokenizer, best
 from localllm.backend.protocol import Activations
 from localllm.engine import Engine, Request, Watch
@@ -314,7 +314,7 @@ class LLM:
         Raises CheckpointError or UnsupportedModel for what cannot be read or does not fit the
         model, OutOfMemoryPlan for one that is too large, InvalidRequest for a name that is taken.
         """
-        base = weights_in(self._model.path, self.spec)
+        base = self._model.base
         adapter = load_adapter(path, self.spec, name=name, base=base, weight=weight)
         folder: Path | None = Path(path).resolve()
         if weight != 1.0 or any(pair.gains is not None for pair in adapter.targets.values()):

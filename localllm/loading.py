@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,13 @@ import numpy as np
 
 from localllm import hub
 from localllm.adapters import load_adapter, weights_in
+from localllm.adapters.dora import Base
 from localllm.backend.packed_folder import PackedFolder, PackedPlace
 from localllm.backend.protocol import Activations, Backend
 from localllm.backend.select import BackendStatus, candidates, check_activations, open_backend
 from localllm.checkpoint import open_checkpoint
 from localllm.checkpoint.base import Checkpoint
+from localllm.checkpoint.opening import files_digest, sha256s
 from localllm.checkpoint.quantize import quantize_like
 from localllm.checkpoint.tensor import Dense, Tensor
 from localllm.engine import Engine
@@ -64,6 +66,7 @@ class LoadedModel:
     plan: Plan
     eos_ids: frozenset[int]
     default_params: SamplingParams
+    base: Base  # its weights as in its files, for adapters that need them
     disk: DiskTier | None
     drafters: tuple[Backend, ...]  # what drafters compute with, beside the model
 
@@ -131,6 +134,7 @@ def load(
             rows = None if head.tokens is None else head_rows(checkpoint, spec, head.tokens)
             beside.append(layer)
             drafters.append(HeadDrafter(head, opened, layer, rows))
+        base = weights_in(stored.path, spec, partial(_digest, checkpoint.files()))
         return LoadedModel(
             name=name,
             path=stored.path,
@@ -149,9 +153,10 @@ def load(
                     opened,
                     max_adapters=max_adapters,
                     max_bytes=max_adapter_bytes,
-                    load=partial(load_adapter, base=weights_in(stored.path, spec)),
+                    load=partial(load_adapter, base=base),
                 ),
             ),
+            base=base,
             disk=disk,
             drafters=tuple(beside),
             plan=plan,
@@ -305,6 +310,15 @@ def _disk(backend: Backend, checkpoint: Checkpoint, limit: int) -> tuple[bytes, 
     except OSError as error:
         raise StoreError(f"no KV cache on disk: {error}") from error
     return key.encode(), DiskTier(backend, store.home / "kv", limit)
+
+
+def _digest(files: Sequence[Path]) -> bytes:
+    """The model's `content_digest`, from hashes that the store remembers."""
+    keep = not is_set("LOCALLLM_NO_PACKED_CACHE")
+    try:
+        return files_digest(files, PackedFolder(Store().packed).sha256s if keep else sha256s)
+    except OSError as error:
+        raise CheckpointError(f"the model's files cannot be read again: {error}") from error
 
 
 def _packed_place(checkpoint: Checkpoint) -> PackedPlace | None:

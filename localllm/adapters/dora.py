@@ -38,8 +38,11 @@ class Base:
     digest: Callable[[], bytes]
 
 
-def weights_in(path: Path, spec: DecoderSpec) -> Base:
-    """The weights of the checkpoint at `path`, opened when they are read."""
+def weights_in(path: Path, spec: DecoderSpec, digest: Callable[[], bytes] | None = None) -> Base:
+    """The weights of the checkpoint at `path`, opened when they are read.
+
+    digest: its `content_digest`, where that is known without reading every byte.
+    """
 
     def read(only: Collection[str]) -> Iterator[tuple[str, Tensor]]:
         wanted = weight_shapes(spec).keys() & only
@@ -51,7 +54,7 @@ def weights_in(path: Path, spec: DecoderSpec) -> Base:
         finally:
             checkpoint.close()
 
-    return Base(read, cache(lambda: content_digest(path)))
+    return Base(read, cache(digest or (lambda: content_digest(path))))
 
 
 def with_gains(

@@ -66,22 +66,32 @@ class PackedFolder:
         """
         from localllm import __version__
 
+        look = self._look(files)
+        digest = hashlib.sha256(f"{FORM} {__version__} {build} {spec!r}".encode())
+        for entry in look.found:
+            digest.update(entry.sha256.encode())
+        key = digest.hexdigest()[:40]
+        if look.news or key != _source_key(look.source):
+            self._remember(look, key)
+        return key
+
+    def sha256s(self, files: Sequence[Path]) -> list[str]:
+        """Of each file's content, in hex; remembered as in `key`. Raises OSError."""
+        look = self._look(files)
+        if look.news:  # so what was packed is of another content
+            self._remember(look, "")
+        return [entry.sha256 for entry in look.found]
+
+    def _look(self, files: Sequence[Path]) -> _Look:
         files = [file.resolve() for file in files]
         place = hashlib.sha256(b"\0".join(map(os.fsencode, files))).hexdigest()[:40]
         source = self.path / f"{place}.source"
         known = _read_source(source)
         now = time.time()
         found = [_content(file, known) for file in files]
-        digest = hashlib.sha256(f"{FORM} {__version__} {build} {spec!r}".encode())
-        for entry in found:
-            digest.update(entry.sha256.encode())
-        key = digest.hexdigest()[:40]
-        entries = {entry.path: entry for entry in found}
         # A file that changed just now may change again within the same time stamp.
         settled = all(now - entry.seen[2] / 1e9 > _SETTLED for entry in found)
-        if entries != known or key != _source_key(source):
-            self._remember(source, key, found if settled else [e.unsure() for e in found])
-        return key
+        return _Look(source, found, found != list(known.values()), settled)
 
     @contextmanager
     def writing(self, key: str) -> Iterator[Path]:
@@ -172,9 +182,10 @@ class PackedFolder:
             len(_listed(self.path, "*.packed")), sum(_size(p) for p in _listed(self.path, "*"))
         )
 
-    def _remember(self, source: Path, key: str, found: Sequence[_Content]) -> None:
+    def _remember(self, look: _Look, key: str) -> None:
+        found = look.found if look.settled else [entry.unsure() for entry in look.found]
         record = {"key": key, "files": [[e.path, e.seen, e.sha256] for e in found]}
-        with contextlib.suppress(OSError), self._replacing(source) as part:
+        with contextlib.suppress(OSError), self._replacing(look.source) as part:
             part.write_text(json.dumps(record))
 
 
@@ -187,6 +198,16 @@ class _Content:
     def unsure(self) -> _Content:
         """As remembered when the next look has to hash again."""
         return _Content(self.path, [], self.sha256)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What files hold. source: where that is remembered; news: whether something else was."""
+
+    source: Path
+    found: list[_Content]
+    news: bool
+    settled: bool
 
 
 def _content(file: Path, known: dict[str, _Content]) -> _Content:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from localllm.checkpoint.base import Checkpoint
@@ -12,7 +13,6 @@ from localllm.checkpoint.shards import INDEX, find_shards, is_shard
 from localllm.checkpoint.weight_file import WeightFile
 from localllm.errors import CheckpointError
 
-_BLOCK = 1 << 20  # bytes read at a time
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -31,19 +31,32 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def content_digest(path: str | Path) -> bytes:
-    """A sha256 of the names and bytes of the checkpoint's files; reads them all. Raises what
-    `open_checkpoint` raises."""
+    """The `files_digest` of the checkpoint's files; reads them all. Raises what `open_checkpoint`
+    raises."""
     checkpoint = open_checkpoint(path)
     try:
         files = checkpoint.files()
     finally:
         checkpoint.close()
-    digest = hashlib.sha256()
+    return files_digest(files)
+
+
+def sha256s(files: Sequence[Path]) -> list[str]:
+    """The sha256 of each file's bytes, in hex. Raises OSError."""
+    found = []
     for file in files:
-        digest.update(file.name.encode() + b"\0")
         with file.open("rb") as stream:
-            while block := stream.read(_BLOCK):
-                digest.update(block)
+            found.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return found
+
+
+def files_digest(
+    files: Sequence[Path], hashes: Callable[[Sequence[Path]], Sequence[str]] = sha256s
+) -> bytes:
+    """A sha256 of the files' names and contents. hashes: as `sha256s`, for those who remember."""
+    digest = hashlib.sha256()
+    for file, sha256 in zip(files, hashes(files), strict=True):
+        digest.update(f"{file.name}\0{sha256}\0".encode())
     return digest.digest()
 
 

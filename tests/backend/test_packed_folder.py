@@ -13,7 +13,9 @@ import pytest
 
 from localllm.backend import packed_folder
 from localllm.backend.packed_folder import PackedFolder
+from localllm.checkpoint.opening import content_digest, files_digest
 from tests.backend.random_models import llama
+from tests.tiny_model import write_tiny_model
 
 SPEC = llama()
 
@@ -70,6 +72,24 @@ def test_a_settled_file_is_hashed_once(folder, tmp_path, monkeypatch):
     key = folder.key(SPEC, [file])
     monkeypatch.setattr(packed_folder.hashlib, "file_digest", None)
     assert folder.key(SPEC, [file]) == key
+
+
+def test_hashes_of_files_are_told_without_reading_them_again(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(packed_folder, "_SETTLED", -1.0)
+    write_tiny_model(tmp_path / "tiny")
+    files = sorted((tmp_path / "tiny").glob("*.safetensors"))
+    digest = content_digest(tmp_path / "tiny")
+    assert files_digest(files, folder.sha256s) == digest
+    packed = keep(folder, *files)
+    with monkeypatch.context() as patch:
+        patch.setattr(packed_folder.hashlib, "file_digest", None)
+        assert files_digest(files, folder.sha256s) == digest
+    assert folder.forget_removed() == 0
+    assert packed.exists()
+    with files[0].open("r+b") as stream:  # the last bytes of a weight, size as before
+        stream.seek(-4, os.SEEK_END)
+        stream.write(b"1234")
+    assert files_digest(files, folder.sha256s) == content_digest(tmp_path / "tiny") != digest
 
 
 def test_a_file_changed_just_now_is_hashed_again(folder, tmp_path):
