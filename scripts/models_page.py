@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import mlx.core as mx
@@ -25,7 +24,7 @@ from localllm.checkpoint.opening import open_checkpoint  # noqa: E402
 from localllm.models import known_architectures, load_spec, load_weights  # noqa: E402
 from localllm.spec import DecoderSpec  # noqa: E402
 from scripts.parity_table import markdown  # noqa: E402
-from tests.models.running import Golden, difference, golden, golden_names  # noqa: E402
+from tests.models.running import Golden, difference, golden, golden_names, golden_version  # noqa: E402
 
 FAMILIES = {
     "llama": "Llama 2 and 3, SmolLM2, and what shares their layers",
@@ -133,7 +132,7 @@ def main() -> None:
     print("# Models\n")
     print(
         "Architectures by their `model_type`, each held against the logits of transformers "
-        f"{version('transformers')}\nfor small random models of at least three shapes (the "
+        f"{golden_version()}\nfor small random models of at least three shapes (the "
         "configs are in scripts/goldens/models.py).\nA figure is the largest difference over "
         "all cases of the family, as a share of the largest logit.\n`cpu`: with float32 "
         "activations and KV cache, which leaves out the rounding to 8 bits. `metal`: its "

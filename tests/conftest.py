@@ -6,6 +6,7 @@ Tests marked `slow` run with `make test-all`; `make test` leaves them out.
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,15 @@ def no_packed_weights_of_tests_in_the_store():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOCALLLM_NO_PACKED_CACHE", "1")
         yield
+
+
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C is heard here and in processes that the test starts, even where a shell that runs
+    pytest in the background has it ignored: that is inherited."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -403,6 +403,7 @@ def test_a_stream_that_the_garbage_collector_finds_during_a_step_ends(llm, monke
     assert in_use(llm) == 0
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_a_synchronous_call_while_another_thread_runs_the_engine(llm, monkeypatch):
     slow_down(llm, monkeypatch)
     started, over = threading.Event(), threading.Event()

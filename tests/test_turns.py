@@ -92,6 +92,7 @@ def test_only_the_leader_gives():
     assert not turns.leading
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupt_while_waiting_leaves_the_queue():
     turns, order = Turns(), []
     holder = Worker(turns, "holder", order)

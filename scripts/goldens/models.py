@@ -14,6 +14,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -942,10 +943,19 @@ def write_golden(name: str) -> None:
     print(f"{name}: largest logit {np.abs(whole).max():.2f}, whole to stepwise {spread:.1e}")
 
 
+def _settle_version(all_of_them: bool) -> None:
+    """All cases are of one version of transformers, which is noted beside them."""
+    noted, own = GOLDEN / "transformers.txt", version("transformers")
+    if not all_of_them and noted.exists() and noted.read_text().strip() != own:
+        sys.exit(f"the other cases are of transformers {noted.read_text().strip()}, not {own}")
+    noted.write_text(f"{own}\n")
+
+
 def main() -> None:
     warnings.filterwarnings("ignore")
     GOLDEN.mkdir(exist_ok=True)
     names = sys.argv[1:] or list(CASES)
+    _settle_version(all_of_them=not sys.argv[1:])
     if not sys.argv[1:]:
         for old in GOLDEN.iterdir():
             if old.suffix in (".json", ".npz") and old.stem not in CASES and "gguf" not in old.stem:

@@ -108,6 +108,7 @@ def test_killed_at_any_moment_it_ends_with_the_answers_of_an_unbroken_run(start,
     assert answers(broken) == answers(whole)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_leaves_a_file_to_go_on_with_and_says_so(start, tmp_path):
     write(tmp_path / "in.jsonl", 500)
     target = tmp_path / "out.jsonl"

@@ -155,6 +155,7 @@ def test_dry_run_and_preview_train_nothing(run, tiny, chats, tmp_path):
     assert not (tmp_path / "home" / "runs").exists()
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_then_resume_as_it_says(run, tiny, chats, tmp_path):
     out = tmp_path / "run"
     words = ["finetune", "--model", tiny, "--data", chats, "--out", out, "--steps", 4000]

@@ -125,6 +125,7 @@ def test_stdin_that_is_not_text_is_refused(localllm, tiny):
     assert "not UTF-8" in done.stderr
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("json_out", [False, True])
 def test_ctrl_c_keeps_what_was_said_and_exits_130(tiny, json_out):
     options = ["--max-tokens", "50000", "--context", "60000", "--ignore-eos", "--temperature", "0"]

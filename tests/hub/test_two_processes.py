@@ -137,6 +137,7 @@ def test_a_pull_killed_while_pip_runs_leaves_a_clean_store(
     assert [p for p in (home / "partial").rglob("*") if p.is_file()] == []
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupted_pull_says_so_and_leaves_no_model(hub: HubServer, home: Path) -> None:
     hub.repositories["o/r"] = Repository({"m.gguf": gguf(4 * MEGA)})
     hub.behaviour.stall_after["m.gguf"] = MEGA

@@ -48,6 +48,11 @@ def golden_names() -> list[str]:
     return sorted(path.stem for path in GOLDEN.glob("*.npz"))
 
 
+def golden_version() -> str:
+    """Of the transformers that computed them."""
+    return (GOLDEN / "transformers.txt").read_text().strip()
+
+
 def golden(name: str) -> Golden:
     facts = json.loads((GOLDEN / f"{name}.json").read_text())
     with np.load(GOLDEN / f"{name}.npz") as arrays:

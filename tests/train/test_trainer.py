@@ -627,6 +627,7 @@ def test_two_processes_cannot_train_one_run(model, tmp_path):
     train(config, told=Told(also))
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_in_a_process_saves_and_ends(model, tmp_path):
     words = [RUN.format(root=str(ROOT)), model, tmp_path / "run", "new", 10_000, "adamw"]
     script = words[0].replace(
