@@ -13,7 +13,7 @@ import pytest
 
 from localllm.backend import packed_folder
 from localllm.backend.packed_folder import PackedFolder
-from localllm.checkpoint.opening import content_digest, files_digest
+from localllm.checkpoint.opening import content_digest, files_digest, open_checkpoint
 from tests.backend.random_models import llama
 from tests.tiny_model import write_tiny_model
 
@@ -77,16 +77,19 @@ def test_a_settled_file_is_hashed_once(folder, tmp_path, monkeypatch):
 def test_hashes_of_files_are_told_without_reading_them_again(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(packed_folder, "_SETTLED", -1.0)
     write_tiny_model(tmp_path / "tiny")
-    files = sorted((tmp_path / "tiny").glob("*.safetensors"))
+    files = open_checkpoint(tmp_path / "tiny").files()
     digest = content_digest(tmp_path / "tiny")
     assert files_digest(files, folder.sha256s) == digest
-    packed = keep(folder, *files)
+    key = folder.key(SPEC, files)
+    with folder.writing(key) as part:
+        part.write_bytes(b"packed")
     with monkeypatch.context() as patch:
         patch.setattr(packed_folder.hashlib, "file_digest", None)
         assert files_digest(files, folder.sha256s) == digest
     assert folder.forget_removed() == 0
-    assert packed.exists()
-    with files[0].open("r+b") as stream:  # the last bytes of a weight, size as before
+    assert folder.packed(key).exists()
+    weights = next(file for file in files if file.suffix == ".safetensors")
+    with weights.open("r+b") as stream:  # the last bytes of a weight, size as before
         stream.seek(-4, os.SEEK_END)
         stream.write(b"1234")
     assert files_digest(files, folder.sha256s) == content_digest(tmp_path / "tiny") != digest
