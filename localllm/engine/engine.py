@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from itertools import count
@@ -41,6 +42,8 @@ from localllm.sampling import (
     logprobs_of,
 )
 from localllm.spec.rope import length_class
+
+StateWatcher = Callable[[Sequence, int, np.ndarray], None]
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ class Engine:
         self.speculator = Speculator([PromptLookup(), *drafters])
         self.events = EventBus()
         self._draft_rows = draft_rows
+        self._watcher: StateWatcher | None = None
         self._key = key
         self._ropes = tuple(dict.fromkeys(attn.rope for _, attn in backend.spec.attentions))
         self._ids = count()
@@ -175,6 +179,12 @@ class Engine:
         if self.events.watched:
             self.events.emit(Queued(sequence.id, length, request.priority))
         return sequence.id
+
+    def watch_states(self, watcher: StateWatcher | None) -> None:
+        """Tells it of each sequence what a step computed: the hidden states float32 [n, hidden] at
+        the positions from the one it is told on, the last step's too. A sequence that gave way and
+        came back begins anew. None: nobody any more."""
+        self._watcher = watcher
 
     def check(self, request: Request) -> None:
         """Raises `InvalidRequest` or `PromptTooLong` for a request that cannot be run."""
@@ -367,7 +377,7 @@ class Engine:
     def _forward(self, scheduled: Seq[Scheduled]) -> tuple[np.ndarray, np.ndarray | None]:
         chunks = tuple(chunk for item in scheduled for chunk in self._chunks(item))
         hidden: np.ndarray | None = None
-        if self.speculator.wants_states:
+        if self.speculator.wants_states or self._watcher is not None:
             rows = sum(len(chunk.token_ids) for chunk in chunks)
             hidden = np.empty((rows, self.backend.spec.hidden), np.float32)
         return self.backend.forward(Batch(chunks), hidden), hidden
@@ -439,9 +449,12 @@ class Engine:
             sequence = item.sequence
             if sequence.id in self._sequences:
                 self.cache.advance(sequence.table, sequence.tokens, sequence.computed)
-                if hidden is not None and sequence.ended is None:
+                if hidden is not None:
                     states = hidden[at : at + sequence.computed - start].copy()
-                    self.speculator.observe(sequence, start, states)
+                    if self._watcher is not None:
+                        self._watcher(sequence, start, states)
+                    if sequence.ended is None:
+                        self.speculator.observe(sequence, start, states)
             at += item.rows
         for row in rows:
             if row.sequence.id in self._sequences and row.sequence.ended is not None:
@@ -764,5 +777,7 @@ def _kind(item: Scheduled) -> RowKind:
 
 
 def _rows_of(logits: np.ndarray, rows: list[int]) -> np.ndarray:
-    """The chosen rows, without a copy where they are all there are."""
-    return logits if rows == list(range(len(logits))) else logits[rows]
+    """The chosen rows, without a copy where they stand one after the other."""
+    if rows == list(range(rows[0], rows[0] + len(rows))):
+        return logits[rows[0] : rows[0] + len(rows)]
+    return logits[rows]

@@ -6,53 +6,140 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from localllm.engine.sequence import Sequence as Sequence_
 from localllm.errors import CheckpointError, InvalidRequest, StoreError
 from localllm.files import replace_file
 from localllm.llm import LLM
 from localllm.sampling import SamplingParams
 
 _QUEUE = 64
+_LARGEST = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Token ids. number: its place in the plan, which decides prompt, seed and temperature."""
+    """Token ids. number: its place in the plan, which decides prompt, seed and temperature.
+    at: the first of its rows in the file of states, None where they are not there yet."""
 
     number: int
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
+    at: int | None = None
+
+    @property
+    def rows(self) -> int:
+        """States along it: at every token but the last."""
+        return len(self.prompt) + len(self.tokens) - 1
 
 
 @dataclass(frozen=True)
 class States:
-    """Of all prompts with their answers, one text after the other.
+    """Along prompts with their answers.
 
-    states: [N, hidden], float16 or float32, at every token but a text's last. following: int32 [N],
-    the token after each. starts: int64 [texts + 1]. prompts: int64 [texts], lengths in tokens.
+    states: [N, hidden], float16 or float32; text i has lengths[i] rows from starts[i] on.
+    following: int32 [N], the token after each. prompts: int64 [texts], lengths in tokens.
     """
 
     states: np.ndarray
     following: np.ndarray
     starts: np.ndarray
+    lengths: np.ndarray
     prompts: np.ndarray
 
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.diff(self.starts)
+    def rows(self, text: int) -> slice:
+        return slice(self.starts[text], self.starts[text] + self.lengths[text])
 
     @property
     def drawn(self) -> np.ndarray:
         """int32: the tokens of all answers."""
         own = [
-            self.following[start + prompt - 1 : stop]
-            for start, stop, prompt in zip(self.starts, self.starts[1:], self.prompts, strict=False)
+            self.following[self.rows(text)][prompt - 1 :]
+            for text, prompt in enumerate(self.prompts)
         ]
         return np.concatenate(own)
+
+
+class StateFile:
+    """Rows of states that only grow: float16, which rounds by 0.05 %, until a value does not fit;
+    float32 from then on."""
+
+    def __init__(self, folder: Path, width: int) -> None:
+        self._folder, self._width = folder, width
+        self._dtype = np.dtype(np.float32 if self._path(np.float32).exists() else np.float16)
+
+    def _path(self, dtype: type | np.dtype) -> Path:
+        return self._folder / f"states.{np.dtype(dtype).name}"
+
+    @property
+    def path(self) -> Path:
+        return self._path(self._dtype)
+
+    @property
+    def rows(self) -> int:
+        """A row that was torn by a kill does not count."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        return size // (self._width * self._dtype.itemsize)
+
+    def append(self, parts: Sequence[np.ndarray]) -> int:
+        """float32 [n, width] each; the first one's first row. They are on the disk then."""
+        if self._dtype == np.float16 and any(np.abs(part).max() > _LARGEST for part in parts):
+            self._widen()
+        rows = self.rows
+        with writing(self.path), self.path.open("ab") as file:
+            file.truncate(rows * self._width * self._dtype.itemsize)
+            for part in parts:
+                file.write(np.ascontiguousarray(part, self._dtype).tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        return rows
+
+    def array(self) -> np.ndarray:
+        """[rows, width], mapped, not held."""
+        shape = (self.rows, self._width)
+        return np.memmap(self.path, self._dtype, "r", shape=shape)
+
+    def _widen(self) -> None:
+        old, kept = self.path, self.array() if self.rows else None
+        self._dtype = np.dtype(np.float32)
+        blocks = [] if kept is None else np.array_split(kept, 1 + len(kept) // 4096)
+        with writing(self.path):
+            replace_file(self.path, (block.astype(np.float32).tobytes() for block in blocks))
+        old.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+class _Recorder:
+    """States of running requests, by their seeds, as steps compute them."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int | None, list[np.ndarray]] = {}
+        self._known: dict[int | None, int] = {}
+
+    def __call__(self, sequence: Sequence_, start: int, states: np.ndarray) -> None:
+        seed = sequence.request.params.seed
+        if start != self._known.get(seed, 0):  # it gave way, and begins anew
+            self._parts[seed] = [np.concatenate(self._parts[seed])[:start]] if start else []
+        self._parts.setdefault(seed, []).append(states)
+        self._known[seed] = start + len(states)
+
+    def take(self, seed: int | None, rows: int) -> np.ndarray:
+        """float32 [rows, hidden] of a request that has ended."""
+        del self._known[seed]
+        taken: np.ndarray = np.concatenate(self._parts.pop(seed))[:rows]
+        assert len(taken) == rows, "states of every token were computed"
+        return taken
 
 
 class Answers:
@@ -72,7 +159,9 @@ class Answers:
                 continue
             try:
                 value = json.loads(line)
-                answer = Answer(value["n"], tuple(value["prompt"]), tuple(value["answer"]))
+                answer = Answer(
+                    value["n"], tuple(value["prompt"]), tuple(value["answer"]), value.get("at")
+                )
             except (ValueError, KeyError, TypeError) as error:
                 if at == len(lines) - 1:
                     break
@@ -85,25 +174,19 @@ class Answers:
 
     def rewrite(self, answers: Sequence[Answer]) -> None:
         """Exactly these, so that nothing is appended to a torn line."""
-        with self._writing():
+        with writing(self.path):
             replace_file(self.path, [_lines(answers)])
 
     def append(self, answers: Sequence[Answer]) -> None:
-        with self._writing(), self.path.open("ab") as file:
+        """Of one number the latest counts."""
+        with writing(self.path), self.path.open("ab") as file:
             file.write(_lines(answers))
             file.flush()
             os.fsync(file.fileno())
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise StoreError(f"{self.path}: cannot be written: {error.strerror}") from error
-
 
 def _lines(answers: Sequence[Answer]) -> bytes:
-    lines = [{"n": a.number, "prompt": a.prompt, "answer": a.tokens} for a in answers]
+    lines = [{"n": a.number, "prompt": a.prompt, "answer": a.tokens, "at": a.at} for a in answers]
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
@@ -121,6 +204,7 @@ def generate(
     llm: LLM,
     prompts: Sequence[str],
     journal: Answers,
+    file: StateFile,
     *,
     tokens: int,
     max_tokens: int,
@@ -128,36 +212,62 @@ def generate(
     seed: int,
     progress: Callable[[int, int], None],
 ) -> list[Answer]:
-    """Answers of `tokens` tokens in all, in the order of their numbers.
+    """Answers of `tokens` tokens in all, in the order of their numbers, and their states.
 
     The first round over the prompts is greedy, later ones are drawn at `temperature`. Which answers
     count does not depend on how often the run was interrupted. progress: told tokens of tokens.
     """
     found = journal.read()
     journal.rewrite([found[number] for number in sorted(found)])
-    fresh: list[Answer] = []
-    with llm.in_flight() as flight:
-        running: dict[int, tuple[int, tuple[int, ...]]] = {}
+    fresh: list[tuple[Answer, np.ndarray]] = []
+    recorder = _Recorder()
+
+    def keep() -> None:
+        # States before their answers: a kill between the two leaves rows that nobody names.
+        kept = recorded([answer for answer, _ in fresh], [states for _, states in fresh], file)
+        journal.append(kept)
+        found.update((answer.number, answer) for answer in kept)
+        fresh.clear()
+
+    llm.pump.alone(lambda engine: engine.watch_states(recorder))
+    # A prompt that is taken from the cache has no states.
+    with llm.in_flight(reuse=False) as flight:
+        running: dict[int, tuple[int, tuple[int, ...], int | None]] = {}
         plan = _plan(llm, prompts, found, max_tokens, temperature, seed)
         while True:
             # Enough, when those before the first that is still missing suffice.
             done = _sufficing(found, tokens)
             progress(min(tokens, sum(len(a.tokens) for a in found.values())), tokens)
             if done is not None:
-                journal.append(fresh)
-                return done
+                break
             while len(flight) < _QUEUE:
                 number, ids, params = next(plan)
-                running[flight.submit(ids, params)] = number, ids
+                running[flight.submit(ids, params)] = number, ids, params.seed
             for ticket, outcome in flight.finished():
                 if isinstance(outcome, Exception):
                     raise outcome
-                number, ids = running.pop(ticket)
-                found[number] = Answer(number, ids, tuple(outcome.token_ids))
-                fresh.append(found[number])
+                number, ids, own = running.pop(ticket)
+                answer = Answer(number, ids, tuple(outcome.token_ids))
+                found[number] = answer
+                fresh.append((answer, recorder.take(own, max(0, answer.rows))))
             if len(fresh) >= _QUEUE:
-                journal.append(fresh)
-                fresh.clear()
+                keep()
+    llm.pump.alone(lambda engine: engine.watch_states(None))
+    if fresh:
+        keep()
+    return [found[answer.number] for answer in done]
+
+
+def recorded(
+    answers: Sequence[Answer], states: Sequence[np.ndarray], file: StateFile
+) -> list[Answer]:
+    """The answers, told where their states now stand."""
+    at = file.append(states)
+    kept = []
+    for answer, own in zip(answers, states, strict=True):
+        kept.append(replace(answer, at=at))
+        at += len(own)
+    return kept
 
 
 def _plan(
@@ -199,63 +309,42 @@ def _sufficing(found: dict[int, Answer], tokens: int) -> list[Answer] | None:
     return None
 
 
-def compute_states(
-    llm: LLM, answers: Sequence[Answer], folder: Path, progress: Callable[[int, int], None]
+def states_of(
+    llm: LLM,
+    answers: Sequence[Answer],
+    journal: Answers,
+    file: StateFile,
+    progress: Callable[[int, int], None],
 ) -> States:
-    """The states along prompts and answers, in a file of `folder` that is mapped, not held.
-
-    float16 where every value fits, which rounds by 0.05 %; else float32.
-    """
+    """Along these answers; what was not recorded, or got lost, is computed, to the same bits."""
     usable = [a for a in answers if len(a.tokens) > 2]
-    rows = [len(a.prompt) + len(a.tokens) - 1 for a in usable]
-    starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
-    path, part = folder / "states.npy", folder / "states.part"
-    shape = (int(starts[-1]), llm.spec.hidden)
-    if not _complete(path, shape):
-        dtype: type = np.float16
-        while True:
-            array = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
-            if _fill(llm, usable, starts, array, progress):
-                break
-            dtype = np.float32
-        array.flush()
-        del array
-        os.replace(part, path)
-    following = [np.array([*a.prompt, *a.tokens][1:], np.int32) for a in usable]
+    missing = [a for a in usable if a.at is None or a.at + a.rows > file.rows]
+    done, total = 0, sum(a.rows for a in missing)
+    progress(done, total)
+    again: dict[int, Answer] = {}
+    for first in range(0, len(missing), _QUEUE):
+        some = missing[first : first + _QUEUE]
+        states = []
+        for answer in some:
+            states.append(_states(llm, [*answer.prompt, *answer.tokens[:-1]]))
+            done += answer.rows
+            progress(done, total)
+        kept = recorded(some, states, file)
+        journal.append(kept)
+        again |= {answer.number: answer for answer in kept}
+    usable = [again.get(a.number, a) for a in usable]
+    following = np.zeros(file.rows, np.int32)
+    starts = np.array([a.at for a in usable], np.int64)
+    for answer, start in zip(usable, starts, strict=True):
+        following[start : start + answer.rows] = [*answer.prompt, *answer.tokens][1:]
     return States(
-        np.load(path, mmap_mode="r"),
-        np.concatenate(following),
+        file.array(),
+        following,
         starts,
+        np.array([a.rows for a in usable], np.int64),
         np.array([len(a.prompt) for a in usable], np.int64),
     )
 
 
-def _fill(
-    llm: LLM,
-    answers: Sequence[Answer],
-    starts: np.ndarray,
-    array: np.ndarray,
-    progress: Callable[[int, int], None],
-) -> bool:
-    """False where a value is too large for the array's type."""
-    limit = np.finfo(array.dtype).max
-    for i, answer in enumerate(answers):
-        states = _states(llm, [*answer.prompt, *answer.tokens[:-1]])
-        if np.abs(states).max() > limit:
-            return False
-        array[starts[i] : starts[i + 1]] = states
-        progress(int(starts[i + 1]), int(starts[-1]))
-    return True
-
-
 def _states(llm: LLM, ids: list[int]) -> np.ndarray:
     return llm.pump.alone(lambda engine: engine.states(ids))
-
-
-def _complete(path: Path, shape: tuple[int, ...]) -> bool:
-    if not path.exists():
-        return False
-    try:
-        return bool(np.load(path, mmap_mode="r").shape == shape)
-    except (ValueError, OSError):
-        return False

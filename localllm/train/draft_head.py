@@ -32,7 +32,14 @@ from localllm.sampling import SamplingParams
 from localllm.spec import DecoderSpec, FeedForwardSpec
 from localllm.spec.weights import weight_shapes
 from localllm.train.checkpoint import Checkpoints, Snapshot
-from localllm.train.draft_data import Answers, States, compute_states, generate, prompt_ids
+from localllm.train.draft_data import (
+    Answers,
+    StateFile,
+    States,
+    generate,
+    prompt_ids,
+    states_of,
+)
 from localllm.train.draft_network import (
     EMBEDDING_NORM,
     FROM_EMBEDDING,
@@ -230,20 +237,23 @@ def train_draft_head(
     learned, held = prompts[config.held_out :], prompts[: config.held_out]
     _begin(config, prompts)
     with LLM(config.model, threads=config.threads, max_batch=32) as llm:
+        journal, file = Answers(out / "answers.jsonl"), StateFile(out, llm.spec.hidden)
         answers = generate(
             llm,
             learned,
-            Answers(out / "answers.jsonl"),
+            journal,
+            file,
             tokens=config.tokens,
             max_tokens=config.max_tokens,
             temperature=config.temperature,
             seed=config.seed,
             progress=lambda done, total: progress(DraftProgress("answers", done, total)),
         )
-        states = compute_states(
+        states = states_of(
             llm,
             answers,
-            out,
+            journal,
+            file,
             lambda done, total: progress(DraftProgress("states", done, total)),
         )
         material = _material(config, llm, states)
@@ -259,7 +269,14 @@ def train_draft_head(
             progress=progress,
         )  # fmt: skip
     report = DraftHeadReport(
-        out, len(answers), len(states.following), steps, loss, agreed, material.coverage, measured
+        out,
+        len(answers),
+        int(states.lengths.sum()),
+        steps,
+        loss,
+        agreed,
+        material.coverage,
+        measured,
     )
     write_json(out / "report.json", {**asdict(report), "folder": str(out)})
     return report
@@ -369,8 +386,10 @@ class _Material:
 
     @property
     def size(self) -> float:
-        """Root mean square of the states, by their beginning."""
-        some = self.states.states[:4096].astype(np.float32)
+        """Root mean square of the states, by those of the first texts."""
+        texts = range(min(32, len(self.states.starts)))
+        some = np.concatenate([self.states.states[self.states.rows(text)] for text in texts])
+        some = some.astype(np.float32)
         return float(np.sqrt(np.mean(some * some)))
 
     def texts(self, numbers: np.ndarray) -> Texts:
@@ -380,7 +399,7 @@ class _Material:
         hidden = np.zeros((*shape, states.states.shape[1]), np.float32)
         rows, wanted = np.zeros(shape, np.int64), np.zeros(shape, bool)
         for at, (number, length) in enumerate(zip(numbers, lengths, strict=True)):
-            text = slice(states.starts[number], states.starts[number + 1])
+            text = states.rows(number)
             hidden[at, :length] = states.states[text]
             rows[at, :length] = self.rows[text]
             # From where the answer's first token follows to where the next state is known.
@@ -389,10 +408,7 @@ class _Material:
 
     def guessable(self, numbers: np.ndarray) -> np.ndarray:
         """Rows of the target that stand for tokens of these texts."""
-        starts = self.states.starts
-        places = np.unique(
-            np.concatenate([self.places[starts[n] : starts[n + 1]] for n in numbers])
-        )
+        places = np.unique(np.concatenate([self.places[self.states.rows(n)] for n in numbers]))
         found: np.ndarray = places[places >= 0]
         return found
 

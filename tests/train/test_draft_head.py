@@ -18,7 +18,7 @@ from localllm.checkpoint.tensor import Dense
 from localllm.errors import CheckpointError, InvalidRequest
 from localllm.models.draft_head import DraftHead, head_spec, no_vocabulary
 from localllm.spec.weights import weight_shapes
-from localllm.train.draft_data import Answer, Answers, States
+from localllm.train.draft_data import Answer, Answers, StateFile, States, generate, states_of
 from localllm.train.draft_head import (
     DraftHeadConfig,
     DraftProgress,
@@ -165,13 +165,74 @@ class TestAnswers:
 
     def test_states_know_their_answers(self) -> None:
         states = States(
-            np.zeros((9, 2), np.float16),
-            np.arange(10, 19),
-            np.array([0, 5, 9]),
+            np.zeros((10, 2), np.float16),
+            np.arange(10, 20),
+            np.array([0, 6]),
+            np.array([5, 4]),
             np.array([3, 1]),
         )
-        assert states.lengths.tolist() == [5, 4]
-        assert states.drawn.tolist() == [12, 13, 14, 15, 16, 17, 18]
+        assert states.drawn.tolist() == [12, 13, 14, 16, 17, 18, 19]
+
+    @pytest.mark.parametrize("kv_tokens", [4096, 192])
+    def test_states_kept_are_those_that_would_be_computed(
+        self, tiny: Path, tmp_path: Path, kv_tokens: int
+    ) -> None:
+        """To the bit, with sequences that give way to others and come back (192) as well."""
+        journal = Answers(tmp_path / "answers.jsonl")
+        with LLM(str(tiny), threads=1, kv_tokens=kv_tokens, context=96) as llm:
+            file = StateFile(tmp_path, llm.spec.hidden)
+            answers = generate(
+                llm,
+                [f"word {n}" for n in range(9)],
+                journal,
+                file,
+                tokens=600,
+                max_tokens=30,
+                temperature=0.8,
+                seed=1,
+                progress=lambda done, total: None,
+            )
+            asked: list[int] = []
+            states = states_of(llm, answers, journal, file, lambda _, total: asked.append(total))
+            assert set(asked) == {0}, "nothing is computed again"
+            wanted = [
+                llm.pump.alone(lambda engine, ids=ids: engine.states(ids))
+                for ids in ([*a.prompt, *a.tokens[:-1]] for a in answers)
+            ]
+            for text, (answer, own) in enumerate(zip(answers, wanted, strict=True)):
+                rows = states.rows(text)
+                assert np.array_equal(states.states[rows], own.astype(np.float16))
+                assert states.following[rows].tolist() == [*answer.prompt, *answer.tokens][1:]
+
+            # As a kill leaves it that came before the last states were on the disk.
+            size = file.path.stat().st_size
+            file.path.write_bytes(file.path.read_bytes()[: size // 2 + 1])
+            again = states_of(llm, answers, journal, file, lambda _, total: asked.append(total))
+            assert 0 < asked[-1] < states.lengths.sum()
+            for text, own in enumerate(wanted):
+                rows = again.rows(text)
+                assert np.array_equal(again.states[rows], own.astype(np.float16))
+            known = journal.read()
+            assert all(known[a.number].at == s for a, s in zip(answers, again.starts, strict=True))
+
+    def test_a_value_too_large_for_16_bits_widens_the_file(self, tmp_path: Path) -> None:
+        file = StateFile(tmp_path, 2)
+        small = np.arange(10, dtype=np.float32).reshape(5, 2)
+        assert file.append([small[:2], small[2:]]) == 0
+        assert file.append([np.array([[1e6, -1.0]], np.float32)]) == 5
+        found = StateFile(tmp_path, 2).array()
+        assert found.dtype == np.float32
+        assert found.tolist() == [*small.tolist(), [1e6, -1.0]]
+        assert [path.name for path in tmp_path.iterdir()] == ["states.float32"]
+
+    def test_a_torn_row_does_not_count(self, tmp_path: Path) -> None:
+        file = StateFile(tmp_path, 2)
+        file.append([np.ones((3, 2), np.float32)])
+        with file.path.open("ab") as torn:
+            torn.write(b"x")
+        assert file.rows == 3
+        assert file.append([np.zeros((1, 2), np.float32)]) == 3
+        assert file.array().tolist() == [[1, 1]] * 3 + [[0, 0]]
 
 
 class TestPrompts:
