@@ -12,11 +12,13 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from localllm import hub
 from localllm.checkpoint import open_checkpoint
@@ -26,6 +28,7 @@ from localllm.checkpoint.tensor import Dense, Tensor
 from localllm.errors import InvalidRequest
 from localllm.llm import LLM
 from localllm.loading import head_rows
+from localllm.machine import cores
 from localllm.models import load_spec
 from localllm.models.draft_head import DraftHead, head_spec, no_vocabulary
 from localllm.sampling import SamplingParams
@@ -50,11 +53,13 @@ from localllm.train.draft_network import (
     Target,
     Texts,
     initial,
+    positions,
 )
 from localllm.train.draft_optimizer import Optimizer
 from localllm.train.draft_prompts import built_in, read_prompts
 
 Stage = Literal["answers", "states", "training", "measuring"]
+_TOGETHER = 4  # texts of a step that one thread takes at a time
 _SETTINGS = "draft_head_training.json"
 
 
@@ -257,7 +262,8 @@ def train_draft_head(
             lambda done, total: progress(DraftProgress("states", done, total)),
         )
         material = _material(config, llm, states)
-    trained = _train(config, material, progress, should_stop)
+    with threadpool_limits(1, "blas"):
+        trained = _train(config, material, progress, should_stop)
     if trained is None:
         return None
     head, loss, agreed, steps = trained
@@ -479,28 +485,20 @@ def _train(
         loss, agreed = snapshot.facts["loss"], snapshot.facts["agreed"]
         optimizer.restore(snapshot.arrays)
     batches: list[np.ndarray] = []
+    # Threads of ours instead of BLAS's: most of the time goes into what no product is.
+    pool = ThreadPoolExecutor(config.threads or cores().usable)
     try:
         for step in range(done, total):
             epoch, at = divmod(step, per_epoch)
             if not at or not batches:
                 batches = _batches(config, material, learned, epoch)
-            batch = batches[at]
-            gradients = {name: np.zeros_like(array) for name, array in weights.items()}
-            sums = network.run(
-                _candidates(config, material, batch, step),
-                _noisy(config, material, batch, step),
-                steps=1 if step < config.alone * total else config.unroll,
-                closeness=config.closeness,
-                decay=config.decay,
-                gradients=gradients,
-            )
-            if not math.isfinite(sums.loss):
+            loss, gradients = _gradients(config, material, network, batches[at], step, total, pool)
+            if not math.isfinite(loss):
                 raise InvalidRequest(
                     f"the loss at step {step + 1} is no number any more",
                     hint="begin again with a lower learning rate",
                 )
-            loss = sums.loss
-            optimizer.update(gradients, step)
+            optimizer.update(gradients, step, pool)
             last, stop = step + 1 == total, should_stop()
             if last or stop or (step + 1) % config.save_every == 0:
                 agreed = _agreed(config, material, network, others)
@@ -510,10 +508,52 @@ def _train(
             if stop and not last:
                 return None
     finally:
+        pool.shutdown(cancel_futures=True)
         checkpoints.close()
     if problems := checkpoints.problems():
         raise problems[0]
     return _head(material, weights), loss, agreed, total
+
+
+def _gradients(
+    config: DraftHeadConfig,
+    material: _Material,
+    network: Network,
+    batch: np.ndarray,
+    step: int,
+    total: int,
+    pool: Executor,
+) -> tuple[float, Arrays]:
+    """Loss of a step, and its gradient: of some texts at a time, added in their order, so that it
+    has the same bits with any number of threads."""
+    steps = 1 if step < config.alone * total else config.unroll
+    target = _candidates(config, material, batch, step)
+    texts = _noisy(config, material, batch, step)
+    counts = positions(texts.wanted, steps)
+
+    def part(first: int) -> tuple[float, Arrays]:
+        own = {name: np.zeros_like(array) for name, array in network.weights.items()}
+        some = texts.some(slice(first, first + _TOGETHER))
+        sums = network.run(
+            target,
+            some,
+            steps=steps,
+            closeness=config.closeness,
+            decay=config.decay,
+            gradients=own,
+            counts=counts,
+        )
+        return sums.loss, own
+
+    loss, gradients = 0.0, dict[str, np.ndarray]()
+    for added, own in pool.map(part, range(0, len(batch), _TOGETHER)):
+        loss += added
+        for name, array in own.items():
+            if name in gradients:
+                gradients[name] += array
+            else:
+                gradients[name] = array
+    return loss, gradients
 
 
 def _head(material: _Material, weights: Arrays) -> DraftHead:

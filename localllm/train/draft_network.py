@@ -16,7 +16,7 @@ arXiv:2408.15766).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -73,6 +73,10 @@ class Texts:
     wanted: np.ndarray
     inputs: np.ndarray | None = None
 
+    def some(self, which: slice) -> Texts:
+        inputs = None if self.inputs is None else self.inputs[which]
+        return Texts(self.states[which], self.embeddings[which], self.wanted[which], inputs)
+
 
 @dataclass(frozen=True)
 class Sums:
@@ -112,6 +116,11 @@ class _Kept:
     sigmoid: np.ndarray
     up: np.ndarray
     guess: np.ndarray
+
+
+def positions(wanted: np.ndarray, steps: int) -> list[int]:
+    """At how many positions each step learns."""
+    return [int((wanted & _later(wanted, step)).sum()) for step in range(steps)]
 
 
 def initial(spec: DecoderSpec, size: float, seed: int) -> Arrays:
@@ -162,11 +171,14 @@ class Network:
         closeness: float,
         decay: float,
         gradients: Arrays | None = None,
+        counts: Sequence[int] | None = None,
     ) -> Sums:
         """Loss of a batch; its gradient is added to `gradients`.
 
-        closeness: weight of the distance between states.
+        closeness: weight of the distance between states. counts: see `positions`, of the batch
+        that these texts are a part of, whose loss is the sum of its parts'; None: they are all.
         """
+        counts = positions(texts.wanted, steps) if counts is None else counts
         kept, embedding, scaled = self._forward(texts, steps)
         back: list[np.ndarray] = []  # of each step, the gradient at its guesses
         loss, hits, tries = 0.0, [], []
@@ -174,13 +186,12 @@ class Network:
         ahead = _earlier(texts.states, 1)
         for step, guess in enumerate(made.guess for made in kept):
             wanted = texts.wanted & _later(texts.wanted, step)
-            count = int(wanted.sum())
-            weight = decay**step / max(1, count)
+            weight = decay**step / max(1, counts[step])
             part, gradient, same = _compare(target, guess[wanted], ahead[wanted], weight, closeness)
             right = _later(right, 1) if step else right
             right[wanted] &= same
             hits.append(int(right[wanted].sum()))
-            tries.append(count)
+            tries.append(int(wanted.sum()))
             loss += part
             back.append(np.zeros_like(guess))
             back[-1][wanted] = gradient

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import Executor
+from functools import partial
 
 import numpy as np
 
@@ -31,22 +33,27 @@ class Optimizer:
             f"{name}.v": np.zeros_like(array) for name, array in weights.items() if array.ndim < 2
         }
 
-    def update(self, gradients: Arrays, step: int) -> None:
-        rate = self._at(step)
-        for name, weight in self._weights.items():
-            gradient, momentum = gradients[name], self._state[f"{name}.m"]
-            if weight.ndim > 1:
-                momentum *= _MOMENTUM
-                momentum += gradient
-                change = orthogonal(gradient + _MOMENTUM * momentum)
-                weight *= np.float32(1 - rate * self._decay)
-                weight -= np.float32(rate * 0.2 * math.sqrt(max(weight.shape))) * change
-                continue
-            squares = self._state[f"{name}.v"]
-            momentum += np.float32(1 - _BETAS[0]) * (gradient - momentum)
-            squares += np.float32(1 - _BETAS[1]) * (gradient * gradient - squares)
-            scale = math.sqrt(1 - _BETAS[1] ** (step + 1)) / (1 - _BETAS[0] ** (step + 1))
-            weight -= np.float32(rate * scale) * momentum / (np.sqrt(squares) + np.float32(1e-8))
+    def update(self, gradients: Arrays, step: int, pool: Executor | None = None) -> None:
+        """pool: whose threads take a weight each."""
+        one = partial(self._update, step=step, rate=self._at(step))
+        names = sorted(self._weights, key=lambda name: -self._weights[name].size)
+        for _ in (pool.map if pool else map)(one, names, [gradients[name] for name in names]):
+            pass
+
+    def _update(self, name: str, gradient: np.ndarray, *, step: int, rate: float) -> None:
+        weight, momentum = self._weights[name], self._state[f"{name}.m"]
+        if weight.ndim > 1:
+            momentum *= _MOMENTUM
+            momentum += gradient
+            change = orthogonal(gradient + _MOMENTUM * momentum)
+            weight *= np.float32(1 - rate * self._decay)
+            weight -= np.float32(rate * 0.2 * math.sqrt(max(weight.shape))) * change
+            return
+        squares = self._state[f"{name}.v"]
+        momentum += np.float32(1 - _BETAS[0]) * (gradient - momentum)
+        squares += np.float32(1 - _BETAS[1]) * (gradient * gradient - squares)
+        scale = math.sqrt(1 - _BETAS[1] ** (step + 1)) / (1 - _BETAS[0] ** (step + 1))
+        weight -= np.float32(rate * scale) * momentum / (np.sqrt(squares) + np.float32(1e-8))
 
     def _at(self, step: int) -> float:
         warm = max(1, self._total // 20)

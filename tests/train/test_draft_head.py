@@ -35,6 +35,7 @@ from localllm.train.draft_network import (
     Target,
     Texts,
     initial,
+    positions,
 )
 from localllm.train.draft_optimizer import Optimizer, orthogonal
 from localllm.train.draft_prompts import built_in, read_prompts
@@ -355,6 +356,39 @@ def test_a_run_that_was_stopped_ends_with_the_same_head(
     assert train_draft_head(replace(stopped, resume=True), measure=False) is not None
     for name in ("draft_head.safetensors", "draft_head.json"):
         assert (stopped.out / name).read_bytes() == (config.out / name).read_bytes()
+
+
+def test_threads_change_no_bit(config: DraftHeadConfig, tmp_path: Path) -> None:
+    config = replace(config, batch=11)  # parts of four texts, and a smaller one
+    train_draft_head(config, measure=False)
+    other = replace(config, out=tmp_path / "other", threads=3)
+    train_draft_head(other, measure=False)
+    name = "draft_head.safetensors"
+    assert (other.out / name).read_bytes() == (config.out / name).read_bytes()
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_batch_is_the_sum_of_its_parts(steps: int) -> None:
+    random = np.random.default_rng(4)
+    weights, texts = some_weights(random), some_texts(random, count=5, length=9)
+    network, target = Network(SPEC, weights), Target(random.normal(size=(9, 8)))
+
+    def run(some: Texts, gradients: Arrays) -> float:
+        return network.run(
+            target,
+            some,
+            steps=steps,
+            closeness=0.3,
+            decay=0.8,
+            gradients=gradients,
+            counts=positions(texts.wanted, steps),
+        ).loss
+
+    whole, parts = ({n: np.zeros_like(a) for n, a in weights.items()} for _ in range(2))
+    loss = run(texts, whole)
+    assert loss == pytest.approx(sum(run(texts.some(s), parts) for s in (slice(2), slice(2, 5))))
+    for name, gradient in whole.items():
+        assert np.allclose(gradient, parts[name])
 
 
 def test_a_folder_is_not_taken_over(config: DraftHeadConfig) -> None:
