@@ -109,6 +109,19 @@ class BackendConformance:
     def assert_same(self, got: np.ndarray, wanted: np.ndarray) -> None:
         assert_close(got, wanted, self.invariance_tolerance)
 
+    def assert_same_in_float32(self, got, wanted, spec, weights, tokens) -> None:
+        """As `assert_same`, but where the weights drawn let float32 promise less, that is enough.
+
+        Two orders of the same sum differ as if its factors had been rounded otherwise. So what
+        float32 promises is how far exact logits move when every weight moves by half a unit in its
+        last place. Adapters of random weights, DoRA's above all, can bring that to 2e-5 of the
+        largest logit. A backend that promises the same bits gets no such allowance.
+        """
+        tolerance = self.invariance_tolerance
+        if tolerance and np.abs(got - wanted).max() > tolerance * np.abs(wanted).max():
+            tolerance = max(tolerance, 2 * oracle.rounding(spec, weights, tokens))
+        assert_close(got, wanted, tolerance)
+
     def assert_right(self, got: np.ndarray, wanted: np.ndarray) -> None:
         assert got.dtype == np.float32
         assert_close(got, wanted, self.oracle_tolerance)
@@ -366,7 +379,8 @@ class BackendConformance:
         with self.backend(spec, weights) as backend:
             alone = [run(backend, Sequence(t, blocks[0]).next(len(t))) for t in tokens]
         with self.backend(spec, weights) as backend:
-            indices = [None, *map(backend.add_adapter, adapters)]
+            changed = {backend.add_adapter(a): merged(base, a) for a in adapters}
+            indices = [None, *changed]
             own = [data.draw(st.sampled_from(indices)) for _ in range(count)]
             for at, (t, adapter) in enumerate(zip(tokens, own, strict=True)):
                 sequence = Sequence(t, blocks[0])
@@ -389,7 +403,9 @@ class BackendConformance:
                 for i, part in zip(left, np.split(logits, ends), strict=True):
                     parts[i].append(part)
         for at, wanted in enumerate(alone):
-            self.assert_same(np.concatenate(parts[at]), wanted)
+            computed_with = changed.get(own[at], base)
+            got = np.concatenate(parts[at])
+            self.assert_same_in_float32(got, wanted, spec, computed_with, tokens[at])
 
     def test_a_removed_adapter_is_refused_and_its_index_given_to_another(self):
         spec = llama()
