@@ -25,7 +25,7 @@ from localllm.tui.engine.asking import Voice, as_delta, asking, counted, recomme
 from localllm.tui.engine.client import EngineGone
 from localllm.tui.engine.wire import MAX_LINE, error_fields, line, message_of
 
-_PIECE_SECONDS = 0.05  # pieces are sent no more often, so that the app is not flooded
+_PIECE_SECONDS = 1 / 12  # an answer is drawn no more often, so pieces need not come sooner
 _EVENTS_SECONDS = 0.2
 _PROGRESS_SECONDS = 0.1
 _CLOSE_SECONDS = 0.8  # for what a KV disk still has to write

@@ -18,6 +18,7 @@ from textual.widgets.markdown import MarkdownBlock, MarkdownFence
 
 from localllm.tui.text import plain
 from localllm.tui.widgets.long_table import LongTable
+from localllm.tui.widgets.one_layout import OneLayout
 
 # $…$ as TeX has it: no space within the ends, no digit behind, so that prices are no maths.
 _DOLLARS = re.compile(r"\$\$.+?\$\$|\$(?=[^\s$])[^$\n]*?(?<=[^\s\\])\$(?!\d)", re.DOTALL)
@@ -76,7 +77,11 @@ class CopyCode(Static):
             self.set_timer(1.5, lambda: self.update("copy"))
 
 
-class CodeBlock(MarkdownFence):
+class _Code(OneLayout, Label):
+    pass
+
+
+class CodeBlock(OneLayout, MarkdownFence):
     DEFAULT_CSS = """
     CodeBlock { margin: 0 0 1 0; background: $boost; }
     CodeBlock > HorizontalGroup { width: 100%; height: 1; background: $panel; }
@@ -89,7 +94,7 @@ class CodeBlock(MarkdownFence):
         with HorizontalGroup():
             yield Static(self._language, classes="language", markup=False)
             yield CopyCode()
-        yield Label(self._highlighted_code, id="code-content", expand=True)
+        yield _Code(self._highlighted_code, id="code-content", expand=True)
 
     @property
     def _language(self) -> str:
@@ -131,7 +136,7 @@ class _Row(_Part, MarkdownTR):
     pass
 
 
-class AnswerTable(MarkdownTable):
+class AnswerTable(OneLayout, MarkdownTable):
     """A table with a widget for each cell, as Textual has it, takes seconds to show from some
     hundred rows on; a longer one is one widget."""
 
@@ -161,7 +166,11 @@ def _cells(rows: list[list[Content]]) -> int:
     return sum(map(len, rows))
 
 
-class AnswerMarkdown(Markdown):
+def _laid_out_once(block: type[MarkdownBlock]) -> type[MarkdownBlock]:
+    return type(block.__name__, (OneLayout, block), {})
+
+
+class AnswerMarkdown(OneLayout, Markdown):
     """Markdown of a model: it may say anything and lead nowhere."""
 
     DEFAULT_CSS = """
@@ -172,7 +181,7 @@ class AnswerMarkdown(Markdown):
     AnswerMarkdown MarkdownParagraph { margin: 0 0 1 0; }
     """
     BLOCKS = {  # noqa: RUF012
-        **Markdown.BLOCKS,
+        **{name: _laid_out_once(block) for name, block in Markdown.BLOCKS.items()},
         "fence": CodeBlock,
         "code_block": CodeBlock,
         "table_open": AnswerTable,

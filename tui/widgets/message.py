@@ -16,6 +16,7 @@ from localllm.tui.answers import typed_of
 from localllm.tui.store import Message
 from localllm.tui.text import model_name, one_line, plain
 from localllm.tui.widgets.markdown import MOST_CHARACTERS, AnswerMarkdown
+from localllm.tui.widgets.one_layout import OneLayout
 from localllm.tui.widgets.pace import OFTEN, PUT_OFF, TYPING, rest
 from localllm.tui.widgets.tool_result import ToolResult
 
@@ -33,7 +34,7 @@ _ENDS = {
 }
 
 
-class MessageView(VerticalGroup, can_focus=True):
+class MessageView(OneLayout, VerticalGroup, can_focus=True):
     """A message with who said it, its thinking (folded), its text, and how it ended.
 
     place: (number, count) among its siblings.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from textual.containers import VerticalScroll
 
 from localllm.tui.store import Message
+from localllm.tui.widgets.one_layout import OneLayout
 
 if TYPE_CHECKING:
     from localllm.tui.app import ChatApp
@@ -18,7 +19,7 @@ MORE = 4  # when an end of these is reached
 _NEAR = 4  # lines
 
 
-class Transcript(VerticalScroll, can_focus=False):
+class Transcript(OneLayout, VerticalScroll, can_focus=False):
     """Messages of a branch as views. `show` makes it a branch; views that stay are kept."""
 
     DEFAULT_CSS = """
