@@ -38,6 +38,7 @@ class AdapterFile:
     layers: the layers that the config allows, None for all. last_layers: the same, from the end.
     named, named_experts: modules, and stacked experts, that the config lists, of which those that
         the model has must be here.
+    experts_turned: what wrote the file took stacked experts of [out, in] for [in, out].
     """
 
     file: SafetensorsFile
@@ -47,6 +48,7 @@ class AdapterFile:
     last_layers: int | None = None
     named: tuple[str, ...] = ()
     named_experts: tuple[str, ...] = ()
+    experts_turned: bool = False
 
 
 class Endings(NamedTuple):

@@ -28,6 +28,7 @@ _NOT_ADAPTED = {
     "moe": "experts or their router",
     "delta": "what a delta net's state changes by",
 }
+_EXPERTS_IN_FIRST = ("gpt_oss",)  # transformers keeps them [in, out]
 
 
 class Mapped(NamedTuple):
@@ -82,6 +83,8 @@ def map_targets(adapter: AdapterFile, spec: DecoderSpec) -> Mapped:
                 hint="The adapter belongs to another model.",
             )
         total = sum(shapes[f"{target}.weight"][-2] for target in targets)
+        if pair.experts is not None and total == inner:
+            _check_square_experts(adapter, module, spec)
         whole = _read(adapter, module, pair, total, inner)
         parts = {target: _part(spec, whole, place) for target, place in targets.items()}
         found |= _own_ranks(parts, dora=pair.magnitude is not None) if len(parts) > 1 else parts
@@ -214,6 +217,16 @@ def _check_layer(adapter: AdapterFile, module: str, layer: int, layers: int) -> 
         raise CheckpointError(
             f"{adapter.file.path}: has tensors for {module}, a layer that adapter_config.json "
             "leaves out"
+        )
+
+
+def _check_square_experts(adapter: AdapterFile, module: str, spec: DecoderSpec) -> None:
+    """Shapes do not tell these apart from their transposes, which an older PEFT has adapted."""
+    if adapter.experts_turned and spec.architecture not in _EXPERTS_IN_FIRST:
+        raise UnsupportedModel(
+            f"{adapter.file.path}: PEFT before 0.19 wrote it, which took the experts' {module} for "
+            "its transpose",
+            hint="Train the adapter anew with PEFT 0.19 or newer.",
         )
 
 

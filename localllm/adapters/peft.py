@@ -57,6 +57,7 @@ _MERGE = "Merge the adapter into its model with PEFT (merge_and_unload) and load
 # Of transformers' modules of experts, in the order in which PEFT wraps them one around the other.
 EXPERT_PARAMETERS = ("gate_up_proj", "down_proj")
 WRAPPED = ".base_layer"
+_ASKS_MODELS = (0, 19)  # PEFT 0.18.1 does not yet
 # Ways to begin that leave the base model as it is; the others (PiSSA, OLoRA …) change it.
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
@@ -94,7 +95,14 @@ def read_peft(folder: Path, values: Mapping[str, Any]) -> AdapterFile:
     except BaseException:
         file.close()
         raise
-    return AdapterFile(file, pairs, layers=_layers(config), named=named, named_experts=parameters)
+    return AdapterFile(
+        file,
+        pairs,
+        layers=_layers(config),
+        named=named,
+        named_experts=parameters,
+        experts_turned=_turns_experts(config),
+    )
 
 
 def _target_parameters(config: Config) -> tuple[str, ...]:
@@ -106,6 +114,15 @@ def _target_parameters(config: Config) -> tuple[str, ...]:
     ):
         raise config.bad("target_parameters", "must be a list of parameter names")
     return tuple(values)
+
+
+def _turns_experts(config: Config) -> bool:
+    """Whether an older PEFT wrote it than the first that asks models how they keep their experts.
+
+    A file that does not tell its version is taken for a newer one's.
+    """
+    told = re.match(r"(\d{1,6})\.(\d{1,6})", str(config.values.get("peft_version")))
+    return told is not None and (int(told[1]), int(told[2])) < _ASKS_MODELS
 
 
 def _parameter(module: str, targets: tuple[str, ...]) -> str | None:

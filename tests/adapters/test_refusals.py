@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -287,6 +288,22 @@ def test_pairs_of_experts_that_do_not_fit_are_named(changes, tensors, named, tmp
     folder = write_adapter(tmp_path, config, expert_pairs() | tensors)
     with pytest.raises(LocalLLMError, match=named):
         load_adapter(folder, spec_of(QWEN3_MOE))
+
+
+def test_square_experts_of_a_peft_that_took_them_for_their_transposes_are_refused(tmp_path: Path):
+    spec = spec_of(QWEN3_MOE)
+    square = replace(
+        spec, layers=tuple(replace(at, ffn=replace(at.ffn, hidden=32)) for at in spec.layers)
+    )
+    tensors = pair("model.layers.0.mlp.experts", 32, 32, 24)
+    only_down = {**CONFIG, **OF_EXPERTS, "target_parameters": ["experts.down_proj"]}
+    for version in (None, "0.19.0", "0.21.1.dev0", "1.0"):
+        config = {**only_down, "peft_version": version}
+        load_adapter(write_adapter(tmp_path / "good", config, tensors), square)
+    old = write_adapter(tmp_path / "old", {**only_down, "peft_version": "0.18.1"}, tensors)
+    with pytest.raises(UnsupportedModel, match=r"before 0\.19.*down_proj for its transpose"):
+        load_adapter(old, square)
+    load_adapter(old, replace(square, architecture="gpt_oss"))
 
 
 def test_experts_that_the_config_names_must_be_there(tmp_path: Path):
