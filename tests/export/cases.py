@@ -13,7 +13,7 @@ from localllm.checkpoint import open_checkpoint
 from localllm.export import Source, open_source
 from localllm.models import load_spec
 from localllm.spec import DecoderSpec
-from tests.adapters.layouts import Settings, layout, parameters
+from tests.adapters.layouts import Settings, layout, linears, parameters
 from tests.models.gguf_writer import ARCHITECTURES, write_gguf
 from tests.models.running import backend, golden, golden_names, whole_prompt
 
@@ -55,10 +55,13 @@ def spec_of(path: Path) -> DecoderSpec:
         checkpoint.close()
 
 
-def add_adapter(model: Path, folder: Path, *, dora: bool = False, scale: float = 4.0) -> Path:
+def add_adapter(
+    model: Path, folder: Path, *, dora: bool = False, scale: float = 4.0, experts: bool = True
+) -> Path:
     settings = Settings(alpha=8, dora=dora)
     spec = spec_of(model)
-    made = layout(spec, settings, rank=lambda target: 3 + ("down" in target))
+    targets = [target for target in linears(spec) if experts or ".moe." not in target]
+    made = layout(spec, settings, targets=targets, rank=lambda target: 3 + ("down" in target))
     values = parameters(made) * np.float32(scale)
     return save_adapter(folder, made, values, config=settings, base_model="base", spec=spec)
 
