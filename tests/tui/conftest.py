@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from localllm.tui.engine.remote import RemoteEngine
+from localllm.tui.widgets import approval
 from tests.tiny_model import write_tiny_model
 
 
@@ -28,6 +29,12 @@ class SharedEngine:
     def close(self) -> None:
         self._runner.run(self._engine.close())
         self._runner.close()
+
+
+@pytest.fixture(autouse=True)
+def answers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Letters answer an approval without a pause before them."""
+    monkeypatch.setattr(approval, "PAUSE", 0.0)
 
 
 @pytest.fixture(scope="session")

@@ -496,6 +496,26 @@ async def walk(transcript: Transcript, by: int, steps: int) -> None:
         await until(lambda before=before: transcript.chosen not in (before, None))
 
 
+def test_the_line_of_the_open_chat_is_marked_when_others_come_above_it():
+    async def run() -> None:
+        app = chat_app()
+        async with app.run_test(size=WIDE) as pilot:
+            for text in ("first", "second", "third"):
+                await pilot.press("ctrl+n")
+                await say(pilot, text)
+                await answered(pilot)
+                chosen = app.chat_screen.chats.chosen
+                assert chosen is not None
+                assert chosen.id == app.chat_id
+            await pilot.press("ctrl+l", "j", "j")
+            app.chat_screen.chats.reload()
+            chosen = app.chat_screen.chats.chosen
+            assert chosen is not None
+            assert chosen.title == "first"  # while one moves there, it stays
+
+    asyncio.run(run())
+
+
 def test_a_long_chat_mounts_its_end_and_older_messages_when_they_are_reached():
     async def run() -> None:
         store = Store(":memory:")

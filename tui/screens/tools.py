@@ -105,8 +105,9 @@ class ToolsScreen(View):
     def body(self) -> ComposeResult:
         yield Static("", id="settings", markup=False)
         with Horizontal(classes="columns"):
+            tool, source = (28, 16) if self.app.size.width >= 120 else (18, 8)
             yield Table(
-                ("", 4), ("tool", 28), ("from", 16), ("what it does", None), enter="On or off"
+                ("", 2), ("tool", tool), ("from", source), ("what it does", None), enter="On or off"
             )
             with VerticalScroll(id="detail"):
                 yield Static("", id="facts", markup=False)

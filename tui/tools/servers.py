@@ -269,6 +269,8 @@ def _why(error: BaseException, words: IO[str]) -> str:
     """In one line, with the last thing the program said."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    if isinstance(error, FileNotFoundError):
+        return f"there is no {error.filename or 'such program'}"
     told = "it did not answer in time" if isinstance(error, TimeoutError) else str(error)
     try:
         words.seek(0)

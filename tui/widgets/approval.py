@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -15,11 +16,15 @@ from textual.widgets import Button, Static
 from localllm.tui.text import plain
 
 Approval = Literal["once", "always", "refuse"]
+PAUSE = 0.7  # seconds without a key before a letter that answers
 _MOST = 20_000  # characters of the arguments that are shown
 
 
 class ApprovalScreen(ModalScreen[Approval]):
     """once: this call. always: every call of this tool in this chat. Escape refuses.
+
+    It may open while somebody types, whose next letters must not answer: one that does counts
+    after a pause only.
 
     source: where the tool is from, "built in" or an MCP server's name.
     """
@@ -40,9 +45,10 @@ class ApprovalScreen(ModalScreen[Approval]):
     ApprovalScreen Button { margin-left: 1; min-width: 10; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,n", "answer('refuse')", "Refuse"),
-        Binding("y", "answer('once')", "Allow once"),
-        Binding("a", "answer('always')", "Always in this chat"),
+        Binding("escape", "answer('refuse')", "Refuse"),
+        Binding("n", "letter('refuse')", "Refuse"),
+        Binding("y", "letter('once')", "Allow once"),
+        Binding("a", "letter('always')", "Always in this chat"),
     ]
 
     def __init__(
@@ -56,6 +62,7 @@ class ApprovalScreen(ModalScreen[Approval]):
         super().__init__()
         self._tool, self._arguments = tool, arguments
         self._source, self._description = source, description
+        self._last = self._before = time.monotonic()  # the last keys, or when it opened
 
     def compose(self) -> ComposeResult:
         with VerticalGroup():
@@ -72,8 +79,12 @@ class ApprovalScreen(ModalScreen[Approval]):
                 yield Button("Refuse", id="refuse", variant="error")
                 yield Button("Always in this chat", id="always")
                 yield Button("Allow once", id="once", variant="success")
+            yield Static(
+                "n refuses, a always allows it in this chat, y once", classes="note", markup=False
+            )
 
     def on_mount(self) -> None:
+        self._last = time.monotonic()
         # Enter pressed in haste must not allow anything.
         self.query_one("#refuse").focus()
 
@@ -81,8 +92,18 @@ class ApprovalScreen(ModalScreen[Approval]):
         answers: dict[str | None, Approval] = {"once": "once", "always": "always"}
         self.dismiss(answers.get(event.button.id, "refuse"))
 
+    def on_key(self) -> None:
+        """Before the key's binding is looked for."""
+        self._before, self._last = self._last, time.monotonic()
+
     def action_answer(self, answer: Approval) -> None:
         self.dismiss(answer)
+
+    def action_letter(self, answer: Approval) -> None:
+        if self._last - self._before < PAUSE:
+            self.notify("This came in the midst of typing; press it again to answer")
+        else:
+            self.dismiss(answer)
 
 
 def shown_json(value: Any) -> str:

@@ -84,17 +84,18 @@ class ChatList(ScrollView, can_focus=True):
         self.scroll_to(y=0, animate=False)
 
     def reload(self) -> None:
-        """Reads it anew; the cursor stays on its chat if it can."""
-        before = self.chosen
+        """Reads it anew; the cursor stays on its chat if it can, while nobody moves it on the open
+        one."""
+        stays = self.open_chat
+        if self.has_focus or stays is None:
+            stays = None if self.chosen is None else self.chosen.id
         self._pages.clear()
         title, folder, tag = self._filter
         self._count = self.chat_app.store.count_chats(title=title, folder=folder, tag=tag)
         self.virtual_size = Size(1, self._count)
-        if before is not None:
-            page = self._page(0)
-            for place, chat in enumerate(page):
-                if chat.id == before.id:
-                    self.cursor = place
+        for place, chat in enumerate(self._page(0)):
+            if chat.id == stays:
+                self.cursor = place
         self.cursor = max(0, min(self.cursor, self._count - 1))
         self.refresh()
 

@@ -83,7 +83,7 @@ def test_what_dies_or_does_not_start_says_why_and_the_others_go_on_until_turned_
         assert facts["broken"].state == "failed"
         assert "no configuration found" in facts["broken"].error
         assert facts["missing"].state == "failed"
-        assert "no-such-program-anywhere" in facts["missing"].error
+        assert facts["missing"].error == "there is no no-such-program-anywhere"
         tools = {tool.name: tool for tool in box.tools()}
         with pytest.raises(ToolFailed):
             await tools["one/die"].call({})

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from textual.widgets import Static
 
+from localllm.tui.widgets import approval
 from localllm.tui.widgets.approval import ApprovalScreen, shown_json
 from localllm.tui.widgets.tool_result import ToolResult, tool_line
 from tests.tui.fake_engine import FakeEngine
@@ -39,6 +42,23 @@ def test_a_call_is_allowed_by_choice_only(keys, answer):
 
     drive(HostApp(FakeEngine()))
     assert answers == [answer]
+
+
+def test_letters_typed_on_when_the_question_comes_do_not_answer_it(monkeypatch):
+    monkeypatch.setattr(approval, "PAUSE", 1.5)
+    answers: list[str | None] = []
+
+    @run()
+    async def drive(app, pilot):
+        await app.push_screen(ApprovalScreen("read_file", {}, source="files"), answers.append)
+        await pilot.press(*"any day")
+        assert answers == []
+        await asyncio.sleep(1.6)
+        await pilot.press("y")
+        await pilot.pause()
+
+    drive(HostApp(FakeEngine()))
+    assert answers == ["once"]
 
 
 def test_long_arguments_are_bounded():
