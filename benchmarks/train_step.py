@@ -1,10 +1,14 @@
-"""A LoRA step of SmolLM2-135M, ours by instruction set against torch + transformers + peft.
+"""A training step of SmolLM2-135M by instruction set, in turns with a peer.
 
-Rank 8 on all linears, 4 sequences of 256 tokens. Each run is a process of its own, so that peak
-memory is its own; the sides take turns, and medians are compared. Run with a Python that has torch,
-transformers and peft for the peer (the `parity` extra); without them it is left out.
+LoRA of rank 8 on all linears against torch + transformers + peft, 4 sequences of 256 tokens; or
+with --full all weights, with clipping and AdamW, against the reference program, which takes minutes
+for as much. Each run is a process of its own, so that peak memory is its own; the sides take turns,
+and medians are compared. Processor time is of all threads, and tells most on a busy machine. Run
+with a Python that has torch, transformers and peft for the peer of LoRA (the `parity` extra);
+without them it is left out.
 
     python -m benchmarks.train_step [--rounds 3] [--threads 2] [--steps 3]
+    python -m benchmarks.train_step --full [--sequences 1] [--length 128] [--kernels avx2 reference]
 """
 
 from __future__ import annotations
@@ -21,8 +25,10 @@ import time
 
 import numpy as np
 
+from localllm.train.program import Rows
+
 MODEL = "smollm2:135m"
-SEQUENCES, LENGTH, RANK = 4, 256, 8
+RANK = 8
 # Ours, and what caps torch alike.
 CAPS = {
     "avx512_bf16": {},
@@ -31,39 +37,49 @@ CAPS = {
 }
 
 
-def tokens(vocab: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, vocab, (SEQUENCES, LENGTH)).astype(np.int32)
+Shape = tuple[int, int]  # sequences, tokens of each
 
 
-def report(times: list[float], processor: float) -> None:
+def tokens(vocab: int, shape: Shape) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, vocab, shape).astype(np.int32)
+
+
+def batch(vocab: int, shape: Shape) -> tuple[Rows, np.ndarray]:
+    """Rows, and the weight of each: every token but the first of a sequence counts."""
+    sequences, length = shape
+    ids = tokens(vocab, shape)
+    rows = Rows(
+        ids.reshape(-1),
+        np.roll(ids, -1, axis=1).reshape(-1),
+        (np.arange(sequences + 1) * length).astype(np.int32),
+    )
+    weights = np.full(shape, 1 / (sequences * (length - 1)), np.float32)
+    weights[:, -1] = 0
+    return rows, weights.reshape(-1)
+
+
+def report(times: list[float], processor: float, shape: Shape) -> None:
     """times: of each step. processor: seconds of all threads in all of them."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak_mb = peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-    speed = SEQUENCES * LENGTH / statistics.median(times)
-    each = processor / (SEQUENCES * LENGTH * len(times))
+    count = shape[0] * shape[1]
+    speed = count / statistics.median(times)
+    each = processor / (count * len(times))
     result = {"tokens_per_second": speed, "peak_mb": peak_mb, "processor_ms_per_token": each * 1e3}
     print(json.dumps(result))
 
 
-def ours(kernels: str, threads: int, steps: int) -> None:
+def ours(kernels: str, threads: int, steps: int, shape: Shape) -> None:
     from localllm.train.base import base_weights
     from localllm.train.layout import layout_for
     from localllm.train.lora import LoRAConfig
     from localllm.train.native import NativeProgram, fused_adamw
-    from localllm.train.program import Rows
 
     weights = base_weights(MODEL)
     config = LoRAConfig(rank=RANK)
     layout = layout_for(weights.spec, config)
     program = NativeProgram(weights.spec, weights, layout, config, threads=threads, kernels=kernels)
-    ids = tokens(weights.spec.vocab_size)
-    rows = Rows(
-        ids.reshape(-1),
-        np.roll(ids, -1, axis=1).reshape(-1),
-        (np.arange(SEQUENCES + 1) * LENGTH).astype(np.int32),
-    )
-    row_weights = np.full((SEQUENCES, LENGTH), 1 / (SEQUENCES * (LENGTH - 1)), np.float32)
-    row_weights[:, -1] = 0
+    rows, row_weights = batch(weights.spec.vocab_size, shape)
     parameters = np.random.default_rng(1).normal(0, 0.02, layout.size).astype(np.float32)
     m, v, gradient = (np.zeros_like(parameters) for _ in range(3))
     options = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
@@ -72,13 +88,48 @@ def ours(kernels: str, threads: int, steps: int) -> None:
         spent = time.process_time() if step == 2 else spent
         start = time.perf_counter()
         gradient[:] = 0
-        program.gradients(rows, row_weights.reshape(-1), parameters, gradient)
+        program.gradients(rows, row_weights, parameters, gradient)
         fused_adamw(parameters, gradient, m, v, step=step, **options)
         times.append(time.perf_counter() - start)
-    report(times[1:], time.process_time() - spent)
+    report(times[1:], time.process_time() - spent, shape)
 
 
-def peer(dtype: str, threads: int, steps: int) -> None:
+def full(kernels: str, threads: int, steps: int, shape: Shape) -> None:
+    """All weights, by the native program, or as kernels say by the reference program."""
+    from localllm.train.base import base_weights
+    from localllm.train.layout import initial, layout_for
+    from localllm.train.lora import FullConfig
+    from localllm.train.optimizers import clip, make_optimizer
+    from localllm.train.program import Program
+    from localllm.train.programs import open_program
+
+    weights, config = base_weights(MODEL), FullConfig(dequantize=True)
+    layout = layout_for(weights.spec, config)
+    program: Program
+    if kernels == "reference":
+        program, _ = open_program(weights, layout, config, program="reference")
+    else:
+        from localllm.train.native import NativeProgram
+
+        program = NativeProgram(
+            weights.spec, weights, layout, threads=threads, kernels=kernels, with_base=False
+        )
+    rows, row_weights = batch(weights.spec.vocab_size, shape)
+    parameters = initial(layout, 0, weights)
+    gradient, optimizer = np.zeros_like(parameters), make_optimizer("adamw", layout)
+    times, spent = [], 0.0
+    for step in range(1, steps + 2):
+        spent = time.process_time() if step == 2 else spent
+        start = time.perf_counter()
+        gradient[:] = 0
+        program.gradients(rows, row_weights, parameters, gradient)
+        clip(gradient, 1.0)
+        optimizer.update(parameters, gradient, 2e-5, step)
+        times.append(time.perf_counter() - start)
+    report(times[1:], time.process_time() - spent, shape)
+
+
+def peer(dtype: str, threads: int, steps: int, shape: Shape) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -101,7 +152,7 @@ def peer(dtype: str, threads: int, steps: int) -> None:
     )
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
-    ids = torch.tensor(tokens(config.vocab_size), dtype=torch.long)
+    ids = torch.tensor(tokens(config.vocab_size, shape), dtype=torch.long)
     times, spent = [], 0.0
     for step in range(1, steps + 2):
         spent = time.process_time() if step == 2 else spent
@@ -110,16 +161,37 @@ def peer(dtype: str, threads: int, steps: int) -> None:
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
         times.append(time.perf_counter() - start)
-    report(times[1:], time.process_time() - spent)
+    report(times[1:], time.process_time() - spent, shape)
 
 
 def run(side: str, name: str, args: argparse.Namespace, caps: dict[str, str]) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.train_step", "--threads", str(args.threads)]
     command += ["--steps", str(args.steps), "--side", side, "--name", name]
+    command += ["--sequences", str(args.sequences), "--length", str(args.length)]
     environment = {**os.environ, **caps, "OMP_NUM_THREADS": str(args.threads)}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
+
+
+def compare(
+    title: str, sides: list[tuple[str, str]], args: argparse.Namespace, caps: dict[str, str]
+) -> None:
+    """All sides in turns, then a line each."""
+    results: dict[tuple[str, str], list[dict[str, float]]] = {side: [] for side in sides}
+    for _ in range(args.rounds):
+        for side in sides:
+            results[side].append(run(*side, args, caps))
+    for (side, name), found in results.items():
+        speed = statistics.median(x["tokens_per_second"] for x in found)
+        peak = max(x["peak_mb"] for x in found)
+        spent = statistics.median(x["processor_ms_per_token"] for x in found)
+        label = "torch" if side == "peer" else "ours"
+        print(
+            f"{title:12} {label:5} {name:12} {speed:7.1f} tokens/s {peak:7.0f} MB "
+            f"{spent:7.2f} ms/token of processor time",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -127,15 +199,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--kernels", nargs="*")
-    parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
+    parser.add_argument("--sequences", type=int, default=4)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--full", action="store_true", help="all weights instead of LoRA")
+    parser.add_argument("--kernels", nargs="*", help="with --full also: reference")
+    parser.add_argument("--side", choices=("ours", "full", "peer"), help=argparse.SUPPRESS)
     parser.add_argument("--name", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        (ours if args.side == "ours" else peer)(args.name, args.threads, args.steps)
+        side = {"ours": ours, "full": full, "peer": peer}[args.side]
+        side(args.name, args.threads, args.steps, (args.sequences, args.length))
         return
     from localllm.train.native import train_kernels
 
+    if args.full:
+        names = args.kernels or [*(name for name in CAPS if name in train_kernels()), "reference"]
+        compare("all weights", [("full", name) for name in names], args, {})
+        return
     with_peer = all(importlib.util.find_spec(name) for name in ("torch", "transformers", "peft"))
     if not with_peer:
         print("torch, transformers or peft is not here: ours alone")
@@ -146,17 +226,7 @@ def main() -> None:
             # Below AVX512-BF16 torch has no fast bfloat16.
             dtypes = ["float32", "bfloat16"] if kernels == "avx512_bf16" else ["float32"]
             sides += [("peer", dtype) for dtype in dtypes]
-        results: dict[tuple[str, str], list[dict[str, float]]] = {side: [] for side in sides}
-        for _ in range(args.rounds):
-            for side in sides:
-                results[side].append(run(*side, args, caps))
-        for (side, name), found in results.items():
-            speed = statistics.median(x["tokens_per_second"] for x in found)
-            peak = max(x["peak_mb"] for x in found)
-            label = "native" if side == "ours" else "torch"
-            print(
-                f"{kernels:12} {label} {name:12} {speed:7.0f} tokens/s {peak:7.0f} MB", flush=True
-            )
+        compare(kernels, sides, args, caps)
 
 
 if __name__ == "__main__":
