@@ -153,24 +153,27 @@ inline void pack_block(const Elem* x, ptrdiff_t ld, int rows, int cols, int step
 // Packed rows of x^T: what was a row is a step's entry.
 void pack_columns(const void* x, int ld, int m, int cols, int block0, int block1, void* out) {
   const int steps = steps_of(m);
-  const auto* from = static_cast<const Elem*>(x);
-  auto* to = static_cast<Elem*>(out);
-  alignas(64) Elem lanes[32];
+  const Elem nothing[kRows] = {};
   for (int b = block0; b < block1; ++b) {
     const int column = b * kRows, n = cols - column < kRows ? cols - column : kRows;
-    Elem* block = to + static_cast<ptrdiff_t>(b) * steps * kStep;
+    const Elem* from = static_cast<const Elem*>(x) + column;
+    Elem* block = static_cast<Elem*>(out) + static_cast<ptrdiff_t>(b) * steps * kStep;
+    Elem ends[kPair][kRows] = {};  // of rows that go on beyond the matrix
     for (int s = 0; s < steps; ++s) {
+      const Elem* row[kPair];
       for (int i = 0; i < kPair; ++i) {
         const int r = s * kPair + i;
-        for (int k = 0; k < kRows; ++k)
-          lanes[k * kPair + i] =
-              r < m && k < n ? from[static_cast<ptrdiff_t>(r) * ld + column + k] : Elem{};
+        row[i] = r < m ? from + static_cast<ptrdiff_t>(r) * ld : nothing;
+        if (r >= m || n == kRows) continue;
+        std::memcpy(ends[i], row[i], static_cast<size_t>(n) * sizeof(Elem));
+        row[i] = ends[i];
       }
-      if constexpr (kRowMajor)
-        for (int k = 0; k < kRows; ++k)
-          std::memcpy(block + packed_at(k, s, steps), lanes + k * kPair, kPair * sizeof(Elem));
-      else
-        std::memcpy(block + static_cast<ptrdiff_t>(s) * kStep, lanes, kStep * sizeof(Elem));
+      alignas(64) Elem lanes[kStep];
+      for (int k = 0; k < kRows; ++k)
+        for (int i = 0; i < kPair; ++i) lanes[k * kPair + i] = row[i][k];
+      for (int k = 0; k < kRows && kRowMajor; ++k)
+        std::memcpy(block + packed_at(k, s, steps), lanes + k * kPair, kPair * sizeof(Elem));
+      if (!kRowMajor) std::memcpy(block + static_cast<ptrdiff_t>(s) * kStep, lanes, sizeof(lanes));
     }
   }
 }

@@ -42,6 +42,10 @@ class Copies:
                 np.copyto(kept, array)
         return dict(self._kept)
 
+    def drop(self) -> None:
+        """Makes room for what is delivered, once nothing is written any more."""
+        self._kept.clear()
+
 
 class Saving:
     """The checkpoints of a run that is being trained. warn: told what does not end the run."""

@@ -415,6 +415,7 @@ class Trainer:
         if self._saving is not None:
             assert self._run is not None
             self._saving.checkpoints.wait()
+            self._copies.drop()
             self._tell_problems()
             chosen = self._chosen(status)
             if chosen is not None:
