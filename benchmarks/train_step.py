@@ -1,14 +1,14 @@
 """A training step of SmolLM2-135M by instruction set, in turns with a peer.
 
-LoRA of rank 8 on all linears against torch + transformers + peft, 4 sequences of 256 tokens; or
-with --full all weights, with clipping and AdamW, against the reference program, which takes minutes
-for as much. Each run is a process of its own, so that peak memory is its own; the sides take turns,
-and medians are compared. Processor time is of all threads, and tells most on a busy machine. Run
-with a Python that has torch, transformers and peft for the peer of LoRA (the `parity` extra);
-without them it is left out.
+LoRA of rank 8 on all linears, 4 sequences of 256 tokens, against torch + transformers + peft; or
+with --full all weights, clipping and AdamW, against the reference program (minutes for as much) or
+against torch + transformers. Each run is a process of its own, so that peak memory is its own; the
+sides take turns, and medians are compared. Processor time is of all threads, and tells most on a
+busy machine. Torch comes with the `parity` extra; without it the peer of LoRA is left out.
 
     python -m benchmarks.train_step [--rounds 3] [--threads 2] [--steps 3]
-    python -m benchmarks.train_step --full [--sequences 1] [--length 128] [--kernels avx2 reference]
+    python -m benchmarks.train_step --full --sequences 1 --length 64 --kernels avx2 reference
+    python -m benchmarks.train_step --full --kernels avx512_bf16 float32 bfloat16
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,7 @@ CAPS = {
 }
 
 
+DTYPES = ("float32", "bfloat16")  # of torch
 Shape = tuple[int, int]  # sequences, tokens of each
 
 
@@ -130,8 +132,20 @@ def full(kernels: str, threads: int, steps: int, shape: Shape) -> None:
 
 
 def peer(dtype: str, threads: int, steps: int, shape: Shape) -> None:
-    import torch
     from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=RANK, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    time_torch(get_peft_model(torch_model(dtype, threads), config), steps, shape, lr=1e-4)
+
+
+def peer_full(dtype: str, threads: int, steps: int, shape: Shape) -> None:
+    """All weights; of bfloat16 the weights themselves and AdamW's means are bfloat16 too."""
+    time_torch(torch_model(dtype, threads), steps, shape, lr=2e-5, limit=1.0)
+
+
+def torch_model(dtype: str, threads: int) -> Any:
+    """A Llama of SmolLM2's shape."""
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.set_num_threads(threads)
@@ -146,19 +160,25 @@ def peer(dtype: str, threads: int, steps: int, shape: Shape) -> None:
         tie_word_embeddings=True,
         use_cache=False,
     )
-    base = LlamaForCausalLM(config).to(getattr(torch, dtype))
-    model = get_peft_model(
-        base, LoraConfig(r=RANK, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-    )
+    return LlamaForCausalLM(config).to(getattr(torch, dtype))
+
+
+def time_torch(
+    model: Any, steps: int, shape: Shape, *, lr: float, limit: float | None = None
+) -> None:
+    import torch
+
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4)
-    ids = torch.tensor(tokens(config.vocab_size, shape), dtype=torch.long)
+    optimizer = torch.optim.AdamW(trained, lr=lr)
+    ids = torch.tensor(tokens(model.config.vocab_size, shape), dtype=torch.long)
     times, spent = [], 0.0
     for step in range(1, steps + 2):
         spent = time.process_time() if step == 2 else spent
         start = time.perf_counter()
         optimizer.zero_grad()
         model(input_ids=ids, labels=ids).loss.backward()
+        if limit is not None:
+            torch.nn.utils.clip_grad_norm_(trained, limit)
         optimizer.step()
         times.append(time.perf_counter() - start)
     report(times[1:], time.process_time() - spent, shape)
@@ -174,6 +194,9 @@ def run(side: str, name: str, args: argparse.Namespace, caps: dict[str, str]) ->
     return result
 
 
+SIDES = {"ours": ours, "full": full, "peer": peer, "peer-full": peer_full}
+
+
 def compare(
     title: str, sides: list[tuple[str, str]], args: argparse.Namespace, caps: dict[str, str]
 ) -> None:
@@ -186,7 +209,7 @@ def compare(
         speed = statistics.median(x["tokens_per_second"] for x in found)
         peak = max(x["peak_mb"] for x in found)
         spent = statistics.median(x["processor_ms_per_token"] for x in found)
-        label = "torch" if side == "peer" else "ours"
+        label = "torch" if side.startswith("peer") else "ours"
         print(
             f"{title:12} {label:5} {name:12} {speed:7.1f} tokens/s {peak:7.0f} MB "
             f"{spent:7.2f} ms/token of processor time",
@@ -202,19 +225,21 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--full", action="store_true", help="all weights instead of LoRA")
-    parser.add_argument("--kernels", nargs="*", help="with --full also: reference")
-    parser.add_argument("--side", choices=("ours", "full", "peer"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--kernels", nargs="*", help="with --full also: reference, float32, bfloat16"
+    )
+    parser.add_argument("--side", choices=tuple(SIDES), help=argparse.SUPPRESS)
     parser.add_argument("--name", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        side = {"ours": ours, "full": full, "peer": peer}[args.side]
-        side(args.name, args.threads, args.steps, (args.sequences, args.length))
+        SIDES[args.side](args.name, args.threads, args.steps, (args.sequences, args.length))
         return
     from localllm.train.native import train_kernels
 
     if args.full:
         names = args.kernels or [*(name for name in CAPS if name in train_kernels()), "reference"]
-        compare("all weights", [("full", name) for name in names], args, {})
+        sides = [("peer-full" if name in DTYPES else "full", name) for name in names]
+        compare("all weights", sides, args, {})
         return
     with_peer = all(importlib.util.find_spec(name) for name in ("torch", "transformers", "peft"))
     if not with_peer:

@@ -318,18 +318,22 @@ spec = small_spec(hidden=256, ffn=768, heads=4, head_dim=64, layers=6, vocab=400
 parameters, rows = start(spec), random_rows(spec, ({rows},))
 weights, gradient = np.ones({rows}, np.float32), np.ones_like(parameters)
 program = NativeProgram(
-    spec, Held({{}}), whole(spec), threads=1, keep_bytes={keep}, with_base=False
+    spec, Held(random_weights(spec)), whole(spec), threads=1, keep_bytes={keep}, with_base={base}
 )
 before = resident()
+if {base}:
+    program.log_probs(rows, None)
 program.gradients(rows, weights, parameters, gradient)
 print(resident() - before, program.working_bytes([{rows}]))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize(("keep", "tied"), [(0, True), (1 << 30, False)])
-def test_the_memory_planned_is_what_a_step_takes(keep, tied):
-    command = [sys.executable, "-c", MEASURE.format(rows=900, keep=keep, tied=tied)]
+@pytest.mark.parametrize(
+    ("keep", "tied", "base"), [(0, True, False), (1 << 30, False, False), (0, True, True)]
+)
+def test_the_memory_planned_is_what_a_step_takes(keep, tied, base):
+    command = [sys.executable, "-c", MEASURE.format(rows=900, keep=keep, tied=tied, base=base)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     taken, planned = map(int, done.stdout.split())
     assert abs(taken - planned) < 0.1 * planned
