@@ -17,7 +17,7 @@ from localllm.backend.protocol import Backend, Batch, Chunk, StepCancelled
 from localllm.checkpoint.tensor import Tensor
 from localllm.engine.kv_cache import BlockTable, KvCache
 from localllm.engine.sequence import Sequence
-from localllm.engine.speculative import MAX_DRAFTS, Wish
+from localllm.engine.speculative import MAX_DRAFTS, Recent, Wish
 from localllm.models.draft_head import DraftHead
 from localllm.sampling import Sampler, draw_batch
 
@@ -150,7 +150,7 @@ class _Surmising:
 
     def __init__(self, prior: float) -> None:
         """prior: the chance of a guess, before any was made."""
-        self.row_cost = 0.0
+        self._cost = Recent()
         self._chances = Chances({_ANY: prior, **dict(enumerate(_AGREEING))}, _STEADY_RATE)
         self._kinds: dict[int, list[int]] = {}  # of each sequence's last guesses
 
@@ -183,9 +183,17 @@ class _Surmising:
         self._kinds[sequence.id].append(kind)
         return len(guesses) < wish.most and wish.worth.another(self._chances.of(sequence, _ANY))
 
-    def _record_cost(self, began: float, made: int) -> None:
-        cost = (time.perf_counter() - began) / max(1, made)
-        self.row_cost += _RATE * (cost - self.row_cost) if self.row_cost else cost
+    @property
+    def row_cost(self) -> float:
+        """Seconds that a guess takes."""
+        return self._cost.median
+
+    def _record_cost(self, seconds: float, made: int, caught_up: bool) -> None:
+        """Of some guesses. caught_up: the first came with so much to catch up that it says only
+        how long a guess takes at most."""
+        each = seconds / made
+        if not caught_up or each < self.row_cost:
+            self._cost.record(each)
 
 
 class _WithTable(Protocol):
@@ -248,7 +256,7 @@ class DraftModel(_Surmising):
         self._begin(wishes)
         guesses: list[list[int]] = [[] for _ in wishes]
         samplers: list[Sampler | None] = [None] * len(wishes)
-        rows_left = self.backend.step_rows
+        rows_left, catching_up = self.backend.step_rows, 0
         active = []
         for index, (sequence, count, _) in enumerate(wishes):
             followed = self._follow(sequence)
@@ -259,6 +267,7 @@ class DraftModel(_Surmising):
                 self._cache, self._followed, sequence, start, start + rows + count, wishes
             ):
                 rows_left -= rows
+                catching_up += rows
                 active.append((index, rows))
         while active:
             chunks = []
@@ -301,7 +310,8 @@ class DraftModel(_Surmising):
                 if self._take(wishes[index], guesses[index], token, _probability(row, token)):
                     active.append((index, 1))
         if made:
-            self._record_cost(began, made)
+            caught_up = catching_up > 2 * MAX_DRAFTS * len(wishes)
+            self._record_cost(time.perf_counter() - began, made, caught_up)
         return guesses
 
     def forget(self, sequence: Sequence) -> None:
@@ -435,8 +445,9 @@ class HeadDrafter(_Surmising):
                 rows.append(self._rows(sequence, watched, at, states[row : row + 1], draw[:1]))
                 going_on.append(index)
             active = going_on
-        if made and behind <= 2 * MAX_DRAFTS * len(wishes):  # else it is not what one usually takes
-            self._record_cost(began, made)
+        if made:
+            caught_up = behind > 2 * MAX_DRAFTS * len(wishes)
+            self._record_cost(time.perf_counter() - began, made, caught_up)
         return guesses
 
     def forget(self, sequence: Sequence) -> None:

@@ -11,8 +11,10 @@ none; drafters that know how sure they are of a guess end a row of them where it
 
 from __future__ import annotations
 
+import statistics
+from collections import deque
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple, Protocol
 
@@ -23,6 +25,7 @@ from localllm.engine.sequence import Sequence
 MAX_DRAFTS = 15  # for one sequence in one step
 _PROBE_EVERY = 48  # steps without a guess after which one is tried all the same
 _FADE = 0.97  # of what a step tells, with every further step
+_LATEST = 15  # times of which the median counts
 _MOST_ROWS = 64  # of steps whose sizes are told apart
 _SURE = 0.95  # chance of a guess that a drafter which knows its chances may be sure of
 
@@ -79,9 +82,13 @@ class Drafter(Protocol):
     """Guesses what follows sequences. `name` is what receipts say."""
 
     name: str
-    row_cost: float  # seconds that one guess has cost lately
     wants_states: bool  # whether it needs `observe`
     knows_chances: bool  # whether it asks `Worth` before and after each guess
+
+    @property
+    def row_cost(self) -> float:
+        """Seconds that one guess has cost lately."""
+        ...
 
     def ready(self, sequence: Sequence) -> float | None:
         """The chance that its first guess would be right, None where it has none."""
@@ -105,6 +112,22 @@ class Drafter(Protocol):
         ...
 
 
+class Recent:
+    """The median of the last times that something took: other work on the machine makes some of
+    them far too long, and a mean of few would believe it."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque(maxlen=_LATEST)
+
+    def record(self, seconds: float) -> None:
+        self._seconds.append(seconds)
+
+    @property
+    def median(self) -> float:
+        """0 before the first."""
+        return statistics.median(self._seconds) if self._seconds else 0.0
+
+
 class Pace:
     """Seconds of a step by its rows: a + b · rows, fitted to the last steps that only decoded, and
     for sizes that came up lately what those took: two rows may cost what one does, three not."""
@@ -123,13 +146,19 @@ class Pace:
         self._xy = _FADE * self._xy + rows * seconds
         self._steps += 1
         if rows <= _MOST_ROWS:
-            self._sizes[rows] = self._size(rows).with_one(seconds, self._steps)
+            size = self._sizes.setdefault(rows, _Size())
+            size.count = size.count_at(self._steps) + 1
+            size.at = self._steps
+            size.seconds.record(seconds)
 
     def seconds(self, rows: int) -> float:
         """Of a step of so many rows, in any unit until the first was seen."""
         a, b = self.line()
-        size = self._size(rows)
-        return (size.total + a + b * rows) / (size.count + 1)
+        size = self._sizes.get(rows)
+        if size is None:
+            return a + b * rows
+        count = size.count_at(self._steps)
+        return (count * size.seconds.median + a + b * rows) / (count + 1)
 
     def line(self) -> tuple[float, float]:
         """(a, b), in any unit; until steps of several sizes were seen, b is a fifth of both."""
@@ -143,25 +172,17 @@ class Pace:
         slope = min(max(slope, 0.01 * mean / rows), mean / rows)
         return mean - slope * rows, slope
 
-    def _size(self, rows: int) -> _Size:
-        return self._sizes.get(rows, _Size()).faded(self._steps)
 
-
-@dataclass(frozen=True)
+@dataclass
 class _Size:
-    """Steps of one size: how many and their seconds, faded as of step `at`."""
+    """Steps of one size. count: how many, those before `at` faded with every step since."""
 
     count: float = 0.0
-    total: float = 0.0
     at: int = 0
+    seconds: Recent = field(default_factory=Recent)
 
-    def faded(self, step: int) -> _Size:
-        share = _FADE ** (step - self.at)
-        return _Size(self.count * share, self.total * share, step)
-
-    def with_one(self, seconds: float, step: int) -> _Size:
-        own = self.faded(step)
-        return _Size(own.count + 1, own.total + seconds, step)
+    def count_at(self, step: int) -> float:
+        return self.count * _FADE ** (step - self.at)
 
 
 class Speculator:

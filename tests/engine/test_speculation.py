@@ -271,3 +271,28 @@ def _one(prefix: np.ndarray) -> np.ndarray:
     found = np.zeros(VOCAB, np.float32)
     found[int(np.argmin(next_logits(prefix)))] = 1.0
     return found
+
+
+def test_a_few_steps_that_took_far_too_long_are_not_believed():
+    """Another process had the core for a while: two rows still cost what one does."""
+    pace = Pace()
+    for step in range(120):
+        rows = 1 + step % 2
+        pace.record(rows, 0.1 if step in (101, 111) else 0.004 + 0.0001 * rows)
+    assert pace.seconds(2) < 1.2 * pace.seconds(1)
+
+
+def test_a_guess_that_catches_up_with_a_long_text_says_no_more_than_that(monkeypatch):
+    """Else its time would be taken for that of any guess, and none would be made again."""
+    eager(monkeypatch)
+    backend = ToyBackend(400)
+    drafter = DraftModel(ToyBackend(400))
+    engine = Engine(backend, context=1200, drafters=[drafter])
+    clock = iter(range(10**6))
+    monkeypatch.setattr("localllm.engine.drafters.time.perf_counter", lambda: float(next(clock)))
+    params = SamplingParams(max_tokens=2, temperature=0, speculation="model")
+    answers(engine, [Request(tuple(range(1, 20)) * 10, params)])
+    assert drafter.row_cost == 0.0
+    params = SamplingParams(max_tokens=8, temperature=0, speculation="model")
+    answers(engine, [Request(PROMPT, params)])
+    assert drafter.row_cost > 0.0
