@@ -57,6 +57,7 @@ def plan_run(parts: Parts, config: TrainConfig, batches: Batches, stepper: Stepp
         batch.accumulate,
         config.data.seq_len or 0,
         parts.budget,
+        whole=not parts.layout.scales,
         shortest=1 + min(max(lengths_of(example)) for example in parts.data.train),
     )
     plan = plan_memory(needs, available_memory())

@@ -48,13 +48,17 @@ class Needs:
 
 @dataclass(frozen=True)
 class Wish:
-    """The settings that a plan may change. shortest: tokens of the data's shortest example."""
+    """The settings that a plan may change.
+
+    shortest: tokens of the data's shortest example. whole: all weights are trained.
+    """
 
     batch_size: int
     accumulate: int
     seq_len: int
     tokens: int | None = None
     shortest: int = 0
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,8 +136,15 @@ def require_fit(plan: MemoryPlan, needs: Needs, wish: Wish) -> None:
 def advice(needs: Needs, wish: Wish, available: int) -> str:
     ways = ways_out(needs, wish, available)
     if not ways:
-        return "no batch or length fits: choose a smaller model or a lower --rank"
+        return "no batch or length fits: " + smaller(wish.whole)
     return "what fits: " + ", or ".join(f"{way.change} ({size(way.total)})" for way in ways)
+
+
+def smaller(whole: bool) -> str:
+    """What takes less where no batch is small enough; whole: all weights are trained."""
+    if whole:
+        return "choose a smaller model, an optimizer that holds less, or train an adapter"
+    return "choose a smaller model or a lower --rank"
 
 
 def _milder(needs: Needs, wish: Wish) -> Iterator[tuple[str, tuple[tuple[int, ...], ...], bool]]:

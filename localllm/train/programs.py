@@ -13,6 +13,7 @@ from localllm.hub.progress import human_bytes
 from localllm.machine import memory, return_freed_memory
 from localllm.train.base import BaseWeights, base_weights
 from localllm.train.lora import FullConfig, LoRAConfig, TuneConfig
+from localllm.train.planner import smaller
 from localllm.train.program import Layout, Program
 
 ProgramName = Literal["auto", "native", "reference"]
@@ -87,7 +88,7 @@ def _require_room(weights: BaseWeights, layout: Layout, nbytes: int) -> None:
         raise OutOfMemoryPlan(
             f"loading {weights.name} for training takes {human_bytes(needed)}, and "
             f"{human_bytes(available)} may still be used",
-            hint="choose a smaller model or a lower --rank, or end other programs",
+            hint=f"{smaller(not layout.scales)}, or end other programs",
         )
 
 

@@ -82,8 +82,10 @@ def test_dropping_long_examples_is_advised_only_where_some_are_left(shortest, to
     assert f"--seq-len 320 --on-long {told}" in way.change
 
 
-def test_where_nothing_fits_it_says_so():
+@pytest.mark.parametrize(("whole", "told"), [(False, "lower --rank"), (True, "train an adapter")])
+def test_where_nothing_fits_it_says_what_takes_less(whole, told):
     wanted = needs([500])
     with pytest.raises(OutOfMemoryPlan) as error:
-        require_fit(plan_memory(wanted, 10), wanted, Wish(1, 1, 512))
+        require_fit(plan_memory(wanted, 10), wanted, Wish(1, 1, 512, whole=whole))
     assert "smaller model" in (error.value.hint or "")
+    assert told in (error.value.hint or "")
