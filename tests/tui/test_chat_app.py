@@ -227,6 +227,9 @@ def test_the_tree_shows_every_branch_with_its_tokens_and_opens_one():
         async with app.run_test(size=WIDE) as pilot:
             await say(pilot, "root")
             await answered(pilot)
+            await pilot.press("ctrl+t")
+            await until(lambda: "2 messages in 1 branch " in shown(app))
+            await pilot.press("escape")
             for text in ("left", "right"):
                 app.store.edit_chat(1, head=2)
                 await app.chat_screen.load()

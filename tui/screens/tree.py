@@ -166,7 +166,8 @@ class TreeScreen(Screen[int | None]):
     def _show_facts(self, note: str = "") -> None:
         leaves = sum(1 for n in self._messages if not self._children.get(n))
         own = sum(self._tokens.values())
-        text = f"{len(self._messages)} messages in {leaves} branches"
+        branches = "1 branch" if leaves == 1 else f"{leaves} branches"
+        text = f"{len(self._messages)} messages in {branches}"
         if own:
             whole = sum(
                 sum(self._tokens.get(m.id, 0) for m in self._branch(n))
