@@ -43,7 +43,7 @@ class Copies:
         return dict(self._kept)
 
     def drop(self) -> None:
-        """Makes room for what is delivered, once nothing is written any more."""
+        """Makes room, while nothing is being written."""
         self._kept.clear()
 
 

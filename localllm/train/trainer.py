@@ -369,6 +369,7 @@ class Trainer:
         """The newest sound checkpoint's state, on every process; where its metrics ended."""
         packed = b""
         arrays: dict[str, np.ndarray] = {}
+        self._copies.drop()  # what is read takes their place
         if self._saving is not None and (snapshot := self._saving.newest()) is not None:
             arrays = dict(snapshot.arrays)
             packed = json.dumps(snapshot.facts).encode()
