@@ -32,6 +32,7 @@ from localllm.machine import cores
 from localllm.models import load_spec
 from localllm.models.draft_head import DraftHead, head_spec, no_vocabulary
 from localllm.sampling import SamplingParams
+from localllm.sampling.params import Speculation
 from localllm.spec import DecoderSpec, FeedForwardSpec
 from localllm.spec.weights import weight_shapes
 from localllm.train.checkpoint import Checkpoints, Snapshot
@@ -87,14 +88,14 @@ class DraftHeadConfig:
     out: Path
     prompts: Path | None = None
     held_out: int = 12
-    tokens: int = 400_000
+    tokens: int = 640_000
     max_tokens: int = 192
     temperature: float = 0.8
     inner: int = 0
     vocabulary: int = 4096
     candidates: int = 2048
     unroll: int = 3
-    alone: float = 0.75
+    alone: float = 0.8
     closeness: float = 0.0
     decay: float = 0.8
     noise: float = 0.0
@@ -165,7 +166,8 @@ class DraftProgress:
 
 @dataclass(frozen=True)
 class Measured:
-    """With the real engine on held-out prompts, one at a time, greedily, both ways in turn.
+    """With the real engine on held-out prompts, one at a time, greedily, both ways in turn: without
+    guesses, and with those of the head, beside which prompt lookup makes some unless left out.
 
     accepted_per_step: guesses that were right, by step of the model; tokens_per_step is one more.
     speed, plain_speed: tokens a second of decoding, median over prompts, with and without the head.
@@ -296,10 +298,15 @@ def measure_draft_head(
     max_tokens: int = 192,
     threads: int | None = None,
     rounds: int = 2,
+    speculation: Speculation = "auto",
     progress: Report = lambda _: None,
 ) -> Measured:
-    """Decodes each prompt with and without the head, in turn, `rounds` times."""
-    speeds: dict[str, list[float]] = {"head": [], "off": []}
+    """Decodes each prompt with and without guesses, in turn, `rounds` times.
+
+    speculation: "auto" is how a model runs with a head, prompt lookup beside it; "head", "ngram":
+        one of the two alone.
+    """
+    speeds: dict[Speculation, list[float]] = {speculation: [], "off": []}
     tokens = drafted = accepted = steps = 0
     same = True
     with LLM(model, draft_head=head, threads=threads, max_batch=4) as llm:
@@ -311,18 +318,18 @@ def measure_draft_head(
                     params = SamplingParams(
                         max_tokens=max_tokens,
                         temperature=0.0,
-                        speculation="head" if way == "head" else "off",
+                        speculation=way,
                     )
                     result = llm.generate(ids, params)
                     texts[way] = result.token_ids
                     receipt = result.receipt
                     speed.append(receipt.decode_tokens_per_second or math.nan)
-                    if way == "head":
+                    if way != "off":
                         tokens += receipt.generated_tokens
                         drafted += receipt.drafted_tokens
                         accepted += receipt.accepted_tokens
                         steps += receipt.generated_tokens - receipt.accepted_tokens
-                same &= texts["head"] == texts["off"]
+                same &= texts[speculation] == texts["off"]
             progress(DraftProgress("measuring", n + 1, len(prompts)))
     return Measured(
         prompts=len(prompts),
@@ -330,7 +337,7 @@ def measure_draft_head(
         drafted=drafted,
         accepted=accepted,
         accepted_per_step=accepted / max(steps, 1),
-        speed=float(np.nanmedian(speeds["head"])),
+        speed=float(np.nanmedian(speeds[speculation])),
         plain_speed=float(np.nanmedian(speeds["off"])),
         same=same,
     )
