@@ -158,7 +158,7 @@ def finetune(
     sample_tokens: Annotated[int | None, typer.Option(help="Of an answer, 64.")] = None,
     draft_tokens: Annotated[
         int | None,
-        typer.Option(help="draft-head: tokens of the model's own answers to learn from; 640,000."),
+        typer.Option(help="draft-head: tokens of the model's own answers to learn from; 600,000."),
     ] = None,
     draft_vocabulary: Annotated[
         int | None, typer.Option(help="draft-head: how many tokens it may guess; 4096, 0 for all.")

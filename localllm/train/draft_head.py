@@ -51,6 +51,7 @@ from localllm.train.draft_network import (
     HIDDEN_NORM,
     Arrays,
     Network,
+    Sums,
     Target,
     Texts,
     initial,
@@ -88,7 +89,7 @@ class DraftHeadConfig:
     out: Path
     prompts: Path | None = None
     held_out: int = 12
-    tokens: int = 640_000
+    tokens: int = 600_000
     max_tokens: int = 192
     temperature: float = 0.8
     inner: int = 0
@@ -101,7 +102,7 @@ class DraftHeadConfig:
     noise: float = 0.0
     weight_decay: float = 0.05
     batch: int = 16
-    epochs: float = 3.6
+    epochs: float = 3.5
     learning_rate: float = 2e-3
     seed: int = 0
     save_every: int = 50
@@ -476,7 +477,7 @@ def _train(
 ) -> tuple[DraftHead, float, float, int] | None:
     count = len(material.states.prompts)
     kept = max(1, count // 20)  # not trained on, to see how it does elsewhere
-    learned, others = np.arange(count - kept), np.arange(count - kept, count)[: 4 * config.batch]
+    learned, others = np.arange(count - kept), np.arange(count - kept, count)[: 2 * config.batch]
     if not len(learned):
         raise InvalidRequest("one answer is too few to learn from", hint="ask for more tokens")
     per_epoch = -(-len(learned) // config.batch)
@@ -508,7 +509,7 @@ def _train(
             optimizer.update(gradients, step, pool)
             last, stop = step + 1 == total, should_stop()
             if last or stop or (step + 1) % config.save_every == 0:
-                agreed = _agreed(config, material, network, others)
+                agreed = _agreed(config, material, network, others, pool)
                 facts = {"loss": loss, "agreed": agreed}
                 checkpoints.save(Snapshot(step + 1, optimizer.arrays(), facts), best=None)
             progress(DraftProgress("training", step + 1, total, loss, agreed))
@@ -617,17 +618,23 @@ def _noisy(config: DraftHeadConfig, material: _Material, batch: np.ndarray, step
 
 
 def _agreed(
-    config: DraftHeadConfig, material: _Material, network: Network, numbers: np.ndarray
+    config: DraftHeadConfig,
+    material: _Material,
+    network: Network,
+    numbers: np.ndarray,
+    pool: Executor,
 ) -> float:
-    hits, tries = np.zeros((2, config.unroll))
-    for at in range(0, len(numbers), config.batch):
-        sums = network.run(
+    def part(first: int) -> Sums:
+        return network.run(
             material.target,
-            material.texts(numbers[at : at + config.batch]),
+            material.texts(numbers[first : first + _TOGETHER]),
             steps=config.unroll,
             closeness=config.closeness,
             decay=config.decay,
         )
+
+    hits, tries = np.zeros((2, config.unroll))
+    for sums in pool.map(part, range(0, len(numbers), _TOGETHER)):
         hits += sums.hits
         tries += sums.tries
     return float((hits / np.maximum(tries, 1)).sum())
