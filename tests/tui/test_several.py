@@ -134,5 +134,5 @@ def test_the_real_engine_gives_n_the_best_of_some_and_beams(tmp_path: Path):
         assert [m.extra["sample"] for m in beams] == [0, 1]
         assert len({m.content for m in beams}) == 2
 
-    params = {"n": 3, "temperature": 1.5, "max_tokens": 8, "ignore_eos": True}
+    params = {"n": 3, "temperature": 1.5, "max_tokens": 8, "ignore_eos": True, "seed": 5}
     drive(RemoteEngine(), test, model=str(tiny), params=params, options={"context": 512})
