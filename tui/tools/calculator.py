@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -52,7 +53,9 @@ def calculate(expression: str) -> Number:
     if len(expression) > _MOST_CHARACTERS:
         raise ToolFailed(f"an expression has {_MOST_CHARACTERS} characters at most")
     try:
-        tree = ast.parse(expression.strip(), mode="eval")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what looks odd: it would be drawn over the screen
+            tree = ast.parse(expression.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ToolFailed(f"{expression!r} is no arithmetic expression") from None
     if sum(1 for _ in ast.walk(tree)) > _MOST_NODES:

@@ -75,6 +75,12 @@ class TestCalculator:
         with suppress(ToolFailed):
             assert isinstance(calculate(text), int | float)
 
+    def test_nothing_is_warned_of_on_the_screen(self, recwarn):
+        for odd in ("0x1for x in y", "1is 1", "'\\d'"):
+            with suppress(ToolFailed):
+                calculate(odd)
+        assert not recwarn.list
+
     def test_as_a_tool(self):
         assert asyncio.run(CALCULATOR.call({"expression": "6 * 7"})) == "42"
         assert asyncio.run(CALCULATOR.call({"expression": "5 / 2"})) == "2.5"
