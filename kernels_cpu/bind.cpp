@@ -13,6 +13,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "bind_arrays.h"
 #include "bind_kernels.h"
 #include "core/bandwidth.h"
 #include "core/cpu_features.h"
@@ -24,19 +25,7 @@ using namespace localllm;
 
 namespace {
 
-template <class T, int N>
-using Array = nb::ndarray<const T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
 using AnyMatrix = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using OutMatrix = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-
-void check(bool good, const char* message) {
-  if (!good) throw std::invalid_argument(message);
-}
-
-int to_int(size_t n) {
-  check(n <= 0x7fffffff, "array too large");
-  return static_cast<int>(n);
-}
 
 bool is_type(const AnyMatrix& a, nb::dlpack::dtype_code code, int bits) {
   const auto d = a.dtype();

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "bind_arrays.h"
 #include "bind_kernels.h"
 #include "core/dispatch.h"
 #include "core/sampling.h"
@@ -17,13 +18,7 @@ namespace localllm {
 namespace {
 
 template <class T, int N>
-using Array = nb::ndarray<const T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
-template <class T, int N>
 using Out = nb::ndarray<T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
-
-void check(bool good, const char* message) {
-  if (!good) throw std::invalid_argument(message);
-}
 
 // settings [n, 4]: temperature, top_k, top_p, log(min_p). Row i of `out` is that of
 // logits[rows[i]].

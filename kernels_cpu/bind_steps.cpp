@@ -12,6 +12,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "bind_arrays.h"
 #include "bind_kernels.h"
 #include "core/decoder.h"
 #include "core/guess.h"
@@ -21,19 +22,6 @@ namespace nb = nanobind;
 namespace localllm {
 
 namespace {
-
-template <class T, int N>
-using Array = nb::ndarray<const T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
-using OutMatrix = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-
-void check(bool good, const char* message) {
-  if (!good) throw std::invalid_argument(message);
-}
-
-int to_int(size_t n) {
-  check(n <= 0x7fffffff, "array too large");
-  return static_cast<int>(n);
-}
 
 // The first position that some layer of the group still sees from `position`.
 int64_t first_seen(const Program& program, int group, int64_t position) {
@@ -189,12 +177,12 @@ bool forward(Decoder& decoder, Array<int32_t, 1> tokens, Array<int32_t, 1> start
   return done;
 }
 
-// A step of a draft head whose layer this is; see `Guesser`. parts: "from_hidden",
+// A step of a draft head whose layer this is; see core/guess.h. parts: "from_hidden",
 // "from_embedding", their norms, and "head" where only some tokens are guessed.
-bool guess(Decoder& layer, Decoder& model, const WeightStore& parts, float eps,
-           Array<float, 2> hidden, Array<int32_t, 1> following, Array<int32_t, 1> starts,
-           Array<int32_t, 1> counts, Array<int32_t, 1> tables, Array<int32_t, 1> table_sizes,
-           const std::vector<RopeInput>& ropes, OutMatrix states, OutMatrix logits) {
+bool guess_step(Decoder& layer, Decoder& model, const WeightStore& parts, float eps,
+                Array<float, 2> hidden, Array<int32_t, 1> following, Array<int32_t, 1> starts,
+                Array<int32_t, 1> counts, Array<int32_t, 1> tables, Array<int32_t, 1> table_sizes,
+                const std::vector<RopeInput>& ropes, OutMatrix states, OutMatrix logits) {
   const int rows = to_int(hidden.shape(0)), width = layer.program().config.hidden;
   check(model.program().config.hidden == width && to_int(hidden.shape(1)) == width &&
             to_int(following.shape(0)) == rows,
@@ -214,13 +202,13 @@ bool guess(Decoder& layer, Decoder& model, const WeightStore& parts, float eps,
   const auto norm = [&](const char* name) {
     return NormParams{parts.vector(name, width), nullptr, eps, false};
   };
-  Guesser guesser(
-      model, layer,
-      {&parts.matrix("from_hidden", width, width), &parts.matrix("from_embedding", width, width),
-       some ? &parts.matrix("head", to_int(logits.shape(1)), width) : nullptr, norm("hidden_norm"),
-       norm("embedding_norm")});
+  const HeadParts head{&parts.matrix("from_hidden", width, width),
+                       &parts.matrix("from_embedding", width, width),
+                       some ? &parts.matrix("head", to_int(logits.shape(1)), width) : nullptr,
+                       norm("hidden_norm"), norm("embedding_norm")};
   const nb::gil_scoped_release release;
-  return guesser.run(step, hidden.data(), following.data(), states.data(), logits.data());
+  return guess(model, layer, head, step, hidden.data(), following.data(), states.data(),
+               logits.data());
 }
 
 void project(Decoder& d, Array<float, 2> hidden, OutMatrix out) {
@@ -266,9 +254,10 @@ void bind_steps(nb::class_<Decoder>& cls) {
       .def("project_with", &project_with, nb::arg("store"), nb::arg("name"), nb::arg("hidden"),
            nb::arg("out"), "The same with a matrix of `store` as the head, without a bias.")
       .def("embed", &embed, nb::arg("tokens"), nb::arg("out"), "Rows of the embedding into `out`.")
-      .def("guess", &guess, nb::arg("model"), nb::arg("parts"), nb::arg("eps"), nb::arg("hidden"),
-           nb::arg("following"), nb::arg("starts"), nb::arg("counts"), nb::arg("tables"),
-           nb::arg("table_sizes"), nb::arg("ropes"), nb::arg("states"), nb::arg("logits"),
+      .def("guess", &guess_step, nb::arg("model"), nb::arg("parts"), nb::arg("eps"),
+           nb::arg("hidden"), nb::arg("following"), nb::arg("starts"), nb::arg("counts"),
+           nb::arg("tables"), nb::arg("table_sizes"), nb::arg("ropes"), nb::arg("states"),
+           nb::arg("logits"),
            "A step of a draft head of `model`, whose layer this is: of each chunk's last row the "
            "state that it guesses and the logits; False when cancelled.");
 }

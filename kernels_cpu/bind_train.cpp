@@ -12,6 +12,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "bind_arrays.h"
 #include "bind_kernels.h"
 #include "train/adamw.h"
 #include "train/dispatch.h"
@@ -34,10 +35,6 @@ template <class T>
 using In2 = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Out = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using RopeInput = std::pair<In2<float>, In<int32_t>>;
-
-void check(bool good, const char* message) {
-  if (!good) throw std::invalid_argument(message);
-}
 
 void check_rows(const Store& store, const std::string& name, int row, size_t count, size_t cols) {
   const train::Matrix& m = store.at(name);

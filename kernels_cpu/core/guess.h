@@ -1,8 +1,6 @@
 // A step of a draft head: what enters its layer, the layer, and the logits of what it guesses.
 #pragma once
 
-#include <vector>
-
 #include "core/decoder.h"
 
 namespace localllm {
@@ -14,22 +12,11 @@ struct HeadParts {
   NormParams hidden_norm, embedding_norm;
 };
 
-// A draft head's layer is a decoder of one layer that is given its inputs. Both decoders must
-// outlive it; so must what `parts` points to.
-class Guesser {
- public:
-  Guesser(Decoder& model, Decoder& layer, const HeadParts& parts)
-      : model_(model), layer_(layer), parts_(parts) {}
-
-  // hidden [step.rows, hidden]: the model's states, or guesses at them. following [step.rows]: the
-  // token after each. Of the last row of each chunk: the state it guesses, into `states` [chunks,
-  // hidden], and its logits, into `logits`. False when cancelled.
-  bool run(Step step, const float* hidden, const int32_t* following, float* states, float* logits);
-
- private:
-  Decoder& model_;
-  Decoder& layer_;
-  HeadParts parts_;
-};
+// layer: a draft head's, which is a decoder of one layer that is given its inputs. hidden
+// [step.rows, hidden]: the model's states, or guesses at them. following [step.rows]: the token
+// after each. Of the last row of each chunk: the state it guesses, into `states` [chunks, hidden],
+// and its logits, into `logits`. False when cancelled.
+bool guess(Decoder& model, Decoder& layer, const HeadParts& parts, Step step, const float* hidden,
+           const int32_t* following, float* states, float* logits);
 
 }  // namespace localllm

@@ -151,31 +151,11 @@ void Trainer::back(const Group& g, Workspace& w, const void* x, const std::vecto
   const bool dropping = g.dropout > 0.0;
   const auto input_gradient = [&](const Use& u, const void* from, size_t i) {
     const AdapterPlace& a = model_->adapters[static_cast<size_t>(u.linear->adapter)];
-    Gradient j;
-    j.transposed = w.low_t[i];
-    j.rank = a.rank;
-    j.m = m;
-    j.x = from;
-    j.ld = j.columns = in;
-    j.out = gradient + a.a;
-    j.out_r = in;
-    j.out_c = 1;
-    return j;
+    return gradient_of(w.low_t[i], a.rank, m, from, in, gradient + a.a);
   };
   for (size_t i = 0; i < uses.size(); ++i) {
     const Linear& l = *uses[i].linear;
-    if (l.at >= 0) {
-      Gradient j;
-      j.transposed = w.columns[i];
-      j.rank = l.out;
-      j.m = m;
-      j.x = x;
-      j.ld = j.columns = in;
-      j.out = gradient + l.at;
-      j.out_r = in;
-      j.out_c = 1;
-      gradients.push_back(j);
-    }
+    if (l.at >= 0) gradients.push_back(gradient_of(w.columns[i], l.out, m, x, in, gradient + l.at));
     if (l.adapter < 0) continue;
     const AdapterPlace& a = model_->adapters[static_cast<size_t>(l.adapter)];
     Gradient j;

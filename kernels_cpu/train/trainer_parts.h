@@ -20,6 +20,22 @@ inline uint32_t target_seed(uint64_t seed, uint32_t target) {
   return mix(static_cast<uint32_t>(seed) ^ mix(static_cast<uint32_t>(seed >> 32) ^ target));
 }
 
+// That of a matrix [rank, in], row after row at `out`: x [m, in] enters it, and `transposed` are
+// its results' gradients as packed rows of their transpose.
+inline Gradient gradient_of(const void* transposed, int rank, int m, const void* x, int in,
+                            float* out) {
+  Gradient j;
+  j.transposed = transposed;
+  j.rank = rank;
+  j.m = m;
+  j.x = x;
+  j.ld = j.columns = in;
+  j.out = out;
+  j.out_r = in;
+  j.out_c = 1;
+  return j;
+}
+
 struct Trainer::Group {
   int first = 0, rows = 0, padded = 0, longest = 0;
   bool keep = false;

@@ -64,15 +64,8 @@ void Trainer::head_whole(Workspace& w, int m, float* gradient) {
                      gradient + model_->head_bias_at + v0 + column);
     });
     const Product d = head_back(w, m, v0, width);
-    Gradient j;
-    j.transposed = w.columns[0];
-    j.rank = width;
-    j.m = m;
-    j.x = w.he;
-    j.ld = j.columns = hidden;
-    j.out = gradient + model_->head_at + static_cast<ptrdiff_t>(v0) * hidden;
-    j.out_r = hidden;
-    j.out_c = 1;
+    float* out = gradient + model_->head_at + static_cast<ptrdiff_t>(v0) * hidden;
+    const Gradient j = gradient_of(w.columns[0], width, m, w.he, hidden, out);
     const int n = panels(hidden);
     pool_.parallel(2 * n, 1, [&](int first, int last, int thread) {
       void* scratch = w.scratch[static_cast<size_t>(thread)];
