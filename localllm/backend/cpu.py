@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
@@ -37,6 +38,21 @@ from localllm.checkpoint.tensor import Tensor
 from localllm.errors import BackendUnavailable, CheckpointError, InvalidRequest, OutOfMemoryPlan
 from localllm.kernels_cpu import _native
 from localllm.spec import DecoderSpec, MoESpec
+
+
+class Span(Protocol):
+    """Rows of one sequence, of a `Chunk` or of a draft head; what is told is told there."""
+
+    @property
+    def start(self) -> int: ...
+    @property
+    def block_table(self) -> np.ndarray: ...
+    @property
+    def prompt_length(self) -> int: ...
+
+
+# Starts, counts, block tables, their sizes, and for each RoPE its rows.
+_Places = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[tuple[np.ndarray, np.ndarray]]]
 
 
 class CpuBackend:
@@ -203,10 +219,6 @@ class CpuBackend:
         if not chunks:
             return np.zeros((0, self.spec.vocab_size), np.float32)
         counts = [len(c.token_ids) for c in chunks]
-        positions = [
-            np.arange(c.start, c.start + n, dtype=np.int32)
-            for c, n in zip(chunks, counts, strict=True)
-        ]
         offsets = np.cumsum([0, *counts[:-1]])
         logit_rows = [
             offset + row
@@ -215,12 +227,8 @@ class CpuBackend:
         ]
         out = np.empty((len(logit_rows), self.spec.vocab_size), np.float32)
         done = decoder.forward(
-            join([c.token_ids for c in chunks]),
-            np.array([c.start for c in chunks], np.int32),
-            np.array(counts, np.int32),
-            join([self._tables(c).reshape(-1) for c in chunks]),
-            np.array([c.block_table.shape[-1] for c in chunks], np.int32),
-            self._ropes_of(batch, positions),
+            _join([c.token_ids for c in chunks]),
+            *self.places(chunks, counts),
             np.array(logit_rows, np.int32),
             out,
             hidden,
@@ -232,12 +240,30 @@ class CpuBackend:
             raise StepCancelled("the step was cancelled")
         return out
 
-    def _tables(self, chunk: Chunk) -> np.ndarray:
+    def places(self, spans: Sequence[Span], counts: Sequence[int]) -> _Places:
+        """Where rows stand, so many of each span, as the native engine is told."""
+        positions = [
+            np.arange(s.start, s.start + n, dtype=np.int32)
+            for s, n in zip(spans, counts, strict=True)
+        ]
+        lengths = [
+            np.maximum(s.prompt_length, p + 1) for s, p in zip(spans, positions, strict=True)
+        ]
+        at, length = _join(positions), _join(lengths)
+        return (
+            np.array([s.start for s in spans], np.int32),
+            np.array(counts, np.int32),
+            _join([self._tables(s).reshape(-1) for s in spans]),
+            np.array([s.block_table.shape[-1] for s in spans], np.int32),
+            [rope.rows(at, length) for rope in self._ropes],
+        )
+
+    def _tables(self, span: Span) -> np.ndarray:
         """[groups, m]."""
-        if chunk.block_table.ndim == 2:
-            return chunk.block_table
-        shape = (len(self.group_blocks), chunk.block_table.shape[-1])
-        return np.broadcast_to(chunk.block_table, shape)
+        if span.block_table.ndim == 2:
+            return span.block_table
+        shape = (len(self.group_blocks), span.block_table.shape[-1])
+        return np.broadcast_to(span.block_table, shape)
 
     def _states(self, chunks: tuple[Chunk, ...]) -> np.ndarray | None:
         """int32 [chunks, 3]: source (-1 for none), target, guesses."""
@@ -349,20 +375,6 @@ class CpuBackend:
         assert self._decoder is not None, "the backend is closed"
         return self._decoder
 
-    def _ropes_of(
-        self, batch: Batch, positions: list[np.ndarray]
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        lengths = [
-            np.maximum(c.prompt_length, p + 1) for c, p in zip(batch.chunks, positions, strict=True)
-        ]
-        return self.rope_rows(join(positions), join(lengths))
-
-    def rope_rows(
-        self, positions: np.ndarray, lengths: np.ndarray
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """What the native engine is given for rows at these positions, of texts so long."""
-        return [rope.rows(positions, lengths) for rope in self._ropes]
-
 
 def _store(
     spec: DecoderSpec,
@@ -402,7 +414,6 @@ def choose_kernels(name: str | None) -> str:
     return asked
 
 
-def join(parts: list[np.ndarray]) -> np.ndarray:
-    """int32, one after the other."""
+def _join(parts: list[np.ndarray]) -> np.ndarray:
     joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
     return np.ascontiguousarray(joined, np.int32)

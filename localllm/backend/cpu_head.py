@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from localllm.backend.cpu import CpuBackend, join
+from localllm.backend.cpu import CpuBackend
 from localllm.backend.cpu_weights import add_matrix
 from localllm.backend.protocol import Backend, StepCancelled
 from localllm.checkpoint.tensor import Tensor
@@ -41,19 +41,13 @@ class CpuHead:
         """See `HeadNetwork.run`."""
         states = np.empty((len(rows), self._layer.spec.hidden), np.float32)
         logits = np.empty((len(rows), self._guessed), np.float32)
-        positions = [np.arange(r.start, r.start + len(r.states), dtype=np.int32) for r in rows]
-        lengths = [np.maximum(r.prompt_length, p + 1) for r, p in zip(rows, positions, strict=True)]
         done = self._layer.native.guess(
             self._model.native,
             self._parts,
             self._eps,
             np.ascontiguousarray(np.concatenate([r.states for r in rows]), np.float32),
             np.array([token for r in rows for token in r.following], np.int32),
-            np.array([r.start for r in rows], np.int32),
-            np.array([len(r.states) for r in rows], np.int32),
-            join([r.block_table.reshape(-1) for r in rows]),
-            np.array([r.block_table.shape[-1] for r in rows], np.int32),
-            self._layer.rope_rows(join(positions), join(lengths)),
+            *self._layer.places(rows, [len(r.states) for r in rows]),
             states,
             logits,
         )

@@ -45,8 +45,11 @@ class Chances:
     def of(self, sequence: Sequence, kind: int = 0) -> float:
         return self._own.get((sequence.id, kind), self._common[kind])
 
-    def learn(self, sequence: Sequence, drafted: int, accepted: int, kind: int = 0) -> None:
-        for index in range(min(drafted, accepted + 1)):  # what follows a wrong one says nothing
+    def learn(self, sequence: Sequence, kinds: Seq[int], accepted: int) -> None:
+        """kinds: of the guesses made, in their order."""
+        for index, kind in enumerate(
+            kinds[: accepted + 1]
+        ):  # what follows a wrong one says nothing
             self.move(sequence, float(index < accepted), kind)
 
     def move(self, sequence: Sequence, towards: float, kind: int = 0) -> None:
@@ -97,7 +100,7 @@ class PromptLookup:
         """The text alone is looked at."""
 
     def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
-        self._chances.learn(sequence, drafted, accepted, self._match(sequence))
+        self._chances.learn(sequence, [self._match(sequence)] * drafted, accepted)
 
     def forget(self, sequence: Sequence) -> None:
         self._indices.pop(sequence.id, None)
@@ -158,10 +161,7 @@ class _Surmising:
         """The text alone is looked at."""
 
     def learn(self, sequence: Sequence, drafted: int, accepted: int) -> None:
-        kinds = self._kinds.get(sequence.id, [])
-        # What follows a wrong one says nothing.
-        for index, kind in enumerate(kinds[: min(drafted, accepted + 1)]):
-            self._chances.move(sequence, float(index < accepted), kind)
+        self._chances.learn(sequence, self._kinds.get(sequence.id, [])[:drafted], accepted)
 
     def forget(self, sequence: Sequence) -> None:
         self._chances.forget(sequence)

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -118,14 +119,11 @@ class Recent:
 
     def __init__(self) -> None:
         self._seconds: deque[float] = deque(maxlen=_LATEST)
+        self.median = 0.0  # asked for more often than times come
 
     def record(self, seconds: float) -> None:
         self._seconds.append(seconds)
-
-    @property
-    def median(self) -> float:
-        """0 before the first."""
-        return statistics.median(self._seconds) if self._seconds else 0.0
+        self.median = statistics.median(self._seconds)
 
 
 class Pace:
@@ -200,8 +198,9 @@ class Speculator:
             sequence.speculation.drafts.clear()
         wishes: dict[str, list[Wish]] = {}
         shares = self._share(sequences, rows)
+        counts = [count for _, drafter, count, _ in shares if drafter.knows_chances]
+        seconds = self._seconds(len(sequences), len(shares), max(counts, default=0))
         for sequence, drafter, count, trying in shares:
-            seconds = self._seconds(len(sequences), len(shares), count)
             worth = Worth([1.0, 1.0], 0.0) if trying else Worth(seconds, drafter.row_cost)
             wishes.setdefault(drafter.name, []).append(Wish(sequence, count, worth))
         for name, wished in wishes.items():
@@ -218,8 +217,8 @@ class Speculator:
 
     def _seconds(self, sequences: int, drafting: int, most: int) -> list[float]:
         """One sequence's share of a step, when `drafting` of them have 0 … most guesses."""
-        steps = [self.pace.seconds(sequences + i * drafting) for i in range(most + 1)]
-        return [max(steps[: i + 1]) / sequences for i in range(most + 1)]
+        steps = (self.pace.seconds(sequences + i * drafting) for i in range(most + 1))
+        return [longest / sequences for longest in accumulate(steps, max)]
 
     @property
     def wants_states(self) -> bool:
