@@ -22,7 +22,8 @@ from benchmarks.harness.machine import print_heading
 from benchmarks.harness.table import Goal, markdown, verdict, wanted, write_json
 from localllm import LLM, SamplingParams
 from localllm.sampling.params import Speculation
-from localllm.train.draft_head import DraftHeadConfig, measure_draft_head
+from localllm.train.draft_config import DraftHeadConfig
+from localllm.train.draft_head import measure_draft_head
 from localllm.train.draft_prompts import built_in
 
 MODEL = "smollm2:135m"

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from localllm.train.draft_head import DraftHeadConfig, DraftHeadReport, DraftProgress
+    from localllm.train.draft_config import DraftHeadConfig, DraftProgress
+    from localllm.train.draft_head import DraftHeadReport
 
 # What settings of a fine-tune mean here: by the name they have there, the one they have here.
 _SETTINGS = {
@@ -67,7 +68,8 @@ def train_draft_head_command(
         raise typer.BadParameter(
             f"a draft head has no {', '.join(name.rpartition('.')[2] for name in foreign)}"
         )
-    from localllm.train.draft_head import resumed_config, train_draft_head
+    from localllm.train.draft_config import resumed_config
+    from localllm.train.draft_head import train_draft_head
 
     config = (
         resumed_config(Path(run or changes.get("out") or _missing("--out")), changes.get("threads"))
@@ -88,7 +90,7 @@ def train_draft_head_command(
 
 
 def _config(changes: Mapping[str, Any]) -> DraftHeadConfig:
-    from localllm.train.draft_head import DraftHeadConfig
+    from localllm.train.draft_config import DraftHeadConfig
 
     for name in ("model", "out"):
         if name not in changes:

@@ -229,9 +229,8 @@ def generate(
         found.update((answer.number, answer) for answer in kept)
         fresh.clear()
 
-    llm.pump.alone(lambda engine: engine.watch_states(recorder))
     # A prompt that is taken from the cache has no states.
-    with llm.in_flight(reuse=False) as flight:
+    with _watched(llm, recorder), llm.in_flight(reuse=False) as flight:
         running: dict[int, tuple[int, tuple[int, ...], int | None]] = {}
         plan = _plan(llm, prompts, found, max_tokens, temperature, seed)
         while True:
@@ -252,10 +251,18 @@ def generate(
                 fresh.append((answer, recorder.take(own, max(0, answer.rows))))
             if len(fresh) >= _QUEUE:
                 keep()
-    llm.pump.alone(lambda engine: engine.watch_states(None))
     if fresh:
         keep()
     return [found[answer.number] for answer in done]
+
+
+@contextmanager
+def _watched(llm: LLM, recorder: _Recorder) -> Iterator[None]:
+    llm.pump.alone(lambda engine: engine.watch_states(recorder))
+    try:
+        yield
+    finally:
+        llm.pump.alone(lambda engine: engine.watch_states(None))
 
 
 def recorded(

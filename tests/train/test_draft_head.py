@@ -18,13 +18,9 @@ from localllm.checkpoint.tensor import Dense
 from localllm.errors import CheckpointError, InvalidRequest
 from localllm.models.draft_head import DraftHead, head_spec, no_vocabulary
 from localllm.spec.weights import weight_shapes
+from localllm.train.draft_config import DraftHeadConfig, DraftProgress, resumed_config
 from localllm.train.draft_data import Answer, Answers, StateFile, States, generate, states_of
-from localllm.train.draft_head import (
-    DraftHeadConfig,
-    DraftProgress,
-    resumed_config,
-    train_draft_head,
-)
+from localllm.train.draft_head import train_draft_head
 from localllm.train.draft_network import (
     EMBEDDING_NORM,
     FROM_EMBEDDING,
