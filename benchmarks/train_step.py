@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,17 @@ def report(times: list[float], processor: float, shape: Shape) -> None:
     print(json.dumps(result))
 
 
+def time_steps(one: Callable[[int], None], steps: int, shape: Shape) -> None:
+    """one: takes a step, of this number; the first does not count."""
+    times, spent = [], 0.0
+    for step in range(1, steps + 2):
+        spent = time.process_time() if step == 2 else spent
+        start = time.perf_counter()
+        one(step)
+        times.append(time.perf_counter() - start)
+    report(times[1:], time.process_time() - spent, shape)
+
+
 def ours(kernels: str, threads: int, steps: int, shape: Shape) -> None:
     from localllm.train.base import base_weights
     from localllm.train.layout import layout_for
@@ -85,15 +97,13 @@ def ours(kernels: str, threads: int, steps: int, shape: Shape) -> None:
     parameters = np.random.default_rng(1).normal(0, 0.02, layout.size).astype(np.float32)
     m, v, gradient = (np.zeros_like(parameters) for _ in range(3))
     options = {"lr": 1e-4, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
-    times, spent = [], 0.0
-    for step in range(1, steps + 2):
-        spent = time.process_time() if step == 2 else spent
-        start = time.perf_counter()
+
+    def one(step: int) -> None:
         gradient[:] = 0
         program.gradients(rows, row_weights, parameters, gradient)
         fused_adamw(parameters, gradient, m, v, step=step, **options)
-        times.append(time.perf_counter() - start)
-    report(times[1:], time.process_time() - spent, shape)
+
+    time_steps(one, steps, shape)
 
 
 def full(kernels: str, threads: int, steps: int, shape: Shape) -> None:
@@ -119,16 +129,14 @@ def full(kernels: str, threads: int, steps: int, shape: Shape) -> None:
     rows, row_weights = batch(weights.spec.vocab_size, shape)
     parameters = initial(layout, 0, weights)
     gradient, optimizer = np.zeros_like(parameters), make_optimizer("adamw", layout)
-    times, spent = [], 0.0
-    for step in range(1, steps + 2):
-        spent = time.process_time() if step == 2 else spent
-        start = time.perf_counter()
+
+    def one(step: int) -> None:
         gradient[:] = 0
         program.gradients(rows, row_weights, parameters, gradient)
         clip(gradient, 1.0)
         optimizer.update(parameters, gradient, 2e-5, step)
-        times.append(time.perf_counter() - start)
-    report(times[1:], time.process_time() - spent, shape)
+
+    time_steps(one, steps, shape)
 
 
 def peer(dtype: str, threads: int, steps: int, shape: Shape) -> None:
@@ -171,17 +179,15 @@ def time_torch(
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr)
     ids = torch.tensor(tokens(model.config.vocab_size, shape), dtype=torch.long)
-    times, spent = [], 0.0
-    for step in range(1, steps + 2):
-        spent = time.process_time() if step == 2 else spent
-        start = time.perf_counter()
+
+    def one(step: int) -> None:
         optimizer.zero_grad()
         model(input_ids=ids, labels=ids).loss.backward()
         if limit is not None:
             torch.nn.utils.clip_grad_norm_(trained, limit)
         optimizer.step()
-        times.append(time.perf_counter() - start)
-    report(times[1:], time.process_time() - spent, shape)
+
+    time_steps(one, steps, shape)
 
 
 def run(side: str, name: str, args: argparse.Namespace, caps: dict[str, str]) -> dict[str, float]:

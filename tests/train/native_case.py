@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -287,3 +288,62 @@ class _Noisy:
 
 def relative(got: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.linalg.norm(got.astype(np.float64) - wanted) / np.linalg.norm(wanted))
+
+
+def some_weights(n: int, seed: int = 3) -> np.ndarray:
+    """Of both signs; every third row counts for nothing."""
+    weights = np.random.default_rng(seed).normal(size=n).astype(np.float32)
+    weights[::3] = 0
+    return weights
+
+
+def gradient(program, rows, weights, parameters, noise=None) -> tuple[float, np.ndarray]:
+    result = np.zeros_like(parameters)
+    return program.gradients(rows, weights, parameters, result, noise), result
+
+
+def check_same_bits(opened: Callable, rows: Rows, parameters: np.ndarray, noise: Noise) -> None:
+    """However many threads, and whether values are kept or computed again."""
+    weights, results = some_weights(len(rows.tokens)), []
+    for threads, keep in [(1, 0), (2, 0), (5, 0), (1, 1 << 30), (3, 1 << 30)]:
+        program = opened(threads=threads, keep_bytes=keep)
+        loss, got = gradient(program, rows, weights, parameters, noise)
+        results.append((loss, got.tobytes(), program.log_probs(rows, parameters).tobytes()))
+        again = gradient(program, rows, weights, parameters, noise)
+        assert (again[0], again[1].tobytes()) == results[-1][:2]
+    assert len(set(results)) == 1
+
+
+def check_micro_batches(program, spec: DecoderSpec, parameters: np.ndarray, noise: Noise) -> None:
+    """Cutting a step changes the order of the sum alone."""
+    rows, weights = random_rows(spec, (20, 9, 31)), some_weights(60)
+    loss, whole = gradient(program, rows, weights, parameters, noise)
+    summed, total = np.zeros_like(whole), 0.0
+    for first, last in ((0, 20), (20, 60)):
+        starts = rows.offsets[(rows.offsets >= first) & (rows.offsets <= last)]
+        part = Rows(rows.tokens[first:last], rows.targets[first:last], starts - first, first)
+        total += program.gradients(part, weights[first:last], parameters, summed, noise)
+    assert abs(total - loss) < 1e-6 * np.abs(weights).sum() * 10
+    assert relative(summed, whole) < 1e-6
+
+
+def check_rows_without_weight(
+    program, rows: Rows, changed: Rows, weights: np.ndarray, parameters: np.ndarray
+) -> None:
+    """They count for nothing: `changed` differs in such rows from `rows`."""
+    loss, wanted = gradient(program, rows, weights, parameters)
+    got_loss, got = gradient(program, changed, weights, parameters)
+    assert loss == got_loss
+    assert np.array_equal(wanted, got)
+    loss, got = gradient(program, rows, np.zeros_like(weights), parameters)
+    assert loss == 0
+    assert not got.any()
+
+
+def check_added(program, spec: DecoderSpec, parameters: np.ndarray, within: float) -> None:
+    """Gradients are added to what is there."""
+    rows, weights = random_rows(spec, (12,)), some_weights(12)
+    _, once = gradient(program, rows, weights, parameters)
+    filled = np.full_like(once, 8.0)
+    program.gradients(rows, weights, parameters, filled)
+    assert np.abs(filled - 8.0 - once).max() < within

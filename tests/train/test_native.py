@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -27,12 +28,18 @@ from tests.train.native_case import (
     LINEARS,
     Autodiff,
     Held,
+    check_added,
+    check_micro_batches,
+    check_rows_without_weight,
+    check_same_bits,
+    gradient,
     make_layout,
     random_parameters,
     random_rows,
     random_weights,
     relative,
     small_spec,
+    some_weights,
 )
 
 KERNELS = train_kernels()
@@ -82,18 +89,6 @@ SPECS = {
         rope=RopeSpec(dim=8, theta=100.0, kind="llama3", factor=8.0, original_context=16)
     ),
 }
-
-
-def some_weights(n: int, seed: int = 3) -> np.ndarray:
-    """Of both signs; every third row counts for nothing."""
-    weights = np.random.default_rng(seed).normal(size=n).astype(np.float32)
-    weights[::3] = 0
-    return weights
-
-
-def gradient(program, rows, weights, parameters, noise=None) -> tuple[float, np.ndarray]:
-    result = np.zeros_like(parameters)
-    return program.gradients(rows, weights, parameters, result, noise), result
 
 
 def opened(spec, layout, tensors=None, **options) -> NativeProgram:
@@ -208,15 +203,7 @@ def test_threads_and_what_is_kept_change_no_bit(name, kernels):
     spec = SPECS[name]
     layout = make_layout(spec)
     rows, parameters = random_rows(spec, (130, 1, 60, 40)), random_parameters(layout)
-    weights = some_weights(231)
-    results = []
-    for threads, keep in [(1, 0), (2, 0), (5, 0), (1, 1 << 30), (3, 1 << 30)]:
-        program = opened(spec, layout, threads=threads, kernels=kernels, keep_bytes=keep)
-        loss, got = gradient(program, rows, weights, parameters, NOISY)
-        results.append((loss, got.tobytes(), program.log_probs(rows, parameters).tobytes()))
-        again = gradient(program, rows, weights, parameters, NOISY)
-        assert (again[0], again[1].tobytes()) == results[-1][:2]
-    assert len(set(results)) == 1
+    check_same_bits(partial(opened, spec, layout, kernels=kernels), rows, parameters, NOISY)
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
@@ -224,15 +211,7 @@ def test_cutting_a_step_into_micro_batches_changes_the_order_of_the_sum_alone(ke
     spec = SPECS["llama"]
     layout = make_layout(spec)
     parameters, program = random_parameters(layout), opened(spec, layout, kernels=kernels)
-    rows, weights = random_rows(spec, (20, 9, 31)), some_weights(60)
-    loss, whole = gradient(program, rows, weights, parameters, NOISY)
-    summed, total = np.zeros_like(whole), 0.0
-    for first, last in ((0, 20), (20, 60)):
-        starts = rows.offsets[(rows.offsets >= first) & (rows.offsets <= last)]
-        part = Rows(rows.tokens[first:last], rows.targets[first:last], starts - first, first)
-        total += program.gradients(part, weights[first:last], parameters, summed, NOISY)
-    assert abs(total - loss) < 1e-6 * np.abs(weights).sum() * 10
-    assert relative(summed, whole) < 1e-6
+    check_micro_batches(program, spec, parameters, NOISY)
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
@@ -244,24 +223,14 @@ def test_rows_without_weight_count_for_nothing(kernels):
     other = rows.targets.copy()
     other[weights == 0] = 0
     changed = Rows(rows.tokens, other, rows.offsets)
-    loss, wanted = gradient(program, rows, weights, parameters)
-    got_loss, got = gradient(program, changed, weights, parameters)
-    assert loss == got_loss
-    assert np.array_equal(wanted, got)
-    loss, got = gradient(program, rows, np.zeros(30, np.float32), parameters)
-    assert loss == 0
-    assert not got.any()
+    check_rows_without_weight(program, rows, changed, weights, parameters)
 
 
 def test_gradients_are_added_to_what_is_there():
     spec = SPECS["llama"]
     layout = make_layout(spec)
     parameters, program = random_parameters(layout), opened(spec, layout)
-    rows, weights = random_rows(spec, (12,)), some_weights(12)
-    _, once = gradient(program, rows, weights, parameters)
-    filled = np.full_like(once, 8.0)
-    program.gradients(rows, weights, parameters, filled)
-    assert np.abs(filled - 8.0 - once).max() < 1e-5
+    check_added(program, spec, parameters, 1e-5)
 
 
 def test_an_empty_batch_is_no_work():

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -20,11 +21,23 @@ from localllm.train.lora import FullConfig
 from localllm.train.mlx_bridge import loss_function, to_flat, to_parameters
 from localllm.train.native import NativeProgram
 from localllm.train.optimizers import clip, make_optimizer
-from localllm.train.program import Layout, Noise, Rows
+from localllm.train.program import Layout, Noise
 from localllm.train.programs import open_program
 from localllm.train.reference import ReferenceProgram
 from tests.examples import examples
-from tests.train.native_case import Held, random_rows, random_weights, relative, small_spec
+from tests.train.native_case import (
+    Held,
+    check_added,
+    check_micro_batches,
+    check_rows_without_weight,
+    check_same_bits,
+    gradient,
+    random_rows,
+    random_weights,
+    relative,
+    small_spec,
+    some_weights,
+)
 from tests.train.test_native import EXACT, FLOAT, KERNELS, LONG, ROUNDED, SPECS
 
 NEFTUNE = Noise(seed=(7 << 32) + 9, neftune=5.0)
@@ -43,24 +56,12 @@ def start(spec, seed: int = 0) -> np.ndarray:
     return initial(whole(spec), 0, weights_in_memory(spec, random_weights(spec, seed)))
 
 
-def row_weights(n: int, seed: int = 3) -> np.ndarray:
-    """Of both signs; every third row counts for nothing."""
-    weights = np.random.default_rng(seed).normal(size=n).astype(np.float32)
-    weights[::3] = 0
-    return weights
-
-
-def gradient(program, rows, weights, parameters, noise=None) -> tuple[float, np.ndarray]:
-    result = np.zeros_like(parameters)
-    return program.gradients(rows, weights, parameters, result, noise), result
-
-
 @pytest.mark.parametrize("name", SPECS)
 def test_gradients_of_all_weights_are_those_of_the_reference(name):
     spec = SPECS[name]
     layout, parameters = whole(spec), start(spec, seed=1)
     base = weights_in_memory(spec, random_weights(spec))
-    rows, weights = random_rows(spec, LONG, first=5), row_weights(sum(LONG))
+    rows, weights = random_rows(spec, LONG, first=5), some_weights(sum(LONG))
     reference = ReferenceProgram(base, layout)
     for noise in (None, NEFTUNE):
         wanted = reference.log_probs(rows, parameters, noise)
@@ -90,7 +91,7 @@ def compare_each(layout: Layout, got: np.ndarray, wanted: np.ndarray) -> None:
 def test_finite_differences_agree():
     spec = SPECS["qwen"]
     layout, parameters, program = whole(spec), start(spec), opened(spec, kernels=FLOAT[-1])
-    rows, weights = random_rows(spec, (9, 20)), row_weights(29)
+    rows, weights = random_rows(spec, (9, 20)), some_weights(29)
     _, slope = gradient(program, rows, weights, parameters)
 
     def loss(flat: np.ndarray) -> float:
@@ -144,38 +145,22 @@ def test_any_sizes_and_lengths_give_the_gradients_of_the_reference(data):
 def test_threads_and_what_is_kept_change_no_bit(name, kernels):
     spec = SPECS[name]
     rows, parameters = random_rows(spec, (120, 1, 60, 40)), start(spec)
-    weights = row_weights(221)
-    results = []
-    for threads, keep in [(1, 0), (2, 0), (5, 0), (1, 1 << 30), (3, 1 << 30)]:
-        program = opened(spec, threads=threads, kernels=kernels, keep_bytes=keep)
-        loss, got = gradient(program, rows, weights, parameters, NEFTUNE)
-        results.append((loss, got.tobytes(), program.log_probs(rows, parameters).tobytes()))
-        again = gradient(program, rows, weights, parameters, NEFTUNE)
-        assert (again[0], again[1].tobytes()) == results[-1][:2]
-    assert len(set(results)) == 1
+    check_same_bits(partial(opened, spec, kernels=kernels), rows, parameters, NEFTUNE)
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_cutting_a_step_into_micro_batches_changes_the_order_of_the_sum_alone(kernels):
     spec = SPECS["llama"]
     parameters, program = start(spec), opened(spec, kernels=kernels)
-    rows, weights = random_rows(spec, (20, 9, 31)), row_weights(60)
-    loss, all_at_once = gradient(program, rows, weights, parameters, NEFTUNE)
-    summed, total = np.zeros_like(all_at_once), 0.0
-    for first, last in ((0, 20), (20, 60)):
-        starts = rows.offsets[(rows.offsets >= first) & (rows.offsets <= last)]
-        part = Rows(rows.tokens[first:last], rows.targets[first:last], starts - first, first)
-        total += program.gradients(part, weights[first:last], parameters, summed, NEFTUNE)
-    assert abs(total - loss) < 1e-6 * np.abs(weights).sum() * 10
     # Slopes of bfloat16 are rounded by row, so cutting changes none of them.
-    assert relative(summed, all_at_once) < 1e-6
+    check_micro_batches(program, spec, parameters, NEFTUNE)
 
 
 def test_a_step_of_several_groups_is_the_sum_of_theirs():
     """1,300 rows do not go at once; the head's and every layer's sums go on from group to group."""
     spec = SPECS["odd sizes"]
     parameters, lengths = start(spec), (500, 480, 320)
-    rows, weights = random_rows(spec, lengths), row_weights(1300)
+    rows, weights = random_rows(spec, lengths), some_weights(1300)
     base = weights_in_memory(spec, random_weights(spec))
     _, wanted = gradient(ReferenceProgram(base, whole(spec)), rows, weights, parameters)
     for kernels in KERNELS:
@@ -186,7 +171,7 @@ def test_a_step_of_several_groups_is_the_sum_of_theirs():
 def test_the_parameters_of_each_call_count_and_the_base_stays():
     spec = SPECS["gemma 3"]
     first, second = start(spec, seed=1), start(spec, seed=2)
-    rows, weights = random_rows(spec, (30,)), row_weights(30)
+    rows, weights = random_rows(spec, (30,)), some_weights(30)
     program, again = opened(spec, kernels=FLOAT[-1]), opened(spec, kernels=FLOAT[-1])
     base = program.log_probs(rows, None)
     assert np.array_equal(base, program.log_probs(rows, start(spec)))
@@ -202,29 +187,19 @@ def test_the_parameters_of_each_call_count_and_the_base_stays():
 def test_gradients_are_added_to_what_is_there():
     spec = SPECS["gpt-2"]
     parameters, program = start(spec), opened(spec)
-    rows, weights = random_rows(spec, (12,)), row_weights(12)
-    _, once = gradient(program, rows, weights, parameters)
-    filled = np.full_like(once, 8.0)
-    program.gradients(rows, weights, parameters, filled)
-    assert np.abs(filled - 8.0 - once).max() < 1e-4
+    check_added(program, spec, parameters, 1e-4)
 
 
 def test_rows_without_weight_count_for_nothing():
     spec = SPECS["llama"]
     parameters, program = start(spec), opened(spec)
     rows = random_rows(spec, (30, 8))
-    weights = row_weights(38)
+    weights = some_weights(38)
     weights[30:] = 0
     changed = replace(rows, tokens=rows.tokens.copy(), targets=rows.targets.copy())
     changed.targets[weights == 0] = 0
     changed.tokens[30:] = 0
-    loss, wanted = gradient(program, rows, weights, parameters)
-    got_loss, got = gradient(program, changed, weights, parameters)
-    assert loss == got_loss
-    assert np.array_equal(wanted, got)
-    loss, got = gradient(program, rows, np.zeros(38, np.float32), parameters)
-    assert loss == 0
-    assert not got.any()
+    check_rows_without_weight(program, rows, changed, weights, parameters)
 
 
 def test_without_a_base_weights_are_not_read():
