@@ -96,6 +96,9 @@ class FakeAsked:
         engine, request = self._engine, self._request
         if engine.fails is not None:
             raise engine.fails
+        for word in engine.thinks.split():
+            await asyncio.sleep(engine.delay)
+            yield Piece(0, "", f"{word} ")
         said = 0
         for place, word in enumerate(self._text.split(" ") if self._text else ()):
             await asyncio.sleep(engine.delay)
@@ -126,7 +129,8 @@ def _token(place: int, text: str, logprobs: int) -> TokenInfo:
 
 
 class FakeEngine:
-    """script: what it answers. delay: seconds between two words. fails: what asking raises. model:
+    """script: what it answers. delay: seconds between two words. thinks: before
+    each answer. fails: what asking raises. model:
     None for one that is not loaded yet. asks: all it was asked."""
 
     def __init__(
@@ -134,6 +138,7 @@ class FakeEngine:
         script: Script = "A short answer.",
         *,
         delay: float = 0.0,
+        thinks: str = "",
         fails: Exception | None = None,
         blocks: Sequence[KvBlock] = (),
         model: str | None = "smollm2:135m",
@@ -141,6 +146,7 @@ class FakeEngine:
         self.state = EngineState() if model is None else EngineState("ready", model=_info(model))
         self.script = script
         self.delay = delay
+        self.thinks = thinks
         self.fails = fails
         self.asks: list[Request] = []
         self.opened: list[str] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from textual import events
 
 from localllm.tui.answers import NEW_CHATS
 from localllm.tui.engine.client import EngineGone
@@ -431,6 +432,20 @@ def test_slash_commands_complete_and_run():
     asyncio.run(run())
 
 
+def test_a_command_typed_faster_than_offers_are_shown_is_the_one_that_runs():
+    async def run() -> None:
+        app = chat_app()
+        async with app.run_test(size=WIDE) as pilot:
+            await until(lambda: app.ready)
+            await pilot.press("/")
+            assert "/adapter" in shown(app)
+            app.chat_screen.composer.insert("help")
+            app.chat_screen.composer.post_message(events.Key("enter", None))
+            await until(lambda: type(app.screen).__name__ == "HelpScreen")
+
+    asyncio.run(run())
+
+
 def test_keys_of_the_file_take_the_place_of_the_defaults(tmp_path):
     (tmp_path / "keys.toml").write_text('tree = "ctrl+y"\nsearch = "enter"\n')
 
@@ -633,6 +648,24 @@ def test_thinking_is_folded_and_opens():
             assert "two and two" not in shown(app)
             await pilot.press("o")
             await until(lambda: "two and two are four" in shown(app))
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_thinking_is_shown_while_it_comes(opened):
+    async def run() -> None:
+        engine = FakeEngine("It is four.", thinks="two and two are four", delay=0.1)
+        app = chat_app(engine, settings=Settings(thinking_open=opened))
+        async with app.run_test(size=WIDE) as pilot:
+            await until(lambda: app.ready)
+            await pilot.press(*"2+2", "enter")
+            await until(lambda: "Thinking · " in shown(app))
+            assert app.answers.live
+            await answered(pilot)
+            await until(lambda: "Thinking · 5 words" in shown(app))
+            assert ("two and two are four" in shown(app)) == opened
+            assert "It is four." in shown(app)
 
     asyncio.run(run())
 

@@ -22,7 +22,7 @@ from localllm.tui.commands import Where, by_slash
 from localllm.tui.store import Chat, Message
 from localllm.tui.text import one_line, plain
 from localllm.tui.widgets.chat_list import ChatList
-from localllm.tui.widgets.completions import Completions, offers
+from localllm.tui.widgets.completions import Completions
 from localllm.tui.widgets.composer import Composer
 from localllm.tui.widgets.footer import KeyLine
 from localllm.tui.widgets.status import Banner, Queue, Status
@@ -173,11 +173,12 @@ class ChatScreen(Screen[None]):
         if chat is not None and (chat.folder or chat.tags):
             title += f"   {one_line(chat.folder)}{' ' if chat.folder else ''}"
             title += " ".join(f"#{one_line(tag)}" for tag in chat.tags)
-        self.query_one("#title", Static).update(plain(title))
+        self.query_one("#title", Static).update(plain(title), layout=False)  # one line
         answers = [message for message in branch if message.receipt]
         self.query_one("#status", Status).context_used(answers[-1] if answers else None)
         self.query_one("#queue", Queue).show([] if chat is None else app.answers.queued(chat.id))
         self.chats.waiting = set(app.answers.live)
+        self.composer.cursor_blink = not app.answers.live  # each blink is a drawing
         self.chats.refresh()
         self.refresh_bindings()
 
@@ -301,7 +302,7 @@ class ChatScreen(Screen[None]):
     def typed(self, event: Composer.Typed) -> None:
         event.stop()
         if self._completions is not None:
-            self._completions.show(offers(self.chat_app, event.word) if event.word else [])
+            self._completions.follow(self.chat_app, event.word)
         if self._drafting is not None:
             self._drafting.stop()
         self._drafting = self.set_timer(_DRAFT_AFTER, self._paused)
@@ -343,7 +344,11 @@ class ChatScreen(Screen[None]):
     def completing(self, event: events.Key) -> bool:
         """Keys of the open completions; True if it was one."""
         box = self._completions
-        if box is None or not box.is_open:
+        if box is None:
+            return False
+        if event.key in ("enter", "tab"):  # which may come before what was typed is told of
+            box.follow(self.chat_app, self.composer.word)
+        if not box.is_open:
             return False
         offer = box.offer
         match event.key:

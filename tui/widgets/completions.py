@@ -44,6 +44,7 @@ class Completions(OptionList, can_focus=False):
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id, markup=False, compact=True)
         self._offers: list[Offer] = []
+        self._word = ""
 
     @property
     def is_open(self) -> bool:
@@ -53,6 +54,12 @@ class Completions(OptionList, can_focus=False):
     def offer(self) -> Offer | None:
         place = self.highlighted
         return None if place is None or not self._offers else self._offers[place]
+
+    def follow(self, app: ChatApp, word: str) -> None:
+        """Offers what this word may become. Does nothing where that was done already."""
+        if word != self._word:
+            self._word = word
+            self.show(offers(app, word))
 
     def show(self, offers: Sequence[Offer]) -> None:
         if list(offers) == self._offers:

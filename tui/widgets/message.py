@@ -34,6 +34,10 @@ _ENDS = {
 }
 
 
+class _Words(OneLayout, Static):
+    pass
+
+
 class MessageView(OneLayout, VerticalGroup, can_focus=True):
     """A message with who said it, its thinking (folded), its text, and how it ended.
 
@@ -72,16 +76,16 @@ class MessageView(OneLayout, VerticalGroup, can_focus=True):
         return self.app  # type: ignore[return-value]
 
     def compose(self) -> ComposeResult:
-        yield Static(self._who(), classes="who", markup=False)
-        if self.message.reasoning or self._writing() is not None:
-            yield self._thinking()
+        yield _Words(self._who(), classes="who", markup=False)
+        if self.message.reasoning:
+            yield self._thinking(self.message.reasoning)
         if self.message.role == "tool":
             yield self._result()
         elif self.message.role in ("assistant",) and len(self.message.content) <= MOST_CHARACTERS:
             yield AnswerMarkdown(plain(self.message.content))
         else:
-            yield Static(self._folded(), classes="body", markup=False)
-        yield Static("", classes="end", markup=False)
+            yield _Words(self._folded(), classes="body", markup=False)
+        yield _Words("", classes="end", markup=False)
 
     def on_mount(self) -> None:
         if not self.query(".end"):
@@ -107,7 +111,7 @@ class MessageView(OneLayout, VerticalGroup, can_focus=True):
         before, self.message, self.place = self.message, message, place
         if not self.is_mounted:
             return
-        self.query_one(".who", Static).update(self._who())
+        self.query_one(".who", Static).update(self._who(), layout=False)  # one line
         live = self._writing()
         if live is not None:
             if self._live is None:
@@ -170,15 +174,11 @@ class MessageView(OneLayout, VerticalGroup, can_focus=True):
             head += f"\nwith {one_line(str(file['name']), 60)}, {int(file['bytes']):,} bytes"
         return head
 
-    def _thinking(self) -> Collapsible:
+    def _thinking(self, text: str) -> Collapsible:
+        body = _Words(plain(text), classes="thought", markup=False)
         opened = self.chat_app.settings.thinking_open
-        body = Static(plain(self.message.reasoning), classes="thought", markup=False)
-        return Collapsible(
-            body,
-            title=_thinking_title(self.message.reasoning),
-            collapsed=not opened,
-            classes="thinking",
-        )
+        title = _thinking_title(text)
+        return Collapsible(body, title=title, collapsed=not opened, classes="thinking")
 
     def _result(self) -> ToolResult:
         message = self.message
@@ -206,11 +206,8 @@ class MessageView(OneLayout, VerticalGroup, can_focus=True):
         live.listeners.append(self._on_piece)
         live.ended.append(self._on_end)
         self.add_class("-writing")
-        shown = self.message
         # What came between the store's last write and now.
-        if not self.query(".thinking"):
-            self.mount(self._thinking(), after=self.query_one(".who"))
-        self._text = live.text[len(shown.content) :]
+        self._text = live.text[len(self.message.content) :]
         self._thought = live.reasoning
         self._show_thinking()
         self._drawing = asyncio.create_task(self._draw())
@@ -268,12 +265,16 @@ class MessageView(OneLayout, VerticalGroup, can_focus=True):
                 await asyncio.sleep(OFTEN / 2)
 
     def _show_thinking(self) -> None:
+        if self._thought and not self.query(".thinking"):
+            self.mount(self._thinking(self._thought), after=self.query_one(".who"))
+            return
         for fold in self.query(".thinking").results(Collapsible):
             fold.display = bool(self._thought or self.message.reasoning)
             if self._thought:
                 fold.title = _thinking_title(self._thought)
                 if not fold.collapsed:
-                    fold.query_one(".thought", Static).update(plain(self._thought))
+                    for shown in fold.query(".thought").results(Static):  # once it is mounted
+                        shown.update(plain(self._thought))
 
     def on_collapsible_expanded(self, event: Collapsible.Expanded) -> None:
         event.stop()

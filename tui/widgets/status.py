@@ -127,6 +127,8 @@ class Queue(Static):
     def __init__(self, id: str | None = None) -> None:
         super().__init__("", id=id, markup=False)
 
+        self._lines: list[str] = []
+
     def show(self, waiting: Sequence[Said]) -> None:
         self.set_class(bool(waiting), "-shown")
         lines = [f"waits {n}: {one_line(said.typed, 200)}" for n, said in enumerate(waiting, 1)]
@@ -134,4 +136,6 @@ class Queue(Static):
             lines[2:] = [f"… and {len(lines) - 2} more"]
         if lines:
             lines[-1] += "   (/unqueue takes the last back)"
-        self.update("\n".join(lines))
+        if lines != self._lines:
+            self._lines = lines
+            self.update("\n".join(lines))

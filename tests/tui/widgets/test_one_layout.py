@@ -35,9 +35,11 @@ def test_a_growing_answer_is_laid_out_once_and_fills_its_place(monkeypatch):
                 await markdown.append(more)
                 await pilot.pause(0.2)
                 layouts.clear()
-            await markdown.append(f"{WORDS}END")
-            await pilot.pause(0.2)
-            assert len(layouts) == 1
+            for more in (WORDS, f"{WORDS}\n\n{WORDS}\n\n## A title\n\n{WORDS}END"):
+                layouts.clear()
+                await markdown.append(more)
+                await pilot.pause(0.2)
+                assert len(layouts) == 1
             assert "END" in shown(app)
             transcript = app.query_one(Transcript)
             assert transcript.virtual_size.height > transcript.size.height
