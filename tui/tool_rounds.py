@@ -55,17 +55,23 @@ async def answer_with_tools(
     if live.stopped:
         loop.stop()
     finished = Finished("cancelled")
-    async for step in loop.run(messages, params, **options):
-        if isinstance(step, Piece):
-            await writer.next_part()
-            take(live, step)
-        elif isinstance(step, Turn):
-            await writer.next_part()
-            finished = step.finished
-            if step.calls:
-                writer.end_part(step)
-        elif isinstance(step, Called):
-            await writer.called(step)
+    try:
+        async for step in loop.run(messages, params, **options):
+            if isinstance(step, Piece):
+                await writer.next_part()
+                take(live, step)
+            elif isinstance(step, Turn):
+                await writer.next_part()
+                finished = step.finished
+                if step.calls:
+                    writer.end_part(step)
+            elif isinstance(step, Called):
+                await writer.called(step)
+    except BaseException:
+        writer.begin_part()
+        raise
+    if live.stopped:
+        writer.begin_part()
     return {0: finished}
 
 
@@ -99,6 +105,8 @@ class _Writer:
         """A call is made, or has been."""
         store, call, outcome = self._app.store, step.call, step.outcome
         extra = {"tool_call_id": call.id, "name": call.name, "arguments": dict(call.arguments)}
+        if call.tool is not None:
+            extra["tool"] = call.tool.name  # as the user knows it
         if outcome is None:
             self._under_way = store.add_message(
                 self._live.chat,
@@ -121,8 +129,16 @@ class _Writer:
 
     async def next_part(self) -> None:
         """Begins the model's next message where calls were made."""
+        if self.begin_part():
+            await self._show()
+
+    def begin_part(self) -> bool:
+        """The same in the store alone. False where no calls were made.
+
+        What goes wrong after calls is the end of this next part: they and their results stay.
+        """
         if not self._ended:
-            return
+            return False
         live, store = self._live, self._app.store
         before = store.message(live.message)
         made = store.add_message(
@@ -143,7 +159,7 @@ class _Writer:
         live.listeners.clear()
         live.ended.clear()
         self._ended = False
-        await self._show()
+        return True
 
     async def _show(self) -> None:
         if self._app.chat_id == self._live.chat:

@@ -8,6 +8,7 @@ both ways give the same tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 
@@ -93,7 +94,7 @@ def _certain_tokens(
         np.array([wish.settings for wish in wishes], dtype=np.float64),
         np.array([samplers[row].seed for row in rows], dtype=np.uint64),
         np.array([positions[row] for row in rows], dtype=np.uint32),
-        np.cumsum(edits, dtype=np.int32),
+        np.array(list(accumulate(edits)), dtype=np.int32),
         _joined([change.ids for change in changed], np.int32),
         _joined([change.values for change in changed], np.float64),
         np.array(mask_rows, dtype=np.int32),

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from textual.pilot import Pilot
 
+from localllm.errors import InvalidRequest
 from localllm.tui.app import ChatApp
 from localllm.tui.engine.client import ToolCall
 from localllm.tui.store import Store
 from localllm.tui.tool_settings import ToolSettings, write_tool_settings
+from localllm.tui.tools import box
 from localllm.tui.widgets.approval import ApprovalScreen
+from localllm.tui.widgets.message import MessageView
 from localllm.tui.widgets.tool_result import ToolResult
 from tests.tui.fake_engine import FakeEngine
 from tests.tui.view_host import until
@@ -112,6 +116,42 @@ def test_what_was_allowed_for_the_chat_is_not_asked_again(tmp_path):
         assert roles == ["user", "assistant", "tool", "assistant", "tool", "assistant"]
 
     drive(tmp_path, [("", [READ]), ("", [READ]), "Twice."], test)
+
+
+def test_calls_and_results_stay_where_the_answer_after_them_fails(tmp_path):
+    async def test(app: ChatApp, pilot: Pilot[None]) -> None:
+        await until(pilot, lambda: isinstance(app.screen, ApprovalScreen))
+        app.engine.fails = InvalidRequest("the prompt is too long")  # type: ignore[attr-defined]
+        await pilot.press("y")
+        await until(pilot, lambda: idle(app))
+        assert [role for role, _ in branch(app)] == ["user", "assistant", "tool"]
+        assert "the [b]secret[/b] is 42" in branch(app)[2][1]
+        await until(pilot, lambda: app._notifications)
+        assert any("too long" in note.message for note in app._notifications)
+        assert len(app.screen.query(MessageView)) == 3
+
+    drive(tmp_path, [("", [READ]), "Never said."], test)
+
+
+def test_a_stop_while_a_tool_is_called_ends_the_call_and_keeps_what_was_said(tmp_path, monkeypatch):
+    async def mute(arguments: Any) -> str:
+        await asyncio.sleep(600)
+        return ""
+
+    monkeypatch.setattr(box, "CALCULATOR", replace(box.CALCULATOR, call=mute))
+
+    async def test(app: ChatApp, pilot: Pilot[None]) -> None:
+        await until(pilot, lambda: [role for role, _ in branch(app)][-1] == "tool")
+        await pilot.press("escape")
+        await until(pilot, lambda: idle(app))
+        assert [role for role, _ in branch(app)] == ["user", "assistant", "tool"]
+        messages = app.store.branch(app.store.chat(app.chat_id).head)
+        assert messages[2].extra["state"] == "failed"
+        assert messages[2].extra["tool"] == "calculator"
+        assert "stopped" in messages[2].content
+        assert {message.status for message in messages} == {"complete"}
+
+    drive(tmp_path, [("", [SUM]), "Never said."], test)
 
 
 def test_tools_that_are_off_are_not_offered(tmp_path):

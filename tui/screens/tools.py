@@ -88,6 +88,7 @@ class ToolsScreen(View):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f", "folder", "Folder to read"),
         Binding("m", "servers", "MCP servers on or off"),
+        Binding("s", "again", "Start ended servers"),
         Binding("r", "rounds", "Rounds"),
         Binding("a", "ask_again", "Ask again for all"),
     ]
@@ -228,6 +229,15 @@ class ToolsScreen(View):
             Confirm(f"Start these programs on this machine?\n{commands}", yes="Start", no="No")
         ):
             self._change(replace(self._settings, servers=True))
+
+    def action_again(self) -> None:
+        """Those that run are left alone."""
+        if not self._settings.servers:
+            self.tell("the MCP servers are off; m starts them")
+            return
+        ended = [one.name for one in self._box.servers() if one.state in ("off", "failed")]
+        self._change(self._settings)
+        self.notify(f"Started: {', '.join(ended)}" if ended else "Every server runs")
 
     @work(exclusive=True)
     async def action_rounds(self) -> None:

@@ -9,7 +9,15 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from localllm.tui.engine.client import ToolCall
-from localllm.tui.tools.tool import Call, Outcome, Tool, ToolFailed, bounded, check_arguments
+from localllm.tui.tools.tool import (
+    MOST_RESULT,
+    Call,
+    Outcome,
+    Tool,
+    ToolFailed,
+    bounded,
+    check_arguments,
+)
 
 Approve = Callable[[Call], Awaitable[bool]]
 _SECONDS = 120.0  # for a call; a server's own limit comes before
@@ -18,11 +26,13 @@ _ALPHABET = string.ascii_letters + string.digits
 
 
 class Caller:
-    """approve: whether a call may be made; asked of every one whose tool is not harmless."""
+    """approve: whether a call may be made; asked of every one whose tool is not harmless. most:
+    characters of a result that are told."""
 
-    def __init__(self, tools: Sequence[Tool], approve: Approve) -> None:
+    def __init__(self, tools: Sequence[Tool], approve: Approve, most: int = MOST_RESULT) -> None:
         self._tools = {tool.called: tool for tool in tools}
         self._approve = approve
+        self._most = most
 
     @property
     def schemas(self) -> list[dict[str, Any]]:
@@ -48,13 +58,16 @@ class Caller:
             if not (tool.harmless or await self._approve(call)):
                 return Outcome(call, "refused", _REFUSED)
             async with asyncio.timeout(_SECONDS):
-                return Outcome(call, "done", bounded(await tool.call(call.arguments)))
+                return Outcome(call, "done", self._bounded(await tool.call(call.arguments)))
         except ToolFailed as error:
-            return Outcome(call, "failed", bounded(f"Error: {error}"))
+            return Outcome(call, "failed", self._bounded(f"Error: {error}"))
         except TimeoutError:
             return Outcome(call, "failed", f"Error: no result within {_SECONDS:g} seconds")
         except Exception as error:  # a tool's own fault is no reason to end the answer
             return Outcome(call, "failed", f"Error: {type(error).__name__}: {error}"[:500])
+
+    def _bounded(self, text: str) -> str:
+        return bounded(text, self._most)
 
     def _call(self, told: ToolCall) -> Call:
         # Nine letters and digits are what the strictest template (Mistral's) takes.

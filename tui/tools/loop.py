@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from localllm.tui.engine.client import Asked, Engine, Finished, Json, Piece
 from localllm.tui.tools.caller import Approve, Caller
-from localllm.tui.tools.tool import Call, Outcome, Tool
+from localllm.tui.tools.tool import MOST_RESULT, Call, Outcome, Tool
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,23 @@ class ToolLoop:
         self, engine: Engine, tools: Sequence[Tool], approve: Approve, *, rounds: int = 5
     ) -> None:
         self._engine = engine
-        self._caller = Caller(tools, self._unless_stopped)
+        # As many characters as the context has tokens: about a third of it.
+        model = engine.state.model
+        most = MOST_RESULT if model is None else min(MOST_RESULT, model.context)
+        self._caller = Caller(tools, self._unless_stopped, most)
         self._approve = approve
         self._rounds = rounds
         self._asked: Asked | None = None
+        self._calling: asyncio.Future[Outcome] | None = None
         self._stopped = False
 
     def stop(self) -> None:
-        """Ends the answer under way, with what it has; no further call is made."""
+        """Ends the answer or the call under way, with what it has; no further call is made."""
         self._stopped = True
         if self._asked is not None:
             self._asked.stop()
+        if self._calling is not None:
+            self._calling.cancel()
 
     async def run(
         self, messages: Sequence[Json], params: Json, **options: Any
@@ -83,7 +90,7 @@ class ToolLoop:
             told.append(turn.message)
             for call in () if last else turn.calls:
                 yield Called(call)
-                outcome = await self._caller.outcome(call)
+                outcome = await self._outcome(call)
                 told.append(outcome.message)
                 yield Called(call, outcome)
             if not turn.calls or self._stopped:
@@ -105,6 +112,21 @@ class ToolLoop:
         finished = asked.result.get(0) or Finished("cancelled")
         calls = () if self._stopped else self._caller.calls(finished.tool_calls)
         yield Turn(content, reasoning, finished, calls)
+
+    async def _outcome(self, call: Call) -> Outcome:
+        stopped = Outcome(call, "failed", "The user stopped this before there was a result.")
+        if self._stopped:
+            return stopped
+        self._calling = asyncio.ensure_future(self._caller.outcome(call))
+        try:
+            return await self._calling
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # not the call alone
+                raise
+            return stopped
+        finally:
+            self._calling = None
 
     async def _unless_stopped(self, call: Call) -> bool:
         return not self._stopped and await self._approve(call) and not self._stopped

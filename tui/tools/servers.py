@@ -26,7 +26,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from localllm.errors import InvalidRequest
 from localllm.tui.text import plain
-from localllm.tui.tools.tool import Tool, ToolFailed, bounded
+from localllm.tui.tools.tool import Tool, ToolFailed
 
 if TYPE_CHECKING:
     from mcp import ClientSession
@@ -262,7 +262,7 @@ def content_text(content: Sequence[Any]) -> str:
                 getattr(part, "mime_type", None) or getattr(inner, "mime_type", None) or "unknown"
             )
             parts.append(f"[{kind or 'something'} of type {plain(str(form))[:80]}, no text]")
-    return bounded("\n".join(parts))
+    return "\n".join(parts)
 
 
 def _why(error: BaseException, words: IO[str]) -> str:

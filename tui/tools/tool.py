@@ -30,8 +30,8 @@ class ToolFailed(LocalLLMError):
 class Tool:
     """name: "server/tool" for one of an MCP server. parameters: a JSON schema of its arguments.
 
-    call: raises ToolFailed for what the model should be told. harmless: it reads and changes
-    nothing of this machine, so that nobody needs to be asked.
+    call: gives a text of any length; raises ToolFailed for what the model should be told.
+    harmless: it reads and changes nothing of this machine, so that nobody needs to be asked.
     """
 
     name: str
@@ -92,11 +92,11 @@ class Outcome:
         }
 
 
-def bounded(text: str) -> str:
+def bounded(text: str, most: int = MOST_RESULT) -> str:
     """A result of bearable length, which says how much was cut off."""
-    if len(text) <= MOST_RESULT:
+    if len(text) <= most:
         return text
-    return f"{text[:MOST_RESULT]}\n[{len(text) - MOST_RESULT:,} characters more were left out]"
+    return f"{text[:most]}\n[{len(text) - most:,} characters more were left out]"
 
 
 def check_arguments(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> None:

@@ -184,7 +184,7 @@ class MessageView(OneLayout, VerticalGroup, can_focus=True):
         message = self.message
         arguments = message.extra.get("arguments")
         return ToolResult(
-            one_line(str(message.extra.get("name", "tool")), 60),
+            one_line(str(message.extra.get("tool") or message.extra.get("name", "tool")), 60),
             arguments if isinstance(arguments, dict) else {},
             message.content,
             state=str(message.extra.get("state", "done")),

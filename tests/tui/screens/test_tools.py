@@ -27,6 +27,7 @@ class FakeBox:
 
     def __init__(self) -> None:
         self.settings: list[ToolSettings] = []
+        self.dead = False
 
     def tools(self) -> list[ToolFacts]:
         schema = {"type": "object", "properties": {"path": {"type": "string"}}}
@@ -36,11 +37,14 @@ class FakeBox:
         ]
 
     def servers(self) -> list[ServerFacts]:
+        if self.dead:
+            return [ServerFacts("files", "npx files [x]", "failed", error="it has ended")]
         running = bool(self.settings) and self.settings[-1].servers
         return [ServerFacts("files", "npx files [x]", "running" if running else "off", 3 * running)]
 
     def changed(self, settings: ToolSettings) -> None:
         self.settings.append(settings)
+        self.dead = False
 
 
 @pytest.fixture
@@ -84,6 +88,21 @@ async def test_servers_are_started_only_when_their_commands_were_agreed_to(app, 
     await until(pilot, lambda: "running, 3 tools" in shown(app))
     await pilot.press("m")
     await until(pilot, lambda: "not started" in shown(app))
+
+
+@run()
+async def test_a_server_that_has_ended_is_started_again(app, pilot):
+    await pilot.press("s")
+    assert app.box.settings == []  # they are off
+    await pilot.press("m")
+    await until(pilot, lambda: isinstance(app.screen, Confirm))
+    await pilot.press("y")
+    await until(pilot, lambda: "running, 3 tools" in shown(app))
+    app.box.dead = True
+    await until(pilot, lambda: "failed: it has ended" in shown(app))
+    await pilot.press("s")
+    await until(pilot, lambda: "running, 3 tools" in shown(app))
+    assert any("Started: files" in note.message for note in app._notifications)
 
 
 @run()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -155,11 +156,29 @@ def test_a_stop_ends_it_without_further_calls():
     assert outcomes(steps) == []
 
 
-def test_a_result_is_bounded():
+def test_a_stop_ends_the_call_under_way_and_the_model_is_asked_no_more():
+    engine = FakeEngine([("", [ToolCall("mute", {})]), "Never said."])
+    loop = ToolLoop(engine, [tool("mute", lambda: asyncio.sleep(600))], Asker())
+
+    async def whole() -> list[Any]:
+        asyncio.get_running_loop().call_later(0.2, loop.stop)
+        async with asyncio.timeout(20):
+            return [step async for step in loop.run(QUESTION, {})]
+
+    assert outcomes(asyncio.run(whole())) == [
+        ("failed", "The user stopped this before there was a result.")
+    ]
+    assert len(engine.asks) == 1
+
+
+@pytest.mark.parametrize(("context", "most"), [(8192, 8192), (1 << 20, MOST_RESULT)])
+def test_a_result_is_bounded_by_the_context_too(context, most):
     engine = FakeEngine([("", [ToolCall("long", {})]), "Well."])
+    assert engine.state.model is not None
+    engine.state = replace(engine.state, model=replace(engine.state.model, context=context))
     steps = run(ToolLoop(engine, [tool("long", lambda: "x" * 10 * MOST_RESULT)], Asker()))
-    assert len(outcomes(steps)[0][1]) < MOST_RESULT + 100
-    assert "left out" in outcomes(steps)[0][1]
+    left_out = 10 * MOST_RESULT - most
+    assert outcomes(steps)[0][1] == f"{'x' * most}\n[{left_out:,} characters more were left out]"
 
 
 def test_the_engines_death_ends_it():

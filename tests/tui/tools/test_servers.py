@@ -41,7 +41,7 @@ def run(folder: Path, scenario: Callable[[AppTools], Awaitable[None]]) -> None:
     asyncio.run(whole())
 
 
-def test_a_servers_tools_are_found_called_and_bounded(tmp_path, monkeypatch):
+def test_a_servers_tools_are_found_and_called(tmp_path, monkeypatch):
     monkeypatch.setenv("PRIVATE_TOKEN", "abc")
 
     async def scenario(box: AppTools) -> None:
@@ -57,7 +57,6 @@ def test_a_servers_tools_are_found_called_and_bounded(tmp_path, monkeypatch):
         assert await greet.call({"name": "Ada"}) == "Hello, Ada, from here"
         assert "PRIVATE_TOKEN" not in await tools["kind/secret"].call({})
         long = await tools["kind/long"].call({"size": 3 * MOST_RESULT})
-        assert MOST_RESULT < len(long) < MOST_RESULT + 100
         assert long.startswith("xxx")
         with pytest.raises(ToolFailed, match="fail"):
             await tools["kind/fail"].call({})
