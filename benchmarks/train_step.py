@@ -33,7 +33,8 @@ MODEL = "smollm2:135m"
 RANK = 8
 # Ours, and what caps torch alike.
 CAPS = {
-    "avx512_bf16": {},
+    "amx_bf16": {},
+    "avx512_bf16": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
     "avx512": {"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
 }
@@ -255,7 +256,7 @@ def main() -> None:
         sides = [("ours", kernels)]
         if with_peer:
             # Below AVX512-BF16 torch has no fast bfloat16.
-            dtypes = ["float32", "bfloat16"] if kernels == "avx512_bf16" else ["float32"]
+            dtypes = ["float32", "bfloat16"] if kernels.endswith("bf16") else ["float32"]
             sides += [("peer", dtype) for dtype in dtypes]
         compare(kernels, sides, args, caps)
 

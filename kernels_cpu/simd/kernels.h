@@ -93,6 +93,10 @@ struct AdapterMatrix {
   const uint8_t* data = nullptr;
 };
 
+// How far ahead of a tile that reads packed weights from memory they are asked for, in bytes; 0:
+// not at all. LOCALLLM_STREAM_AHEAD in the environment goes before what is known of the processor.
+ptrdiff_t stream_ahead();
+
 struct NormParams {
   const float* gain;  // offset already added
   const float* bias;  // or null

@@ -73,13 +73,26 @@ struct Rows {
   }
 };
 
+// Asks for a record of weights further on, block by block, while one is read. Always inline, since
+// GCC drops calls of a function that does no more than that.
+struct Ahead {
+  const uint8_t* next = nullptr;  // null: the hardware does so by itself
+  ptrdiff_t step = 0;             // bytes of a block, with its share of the tables
+  LOCALLLM_INLINE void block() {
+    if (!next) return;
+    for (ptrdiff_t i = 0; i < step; i += 64) prefetch(next + i);
+    next += step;
+  }
+};
+
 // The chains of ROWS rows over some blocks; `codes` packed as in memory or unpacked to bytes.
 template <int BITS, bool HALVES, bool PACKED, bool BIAS, int ROWS, class Source>
 inline __attribute__((always_inline)) void chain(const Source& groups, const uint8_t* codes,
                                                  int blocks, int offset, Rows& x, Vec (&dots)[ROWS],
-                                                 Vec (&bias)[ROWS]) {
+                                                 Vec (&bias)[ROWS], Ahead ahead = {}) {
   for (int b = 0; b < blocks; ++b) {
     IVec dot[ROWS];
+    if constexpr (PACKED) ahead.block();
     const auto finish = [&](int entry, const Group<ROWS>& group) {
       add_dots<ROWS>(dot, offset, group, groups.scale(entry), dots);
       if constexpr (BIAS) add_bias<ROWS>(group, groups.bias(entry), bias);
@@ -110,6 +123,8 @@ inline void store_tile(const Vec (&dots)[ROWS], const Vec (&bias)[ROWS], float* 
 template <int BITS, bool HALVES, bool BIAS, bool IN_PLACE, int ROWS>
 void stream_tile(const Matrix& w, const uint8_t* record, int shift, int offset, Rows x,
                  const PanelScratch& scratch, float* out, ptrdiff_t stride, int valid_rows) {
+  const ptrdiff_t distance = stream_ahead();
+  const ptrdiff_t per_block = static_cast<ptrdiff_t>(w.record_bytes) / w.record_blocks;
   Vec dots[ROWS], bias[ROWS];
   clear(dots);
   clear(bias);
@@ -120,9 +135,9 @@ void stream_tile(const Matrix& w, const uint8_t* record, int shift, int offset, 
       else
         return expand_record(w, record, scratch.scales, scratch.biases);
     }();
-    chain<BITS, HALVES, true, BIAS>(groups, record + w.codes_at,
-                                    left < w.record_blocks ? left : w.record_blocks, offset, x,
-                                    dots, bias);
+    chain<BITS, HALVES, true, BIAS>(
+        groups, record + w.codes_at, left < w.record_blocks ? left : w.record_blocks, offset, x,
+        dots, bias, {distance ? record + distance : nullptr, per_block});
   }
   store_tile<BIAS>(dots, bias, out, stride, valid_rows);
 }
