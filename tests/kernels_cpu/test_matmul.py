@@ -1,5 +1,8 @@
 """A matmul is what float64 makes of the same rounded input; and the same bits every way."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -129,3 +132,35 @@ def test_rounding_is_to_nearest_even_with_127_steps_a_side(kernels):
     x[0, :6] = [127, 0.5, 1.5, 2.5, -0.5, -126.5]
     assert rounded(x, kernels)[0, :6].tolist() == [127, 0, 2, 2, 0, -126]
     assert (rounded(x, kernels)[0, 32:] == 0).all()
+
+
+def test_asking_for_weights_ahead_changes_no_bit():
+    """However far: beyond the end of a matrix, too, where nothing may be read."""
+    code = """
+import numpy as np, sys
+from localllm.backend.cpu_weights import add_matrix
+from localllm.checkpoint.tensor import Affine, GroupValues
+from localllm.kernels_cpu import _native
+random = np.random.default_rng(1)
+codes = random.integers(0, 1 << 32, (100, 72), np.uint32)
+matrix = Affine(codes, 4, 32, GroupValues(random.random((100, 18)).astype(np.float16)), None, 8)
+store = _native.WeightStore()
+add_matrix(store, "w", matrix)
+for rows in (1, 3, 11):
+    x = random.standard_normal((rows, 576)).astype(np.float32)
+    out = np.empty((rows, 100), np.float32)
+    for kernels in _native.usable_kernels():
+        _native.matmul(store, "w", x, out, kernels)
+        sys.stdout.buffer.write(out.tobytes())
+"""
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "LOCALLLM_STREAM_AHEAD": distance},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for distance in ("0", "4096", "1073741824")
+    }
+    assert len(told) == 1
+    assert len(told.pop()) == 15 * 100 * 4 * len(KERNELS)
