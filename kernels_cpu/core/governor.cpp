@@ -44,7 +44,8 @@ void Governor::record(int rows, double seconds, double lost, double now) {
   if (!much_lost) {
     stay_ = kShortest;
     alone_mean_ = 0;
-  } else if (now >= until_) {
+    bad_windows_ = 0;
+  } else if (now >= until_ && (alone_mean_ > 0 || ++bad_windows_ >= kBadWindows)) {
     trial_ = alone_mean_ == 0 || mean <= alone_mean_;
     change(true, now + stay_);
     if (!trial_) stay_ = std::min(2 * stay_, kLongest);

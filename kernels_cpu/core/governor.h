@@ -21,6 +21,9 @@ class Governor {
  private:
   static constexpr double kWindow = 0.012;   // seconds of steps judged together
   static constexpr double kMuchLost = 0.15;  // share of the time
+  // One after the other before steps are tried alone: what takes a core for a moment, as an app
+  // that draws does, has gone before that would help.
+  static constexpr int kBadWindows = 4;
   static constexpr double kShortest = 0.05, kLongest = 2.0;
 
   void change(bool alone, double until);
@@ -31,7 +34,7 @@ class Governor {
   double until_ = 0;                           // when the present way is due for another look
   double stay_ = kShortest;                    // how long it may be kept
   double together_mean_ = 0, alone_mean_ = 0;  // seconds a step, 0: not known
-  int steps_ = 0;
+  int steps_ = 0, bad_windows_ = 0;
   double seconds_ = 0, lost_ = 0;
 };
 

@@ -43,6 +43,12 @@ int main() {
   double now = 100;
   Governor g;
   expect(run(&g, quiet, 5, &now).alone == 0, "a quiet machine uses all threads");
+  int after_moments = 0;
+  for (int i = 0; i < 20; ++i) {
+    after_moments += run(&g, busy, 0.03, &now).alone;
+    after_moments += run(&g, quiet, 0.3, &now).alone;
+  }
+  expect(after_moments == 0, "what takes a core for a moment changes nothing");
   const Outcome under_load = run(&g, busy, 20, &now);
   expect(under_load.seconds / under_load.steps < 1.05 * busy.alone,
          "beside a neighbour a step takes hardly longer than alone");
