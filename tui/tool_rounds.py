@@ -7,6 +7,7 @@ before, so that a round can be looked into, branched from and searched like anyt
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from localllm.tui.engine.client import Finished, Piece
@@ -68,10 +69,10 @@ async def answer_with_tools(
             elif isinstance(step, Called):
                 await writer.called(step)
     except BaseException:
-        writer.begin_part()
+        writer.leave()
         raise
     if live.stopped:
-        writer.begin_part()
+        writer.leave()
     return {0: finished}
 
 
@@ -133,10 +134,7 @@ class _Writer:
             await self._show()
 
     def begin_part(self) -> bool:
-        """The same in the store alone. False where no calls were made.
-
-        What goes wrong after calls is the end of this next part: they and their results stay.
-        """
+        """The same in the store alone. False where no calls were made."""
         if not self._ended:
             return False
         live, store = self._live, self._app.store
@@ -160,6 +158,11 @@ class _Writer:
         live.ended.clear()
         self._ended = False
         return True
+
+    def leave(self) -> None:
+        """What ends the answer after calls ends a part of its own: they and their results stay."""
+        with suppress(KeyError):  # the chat may be gone by now
+            self.begin_part()
 
     async def _show(self) -> None:
         if self._app.chat_id == self._live.chat:

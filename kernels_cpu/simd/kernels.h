@@ -94,7 +94,8 @@ struct AdapterMatrix {
 };
 
 // How far ahead of a tile that reads packed weights from memory they are asked for, in bytes; 0:
-// not at all. LOCALLLM_STREAM_AHEAD in the environment goes before what is known of the processor.
+// not at all. LOCALLLM_STREAM_AHEAD in the environment goes before what is known of the processor
+// (core/cpu_features.cpp).
 ptrdiff_t stream_ahead();
 
 struct NormParams {

@@ -94,6 +94,7 @@ def _certain_tokens(
         np.array([wish.settings for wish in wishes], dtype=np.float64),
         np.array([samplers[row].seed for row in rows], dtype=np.uint64),
         np.array([positions[row] for row in rows], dtype=np.uint32),
+        # Of so few numbers in a list, np.cumsum takes a third of a draw.
         np.array(list(accumulate(edits)), dtype=np.int32),
         _joined([change.ids for change in changed], np.int32),
         _joined([change.values for change in changed], np.float64),

@@ -129,9 +129,8 @@ def _token(place: int, text: str, logprobs: int) -> TokenInfo:
 
 
 class FakeEngine:
-    """script: what it answers. delay: seconds between two words. thinks: before
-    each answer. fails: what asking raises. model:
-    None for one that is not loaded yet. asks: all it was asked."""
+    """script: what it answers. delay: seconds between two words. thinks: before each answer. fails:
+    what asking raises. model: None for one that is not loaded yet. asks: all it was asked."""
 
     def __init__(
         self,

@@ -126,7 +126,6 @@ class Queue(Static):
 
     def __init__(self, id: str | None = None) -> None:
         super().__init__("", id=id, markup=False)
-
         self._lines: list[str] = []
 
     def show(self, waiting: Sequence[Said]) -> None:

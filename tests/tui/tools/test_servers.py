@@ -57,7 +57,7 @@ def test_a_servers_tools_are_found_and_called(tmp_path, monkeypatch):
         assert await greet.call({"name": "Ada"}) == "Hello, Ada, from here"
         assert "PRIVATE_TOKEN" not in await tools["kind/secret"].call({})
         long = await tools["kind/long"].call({"size": 3 * MOST_RESULT})
-        assert long.startswith("xxx")
+        assert long == "x" * (3 * MOST_RESULT)  # who asks for it bounds it
         with pytest.raises(ToolFailed, match="fail"):
             await tools["kind/fail"].call({})
         with pytest.raises(ToolFailed, match="within 4 seconds"):
