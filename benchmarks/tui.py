@@ -3,8 +3,9 @@
     python -m benchmarks.tui [--model smollm2:135m] [--rounds 5] [--only paint,keys,…]
 
 Everything runs in a real pseudo-terminal (pexpect, pyte), chats in a folder of its own. Latencies
-are from a key's way into the terminal to its letter on the drawn screen, the terminal's own work
-included. Needs the extra `test`. The machine's load is printed beside the figures.
+are from a key's way into the terminal to the bytes that show its letter, and to the letter on the
+drawn screen: there the work of pyte is included, which is in Python and slower than a terminal.
+Needs the extra `test`. The machine's load is printed beside the figures.
 """
 
 from __future__ import annotations
@@ -106,18 +107,42 @@ class Terminal:
 
     def key_latencies(self, count: int) -> list[float]:
         """Milliseconds from a letter to its place on the screen, one at a time."""
-        taken = []
-        for number in range(count):
-            letter = "abcdefghijklmnopqrstuvwxyz"[number % 26]
+
+        def shown(letter: str) -> None:
             start = time.perf_counter()
-            self.process.send(letter)
             while not self.typed().endswith(letter):
                 assert time.perf_counter() - start < 10, self.text
                 self.read(0.001)
+
+        return self._latencies("abcdefghijklmnopqrstuvwxyz", count, shown, self.read)
+
+    def byte_latencies(self, count: int) -> list[float]:
+        """Milliseconds from a letter, of an alphabet that no answer uses, to the bytes of it."""
+
+        def skip(seconds: float) -> None:
+            with contextlib.suppress(pexpect.TIMEOUT):
+                self.process.read_nonblocking(1 << 16, timeout=seconds)
+
+        georgian = "".join(map(chr, range(0x10D0, 0x10F0)))
+        return self._latencies(georgian, count, lambda letter: self.wait_for(letter.encode()), skip)
+
+    def _latencies(
+        self,
+        letters: str,
+        count: int,
+        shown: Callable[[str], None],
+        read: Callable[[float], None],
+    ) -> list[float]:
+        taken = []
+        for number in range(count):
+            letter = letters[number % len(letters)]
+            start = time.perf_counter()
+            self.process.send(letter)
+            shown(letter)
             taken.append(1000 * (time.perf_counter() - start))
             until = start + 0.06
             while (left := until - time.perf_counter()) > 0:
-                self.read(min(left, 0.01))
+                read(min(left, 0.01))
         return taken
 
     def children(self) -> list[int]:
@@ -180,13 +205,21 @@ def keys(home: Path, model: str, rounds: int) -> None:
     try:
         terminal.until(ready)
         terminal.until(lambda text: "loading" not in text and "starting" not in text)
-        print(f"keys, idle: {spread(terminal.key_latencies(KEYS))}")
-        terminal.process.send("\x15")  # clears the line
-        terminal.until(ready)
-        terminal.process.send(STORY + "\r")
-        terminal.until(lambda text: "tok/s" in text)
-        print(f"keys, while it generates: {spread(terminal.key_latencies(KEYS))}")
-        assert "tok/s" in terminal.text, "the answer ended before the keys did"
+        kinds = {"to their bytes": terminal.byte_latencies, "drawn": terminal.key_latencies}
+        for how, latencies in kinds.items():
+            print(f"keys, idle, {how}: {spread(latencies(KEYS))}")
+            terminal.process.send("\x15")  # clears the line
+            terminal.until(ready)
+        for how, latencies in kinds.items():
+            terminal.process.send(STORY + "\r")
+            terminal.until(lambda text: "tok/s" in text)
+            print(f"keys, while it generates, {how}: {spread(latencies(KEYS))}")
+            terminal.read(0.1)
+            assert "tok/s" in terminal.text, "the answer ended before the keys did"
+            terminal.process.send("\x15\x1b")  # ends the answer
+            terminal.until(lambda text: ready(text) and "tok/s" not in text.splitlines()[-2])
+            terminal.process.send("/new\r")
+            terminal.until(lambda text: ready(text) and "lighthouse" not in terminal.typed())
         app = resident(terminal.process.pid)
         engine = sum(map(resident, terminal.children()))
         print(f"memory: app {app:.0f} MB, engine {engine:.0f} MB")

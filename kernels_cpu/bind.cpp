@@ -19,6 +19,7 @@
 #include "core/cpu_features.h"
 #include "core/decoder.h"
 #include "core/dispatch.h"
+#include "core/lending.h"
 
 namespace nb = nanobind;
 using namespace localllm;
@@ -175,6 +176,16 @@ NB_MODULE(_native, m) {
   m.def("cpu_features", &usable_cpu_features,
         "Instruction-set extensions that both the CPU and the operating system allow.");
   m.def("usable_kernels", &usable_kernels, "Kernel tables that run here, slowest first.");
+  m.def(
+      "lend_cores",
+      [](nb::ndarray<nb::ro, uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> borrowers,
+         int processors) {
+        check(processors > 0, "processors must be positive");
+        new auto(borrowers);  // looked at for as long as the process lives
+        lend_cores(borrowers.data(), to_int(borrowers.shape(0)), processors);
+      },
+      nb::arg("borrowers"), nb::arg("processors"),
+      "From now on all pools leave a core to each of these bytes that is not 0, out of so many.");
   m.def("default_threads", &default_threads,
         "Processors this process may use: affinity, cgroup quota, one per physical core.");
   m.def(

@@ -23,6 +23,7 @@ def start(opening: Opening) -> None:
     settings, problems = read_settings(config / SETTINGS)
     with first_frame(settings):
         from localllm.tui.app import ChatApp
+        from localllm.tui.engine.cores import APP, Cores
         from localllm.tui.engine.remote import RemoteEngine
         from localllm.tui.screens import chat as chat_screen  # noqa: F401  the app opens it
         from localllm.tui.store import Store
@@ -32,8 +33,10 @@ def start(opening: Opening) -> None:
             opening = replace(opening, adapter=str(Path(opening.adapter).expanduser().absolute()))
         store = Store(database())
     with store:
-        app = ChatApp(store, RemoteEngine(), settings, opening, config=config, problems=problems)
-        app.run()
+        cores = Cores()
+        engine = RemoteEngine(cores=cores)
+        app = ChatApp(store, engine, settings, opening, config=config, problems=problems)
+        cores.run(app.run_async(), APP)
         chat = app.chat_id
     if app.return_code:
         sys.exit(app.return_code)

@@ -73,7 +73,7 @@ void ThreadPool::run(int n, int grain, const void* context, Function function) {
   unfinished_.store(chunks_, std::memory_order_relaxed);
   const uint64_t job = (job_of(ticket_.load(std::memory_order_relaxed)) + 1) & 0xffffffff;
   ticket_.store(job << 32 | static_cast<uint32_t>(chunks_));
-  if (sleepers_.load() > 0) {
+  if (sleepers_.load() > size() - threads_left(size())) {
     const std::lock_guard<std::mutex> lock(mutex_);
     work_ready_.notify_all();
   }
@@ -116,10 +116,10 @@ void ThreadPool::wait_for_workers() {
   caller_sleeps_ = false;
 }
 
-uint64_t ThreadPool::wait_for_job(uint64_t seen) {
+uint64_t ThreadPool::wait_for_job(uint64_t seen, int thread) {
   const auto news = [&] {
     const uint64_t ticket = ticket_.load();
-    return stop_.load() || (job_of(ticket) != seen && left_in(ticket) > 0);
+    return stop_.load() || (job_of(ticket) != seen && left_in(ticket) > 0 && may_work(thread));
   };
   for (int i = 0; i < kSpins && !news(); ++i) relax();
   if (!news()) {
@@ -135,8 +135,8 @@ void ThreadPool::work(int thread) {
   const FlushDenormals flush;
   uint64_t seen = 0;
   while (!stop_.load(std::memory_order_relaxed)) {
-    seen = wait_for_job(seen);
-    while (claim_one(seen, thread)) {
+    seen = wait_for_job(seen, thread);
+    while (may_work(thread) && claim_one(seen, thread)) {
     }
   }
 }

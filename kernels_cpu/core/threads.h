@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "core/lending.h"
+
 namespace localllm {
 
 // Processors this process may really use: affinity, cgroup quota, and one per physical core.
@@ -25,7 +27,8 @@ class FlushDenormals {
 };
 
 // One caller at a time. Chunks are claimed from an atomic counter, and a job is over when its
-// chunks are done, so a thread that got no processor time is never waited for.
+// chunks are done, so a thread that got no processor time is never waited for. While cores are lent
+// (lending.h) the last threads claim none.
 class ThreadPool {
  public:
   // Starts threads - 1 workers; fewer where the system refuses to start more.
@@ -45,7 +48,7 @@ class ThreadPool {
   template <class F>
   void parallel(int n, int grain, const F& f) {
     if (n <= 0) return;
-    if (alone_ || workers_.empty() || n <= grain) {
+    if (alone_ || n <= grain || threads_left(size()) == 1) {
       f(0, n, 0);
       return;
     }
@@ -59,8 +62,9 @@ class ThreadPool {
 
   void run(int n, int grain, const void* context, Function function);
   void work(int thread);
+  bool may_work(int thread) const { return thread < threads_left(size()); }
   bool claim_one(uint64_t expected_job, int thread);
-  uint64_t wait_for_job(uint64_t seen);
+  uint64_t wait_for_job(uint64_t seen, int thread);
   void wait_until_done();
   void wait_for_workers();
 

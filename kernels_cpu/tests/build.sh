@@ -10,7 +10,8 @@ common="-std=c++17 -ffp-contract=off -Wall -Wextra -I$root $flags"
 case $(basename "$test") in
   train_*)
     kind=train
-    plain="$root/core/cpu_features.cpp $root/core/memory.cpp $root/core/threads.cpp
+    plain="$root/core/cpu_features.cpp $root/core/lending.cpp $root/core/memory.cpp
+      $root/core/threads.cpp
       $root/train/dispatch.cpp $root/train/model.cpp $root/train/store.cpp $root/train/workspace.cpp
       $(echo "$root"/train/trainer*.cpp)"
     ;;

@@ -131,6 +131,15 @@ def test_steps_run_on_one_thread_while_that_is_quicker(tmp_path):
     run(out)
 
 
+@needs("g++")
+def test_threads_rest_while_their_cores_are_lent(tmp_path):
+    root, out = TESTS.parent, tmp_path / "lending"
+    core = [root / "core" / f"{name}.cpp" for name in ("lending", "threads", "cpu_count")]
+    command = ["g++", "-std=c++17", "-O1", "-pthread", f"-I{root}", TESTS / "lending.cpp", *core]
+    subprocess.run([*command, "-o", out], check=True)
+    run(out)
+
+
 @pytest.mark.slow
 @needs("g++")
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])

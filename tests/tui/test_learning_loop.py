@@ -45,6 +45,7 @@ def test_what_was_taught_is_answered_after_training(smollm2, tmp_path, monkeypat
                 steps = [line["loss"] for line in job.metrics() if line["type"] == "step"]
                 assert len(steps) == 20
                 assert steps[-1] < steps[0] / 4
+                await until(pilot, lambda: bool(app.screen.check_action("use", ())))
                 await pilot.press("ctrl+l")
                 await until(pilot, lambda: app.store.chat(chat).adapter == str(job.out), 30)
                 await pilot.press("ctrl+b")

@@ -1,13 +1,18 @@
-"""`python -m localllm.tui.engine`: the child. It speaks lines of JSON on stdin and stdout."""
+"""`python -m localllm.tui.engine [--cores FILE]`: the child. It speaks lines of JSON on stdin and
+stdout. FILE is a descriptor of the page that it shares with the app."""
 
+import argparse
 import contextlib
 import os
 
+from localllm.tui.engine.cores import Cores
 from localllm.tui.engine.serve import main
 
 NICER = 3  # than the app, whose few milliseconds a key must not wait for all cores' tokens
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cores", type=int)
     with contextlib.suppress(OSError, AttributeError):
         os.nice(NICER)
-    main()
+    main(Cores(parser.parse_args().cores))

@@ -28,6 +28,7 @@ from localllm.tui.engine.client import (
     TokenInfo,
     ToolCall,
 )
+from localllm.tui.engine.cores import Cores
 from localllm.tui.engine.wire import MAX_LINE, error_from, line, message_of
 
 _LAST_WORDS = 20  # lines of a dead child's stderr that are told
@@ -104,11 +105,15 @@ class RemoteAsked:
 class RemoteEngine:
     """Begins its child with the first `open`. All of it belongs to one event loop.
 
-    command: what to run as the child, for tests.
+    command: what to run as the child, for tests. cores: with which its own event loop runs.
     """
 
-    def __init__(self, command: Sequence[str] | None = None) -> None:
+    def __init__(self, command: Sequence[str] | None = None, cores: Cores | None = None) -> None:
         self._command = tuple(command or (sys.executable, "-m", "localllm.tui.engine"))
+        self._inherited: tuple[int, ...] = ()
+        if cores is not None:
+            self._inherited = (cores.file,)
+            self._command += ("--cores", str(cores.file))
         self._state = EngineState()
         self._listeners: list[Listener] = []
         self._process: asyncio.subprocess.Process | None = None
@@ -236,6 +241,7 @@ class RemoteEngine:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=MAX_LINE,
+            pass_fds=self._inherited,
             start_new_session=True,  # Ctrl-C in the terminal is the app's
         )
         self._process = process

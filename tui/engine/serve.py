@@ -14,15 +14,20 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
+
+from localllm import machine
 from localllm.async_engine import AsyncEngine
 from localllm.async_stream import AsyncStream
 from localllm.engine.events import Ended, StepDone
 from localllm.errors import InvalidRequest
 from localllm.hub import resolve
 from localllm.llm import LLM
+from localllm.sampling.native import native_module
 from localllm.tui.engine.adapters import Adapters
 from localllm.tui.engine.asking import Voice, as_delta, asking, counted, recommended
 from localllm.tui.engine.client import EngineGone
+from localllm.tui.engine.cores import SERVER, Cores
 from localllm.tui.engine.wire import MAX_LINE, error_fields, line, message_of
 
 _PIECE_SECONDS = 1 / 12  # an answer is drawn no more often, so pieces need not come sooner
@@ -54,8 +59,9 @@ class Progress:
 
 
 class Server:
-    def __init__(self, write: Callable[[bytes], None]) -> None:
+    def __init__(self, write: Callable[[bytes], None], cores: Cores) -> None:
         self._write_raw = write
+        self._cores = cores
         self._lock = threading.Lock()
         self._engine: AsyncEngine | None = None
         self._adapters: Adapters | None = None
@@ -157,10 +163,12 @@ class Server:
         if len(self._asked) >= _MAX_ASKED:
             raise InvalidRequest(f"{_MAX_ASKED} answers are under way already")
         self._asked[number] = None
+        self._cores.computing = True
         try:
             return await self._answer(number, llm, message)
         finally:
             del self._asked[number]
+            self._cores.computing = bool(self._asked)
             self._stopped.discard(number)
 
     async def _answer(self, number: int, llm: LLM, message: Fields) -> dict[str, Any]:
@@ -293,7 +301,7 @@ def _fields(event: Any) -> dict[str, Any]:
     return told
 
 
-async def _serve() -> None:
+async def _serve(cores: Cores) -> None:
     out = os.dup(sys.stdout.fileno())  # prints of any library go to stderr, not between the lines
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
@@ -302,7 +310,7 @@ async def _serve() -> None:
         while view:
             view = view[os.write(out, view) :]
 
-    server = Server(write)
+    server = Server(write, cores)
     reader = asyncio.StreamReader(limit=MAX_LINE)
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -338,9 +346,14 @@ def _spawn(tasks: set[asyncio.Task[None]], work: Awaitable[None]) -> None:
     task.add_done_callback(tasks.discard)
 
 
-def main() -> None:
+def main(cores: Cores) -> None:
+    """Speaks with the app that `cores` are shared with."""
+    if (native := native_module()) is not None:
+        borrowers = np.frombuffer(cores.borrowers, np.uint8)
+        native.lend_cores(borrowers, machine.cores().usable)
+    cores.computing = False  # whatever the one before it was at
     try:
-        asyncio.run(_serve())
+        cores.run(_serve(cores), SERVER)
     except (KeyboardInterrupt, BrokenPipeError):
         pass
     finally:

@@ -247,6 +247,7 @@ class MessageView(OneLayout, VerticalGroup, can_focus=True):
 
     async def _draw(self) -> None:
         """Draws what has come, a few times a second."""
+        settled = False  # the page is, that the question and this answer came into
         while True:
             await self._news.wait()
             self._news.clear()
@@ -258,7 +259,9 @@ class MessageView(OneLayout, VerticalGroup, can_focus=True):
                 await self._stream.write(plain(text))
             self._show_thinking()
             await asyncio.sleep(OFTEN)  # meanwhile the page is laid out and painted
-            await asyncio.sleep(rest(time.process_time() - worked, time.monotonic() - began))
+            if settled:
+                await asyncio.sleep(rest(time.process_time() - worked, time.monotonic() - began))
+            settled = True
             # A letter being typed must not wait for a page being drawn.
             drawn = time.monotonic()
             while drawn - self.chat_app.typed < TYPING and time.monotonic() - drawn < PUT_OFF:

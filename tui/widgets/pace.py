@@ -6,7 +6,7 @@ import os
 
 OFTEN = 1 / 12  # seconds between two drawings at least: more would leave no time for keys
 _SELDOM = 3.0  # seconds at most, whatever a drawing costs: that of a very long answer
-_SHARE = 0.0125  # of each core
+_SHARE = 0.02  # of each core
 _MOST = 0.25  # of one core
 TYPING, PUT_OFF = 0.3, 0.6  # seconds: since the last key; that a drawing then waits
 
