@@ -7,9 +7,10 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from localllm.errors import InvalidRequest, LocalLLMError
+from localllm.errors import InvalidRequest, LocalLLMError, StoreError
 from localllm.tui.conversation import asked
 from localllm.tui.engine.client import EngineGone
 from localllm.tui.store import Chat, Message
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 KEEP_EVERY = 0.5  # seconds between two writes of an answer under way: all that a kill can cost
 _MOST_QUEUED = 50
 _MOST_AT_ONCE = 64  # answers, as the sampling parameters have it
+_TRY_AGAIN = 2.0  # seconds until an answer that could not be written is tried again
 TITLE_WIDTH = 48
 NEW_CHATS = "params"  # setting: the sampling of chats to come
 
@@ -152,28 +154,49 @@ class Answers:
         way in this chat.
         """
         self._refuse_second(chat)
+        with self._app.store.together():
+            live, settings = self._begin(chat, parent, params or {}, only)
+        self._start(live, settings, continued=False)
+        return self._app.store.message(live.message)
+
+    def say(self, chat: int, said: Said, waiting: list[Said] | None = None) -> None:
+        """What a person says at the end of the open branch, and the answer to it; all of it is in
+        the store then, or, with a StoreError, nothing. waiting: what stays in the queue."""
+        self._refuse_second(chat)
+        store = self._app.store
+        with store.together():
+            found = store.chat(chat)
+            message = store.add_message(chat, found.head, "user", said.content, extra=said.extra)
+            store.edit_chat(chat, draft="", title=found.title or one_line(said.typed, TITLE_WIDTH))
+            if waiting is not None:
+                self.set_queue(chat, waiting)
+            live, settings = self._begin(chat, message.id, {}, False)
+        self._start(live, settings, continued=False)
+
+    def _begin(
+        self, chat: int, parent: int | None, params: Mapping[str, Any], only: bool
+    ) -> tuple[Live, dict[str, Any]]:
+        """The messages that will be written, and with which sampling."""
         store = self._app.store
         found = store.chat(chat)
-        settings = {**({} if only else self.params(found)), **(params or {})}
+        settings = {**({} if only else self.params(found)), **params}
         lives = []
-        with store.together():
-            for number in range(how_many(settings)):
-                message = store.add_message(
-                    chat,
-                    parent,
-                    "assistant",
-                    "",
-                    status="writing",
-                    model=found.model or self.opened,
-                    adapter=found.adapter,
-                    params=of_one(settings),
-                    extra={"sample": number} if settings.get("beams") else None,
-                    open_branch=number == 0,
-                )
-                lives.append(Live(message.id, chat))
+        for number in range(how_many(settings)):
+            message = store.add_message(
+                chat,
+                parent,
+                "assistant",
+                "",
+                status="writing",
+                model=found.model or self.opened,
+                adapter=found.adapter,
+                params=of_one(settings),
+                extra={"sample": number} if settings.get("beams") else None,
+                open_branch=number == 0,
+            )
+            lives.append(Live(message.id, chat))
         first, *first.others = lives
-        self._start(first, settings, continued=False)
-        return store.message(first.message)
+        return first, settings
 
     def go_on(self, message: Message) -> None:
         """Continues an answer where its text ends, in its place."""
@@ -305,10 +328,11 @@ class Answers:
             for live in first.all:
                 now = live.text, live.reasoning
                 if now != kept.get(live.message, ("", "")):
-                    kept[live.message] = now
-                    self._app.store.edit_message(
-                        live.message, content=live.text, reasoning=live.reasoning
-                    )
+                    with contextlib.suppress(StoreError):  # tried again soon; the end tells of it
+                        self._app.store.edit_message(
+                            live.message, content=live.text, reasoning=live.reasoning
+                        )
+                        kept[live.message] = now
 
     async def _end(
         self,
@@ -319,7 +343,8 @@ class Answers:
         params: dict[str, Any],
     ) -> None:
         for index, live in enumerate(first.all):
-            self._keep(live, status, error, (result or {}).get(index), params)
+            finished = (result or {}).get(index)
+            await self._written(partial(self._keep, live, status, error, finished, params))
         del self.live[first.chat]
         self._tasks.pop(first.chat, None)
         for live in first.all:
@@ -331,7 +356,22 @@ class Answers:
         if error is None:
             if status == "complete" and self._app.settings.titles:
                 self._spawn(self._title(first.chat))
-            self._next(first.chat)
+            try:
+                self._next(first.chat)
+            except LocalLLMError as problem:  # it waits on
+                self._app.tell(problem)
+
+    async def _written(self, write: Callable[[], None]) -> None:
+        """Until it is: an answer that does not fit on a full disk stays under way."""
+        told = False
+        while True:
+            try:
+                return write()
+            except StoreError as error:
+                if not told:
+                    self._app.tell(error)
+                told = True
+            await asyncio.sleep(_TRY_AGAIN)
 
     def _keep(
         self,
@@ -379,8 +419,7 @@ class Answers:
     def _next(self, chat: int) -> None:
         waiting = self.queued(chat)
         if waiting:
-            self.set_queue(chat, waiting[1:])
-            self._app.chat_screen.say_in(chat, waiting[0])
+            self._app.chat_screen.say_in(chat, waiting[0], waiting[1:])
 
     # ---- titles
 

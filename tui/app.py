@@ -15,6 +15,7 @@ from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.screen import ModalScreen
+from textual.worker import WorkerFailed
 
 from localllm.errors import LocalLLMError
 from localllm.tui.answers import Answers
@@ -24,6 +25,7 @@ from localllm.tui.keymap import Remapped
 from localllm.tui.opening import Opening
 from localllm.tui.places import KEYS, SETTINGS, config_folder
 from localllm.tui.settings import Settings, with_setting, write_settings
+from localllm.tui.telling import Telling
 from localllm.tui.text import plain
 from localllm.tui.themes import ANSI, theme_for
 
@@ -54,7 +56,7 @@ def _palette() -> type[Provider]:
     return Palette
 
 
-class ChatApp(App[None], inherit_bindings=False):
+class ChatApp(Telling, App[None], inherit_bindings=False):
     """store, engine: used by every screen. answers: those under way. chat_id: the open chat, None
     for one that nothing was said in yet."""
 
@@ -262,6 +264,14 @@ class ChatApp(App[None], inherit_bindings=False):
     def tell(self, error: LocalLLMError) -> None:
         text = str(error) + (f"\n{error.hint}" if error.hint else "")
         self.notify(plain(text), severity="error", markup=False, timeout=10)
+
+    def _handle_exception(self, error: Exception) -> None:
+        """Of timers, callbacks and workers."""
+        cause = error.error if isinstance(error, WorkerFailed) else error
+        if isinstance(cause, LocalLLMError):
+            self.tell(cause)
+        else:
+            super()._handle_exception(error)
 
     def warn(self, text: str) -> None:
         self.notify(plain(text), severity="warning", markup=False, timeout=10)

@@ -49,6 +49,6 @@ def _refuse_taken(port: int) -> None:
             probe.bind((HOST, port))
         except OSError as error:
             raise InvalidRequest(
-                f"port {port} of {HOST} cannot be used: {error.strerror}",
+                f"port {port} of {HOST} cannot be used: {error.strerror or error}",
                 hint="--port takes another",
             ) from error

@@ -89,7 +89,7 @@ def save_adapter(
             (folder / CONFIG).unlink(missing_ok=True)  # never beside matrices that it is not of
             sync_folder(folder)
     except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written: {error.strerror}") from error
+        raise CheckpointError(f"{folder}: cannot be written: {error.strerror or error}") from error
     write_safetensors(folder / WEIGHTS, tensors, {"format": "pt"})
     write_json(folder / CONFIG, settings)
     return folder

@@ -16,7 +16,7 @@ def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     try:
         replace_file(path, parts)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:

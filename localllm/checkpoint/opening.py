@@ -27,7 +27,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     try:
         return _open(path)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def content_digest(path: str | Path) -> bytes:

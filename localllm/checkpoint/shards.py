@@ -31,7 +31,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path}: is larger than {_MAX_JSON_BYTES >> 20} MiB")
         text = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     try:
         value = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:

@@ -66,7 +66,9 @@ class SafetensorsWriter:
             )
             self._file = os.fdopen(handle, "wb")
         except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be written: {error.strerror}") from error
+            raise CheckpointError(
+                f"{self.path}: cannot be written: {error.strerror or error}"
+            ) from error
         self._put(len(self._header).to_bytes(8, "little") + self._header)
         return self
 
@@ -82,7 +84,9 @@ class SafetensorsWriter:
         try:
             self._file.write(data)
         except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be written: {error.strerror}") from error
+            raise CheckpointError(
+                f"{self.path}: cannot be written: {error.strerror or error}"
+            ) from error
 
     def __exit__(
         self,
@@ -102,7 +106,7 @@ class SafetensorsWriter:
                 sync_folder(self.path.parent)
         except OSError as problem:
             raise CheckpointError(
-                f"{self.path}: cannot be written: {problem.strerror}"
+                f"{self.path}: cannot be written: {problem.strerror or problem}"
             ) from problem
         finally:
             if os.path.exists(self._part):

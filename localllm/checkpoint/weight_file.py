@@ -30,14 +30,14 @@ class WeightFile:
                 raise CheckpointError(f"{path}: is not a regular file")
             self._file = path.open("rb", buffering=0)
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be opened: {error.strerror}") from error
+            raise CheckpointError(f"{path}: cannot be opened: {error.strerror or error}") from error
         try:
             self.size = os.fstat(self._file.fileno()).st_size
             _refuse_impostors(path, os.pread(self._file.fileno(), 64, 0))
             self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             self._file.close()
-            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
         except BaseException:
             self._file.close()
             raise
@@ -57,7 +57,9 @@ class WeightFile:
                     raise CheckpointError(f"{self.path}: became shorter while it was read")
                 data += more
         except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be read: {error.strerror}") from error
+            raise CheckpointError(
+                f"{self.path}: cannot be read: {error.strerror or error}"
+            ) from error
         return data
 
     def array(self, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:

@@ -109,7 +109,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 if line.strip():
                     yield number, line.decode("utf-8")
     except OSError as error:
-        raise InvalidRequest(f"{path} cannot be read: {error.strerror}") from error
+        raise InvalidRequest(f"{path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"{path}:{number}: not UTF-8 ({error.reason})") from error
 

@@ -77,7 +77,7 @@ def write_adapter_gguf(source: Source, path: Path) -> WrittenAdapter:
         os.replace(part, path)
         sync_folder(path.parent)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         part.unlink(missing_ok=True)
     return WrittenAdapter(path, path.stat().st_size, len(pairs), alpha)

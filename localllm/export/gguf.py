@@ -114,7 +114,7 @@ def write_gguf(
         os.replace(part, path)
         sync_folder(path.parent)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         part.unlink(missing_ok=True)
     return WrittenGGUF(

@@ -101,7 +101,7 @@ class Store:
                 return None
         except OSError as error:
             raise StoreError(
-                f"{folder} cannot be read: {error.strerror}", hint=ELSEWHERE
+                f"{folder} cannot be read: {error.strerror or error}", hint=ELSEWHERE
             ) from error
         again = f"run `localllm pull {name}` to fetch it again"
         try:
@@ -293,7 +293,9 @@ def _folders(parent: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise StoreError(f"{parent} cannot be read: {error.strerror}", hint=ELSEWHERE) from error
+        raise StoreError(
+            f"{parent} cannot be read: {error.strerror or error}", hint=ELSEWHERE
+        ) from error
 
 
 def _size_problem(path: Path, file: StoredFile) -> str | None:

@@ -58,7 +58,7 @@ def write_model(
         (folder / CONFIG).unlink(missing_ok=True)
         sync_folder(folder)
     except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written: {error.strerror}") from error
+        raise CheckpointError(f"{folder}: cannot be written: {error.strerror or error}") from error
     with SafetensorsWriter(folder / "model.safetensors", entries) as writer:
         for stored, parts in gather(wanted, _tensors(weights)):
             whole = stored.assemble([part.to_float32() for part in parts])

@@ -99,7 +99,7 @@ def _read(config: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], Pa
             raise InvalidRequest(f"{path} is larger than any config.json")
         values = json.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise InvalidRequest(f"{path} cannot be read: {error.strerror}") from error
+        raise InvalidRequest(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{path} is no JSON: {error}") from error
     if not isinstance(values, dict):

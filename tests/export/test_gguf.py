@@ -281,6 +281,21 @@ def test_a_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not list(tmp_path.glob("*out.gguf*"))
 
 
+def test_a_disk_that_fills_up_while_tensors_are_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NumPy raises its own words, without an error number."""
+    model = write("llama-gqa", tmp_path)
+
+    def full(*array: object) -> None:
+        raise OSError("Not enough free space to write 4096 bytes after offset 0")
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", full)
+    with source(model) as opened, pytest.raises(CheckpointError, match="Not enough free space"):
+        write_gguf(opened, tmp_path / "out.gguf")
+    assert not list(tmp_path.glob("*out.gguf*"))
+
+
 def test_an_unknown_type_is_named(tmp_path: Path) -> None:
     model = write("llama-gqa", tmp_path)
     with source(model) as opened, pytest.raises(InvalidRequest, match="q3_x"):

@@ -59,14 +59,13 @@ async def save_edit(app: ChatApp, number: int, text: str) -> None:
     if message.role == "assistant":
         from localllm.tui.screens.learning import teach
 
-        screen.leave_editing()
         made = teach(app.store, message.id, text)
+        screen.leave_editing()
         await screen.load(to=None if made is None else made.id)
         return
     said = await screen.with_files(text) if message.role == "user" else Said(text)
     if said is None:
         return
-    screen.leave_editing()
     kept = {name: value for name, value in message.extra.items() if name not in _OF_FILES}
     made = app.store.add_message(
         message.chat,
@@ -75,6 +74,7 @@ async def save_edit(app: ChatApp, number: int, text: str) -> None:
         said.content,
         extra={**kept, **said.extra, "edited_from": message.id},
     )
+    screen.leave_editing()
     if message.role == "user":
         app.answers.ask(message.chat, made.id)
     await screen.load()

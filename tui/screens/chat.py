@@ -15,11 +15,12 @@ from textual.screen import Screen
 from textual.timer import Timer
 from textual.widgets import Button, Input, Static
 
-from localllm.errors import InvalidRequest, LocalLLMError
+from localllm.errors import InvalidRequest, LocalLLMError, StoreError
 from localllm.tui.answers import Said, typed_of
 from localllm.tui.app import EngineChanged
 from localllm.tui.commands import Where, by_slash
 from localllm.tui.store import Chat, Message
+from localllm.tui.telling import Telling
 from localllm.tui.text import one_line, plain
 from localllm.tui.widgets.chat_list import ChatList
 from localllm.tui.widgets.completions import Completions
@@ -34,10 +35,9 @@ if TYPE_CHECKING:
 
 _DRAFT_AFTER = 0.6  # seconds of not typing
 _DRAFT = "draft"  # setting: of the chat that is not in the store yet
-_TITLE_WIDTH = 48
 
 
-class ChatScreen(Screen[None]):
+class ChatScreen(Telling, Screen[None]):
     """chat_id: the open chat, None while nothing was said in it."""
 
     AUTO_FOCUS = ""  # see ChatApp.can_type
@@ -50,11 +50,15 @@ class ChatScreen(Screen[None]):
         self._sent_early: str | None = None  # before a chat was open
         self._completions: Completions | None = None  # once a chat is open
         self._drafting: Timer | None = None
+        self._draft_failed = False  # and it has been told
         self._loading = asyncio.Lock()
 
     @property
     def chat_app(self) -> ChatApp:
         return self.app  # type: ignore[return-value]
+
+    def tell(self, error: LocalLLMError) -> None:
+        self.chat_app.tell(error)
 
     def compose(self) -> ComposeResult:
         with Horizontal(id="columns"):
@@ -117,14 +121,15 @@ class ChatScreen(Screen[None]):
         app = self.chat_app
         if self.chat_id is None:
             opening = app.opening
-            chat = app.store.new_chat(
-                model=app.answers.opened or app.model_name,
-                system=app.settings.system if opening.system is None else opening.system,
-                adapter=opening.adapter,
-                params=app.answers.of_new_chat(),
-            )
+            with app.store.together():
+                chat = app.store.new_chat(
+                    model=app.answers.opened or app.model_name,
+                    system=app.settings.system if opening.system is None else opening.system,
+                    adapter=opening.adapter,
+                    params=app.answers.of_new_chat(),
+                )
+                app.store.set_setting(_DRAFT, "")
             self.chat_id = self.chats.open_chat = chat.id
-            app.store.set_setting(_DRAFT, "")
             self.chats.reload()
         return app.store.chat(self.chat_id)
 
@@ -225,13 +230,16 @@ class ChatScreen(Screen[None]):
         if said is None:
             return
         chat = self.need_chat()
-        self.composer.sent(text)
-        app.store.edit_chat(chat.id, draft="")
         if chat.id in app.answers.live:
-            app.answers.set_queue(chat.id, [*app.answers.queued(chat.id), said])
+            with app.store.together():
+                app.answers.set_queue(chat.id, [*app.answers.queued(chat.id), said])
+                app.store.edit_chat(chat.id, draft="")
+            self.composer.sent(text)
             self._show_facts(self._branch())
             return
-        await self._say(chat, said)
+        app.answers.say(chat.id, said)
+        self.composer.sent(text)
+        await self._show_said(chat.id)
 
     async def with_files(self, text: str) -> Said | None:
         """What is said, with the text of the @files in it; None if one cannot go along."""
@@ -248,19 +256,16 @@ class ChatScreen(Screen[None]):
             self.chat_app.warn(note)
         return Said(found.content, found.extra)
 
-    async def _say(self, chat: Chat, said: Said) -> None:
-        app = self.chat_app
-        message = app.store.add_message(chat.id, chat.head, "user", said.content, extra=said.extra)
-        if not chat.title:
-            app.store.edit_chat(chat.id, title=one_line(said.typed, _TITLE_WIDTH))
-        app.answers.ask(chat.id, message.id)
-        self.chats.reload()
-        if chat.id == self.chat_id:
-            await self.load()
+    def say_in(self, chat: int, said: Said, waiting: list[Said]) -> None:
+        """What waited for an answer of this chat is said now, whichever chat is open. waiting: what
+        waits on."""
+        self.chat_app.answers.say(chat, said, waiting)
+        self.run_worker(self._show_said(chat), group=f"say {chat}")
 
-    def say_in(self, chat: int, said: Said) -> None:
-        """What waited for an answer of this chat is said now, whichever chat is open."""
-        self.run_worker(self._say(self.chat_app.store.chat(chat), said), group=f"say {chat}")
+    async def _show_said(self, chat: int) -> None:
+        self.chats.reload()
+        if chat == self.chat_id:
+            await self.load()
 
     def answer_ended(self, live: Live, *, failed: bool) -> None:
         if not self.is_mounted or not self.is_running:
@@ -335,11 +340,18 @@ class ChatScreen(Screen[None]):
             return
         text = self.composer.text
         store = self.chat_app.store
-        if self.chat_id is None:
-            if store.setting(_DRAFT, "") != text:
-                store.set_setting(_DRAFT, text)
-        elif (chat := self.chat_app.chat) is not None and chat.draft != text:
-            store.edit_chat(chat.id, draft=text)
+        try:
+            if self.chat_id is None:
+                if store.setting(_DRAFT, "") != text:
+                    store.set_setting(_DRAFT, text)
+            elif (chat := self.chat_app.chat) is not None and chat.draft != text:
+                store.edit_chat(chat.id, draft=text)
+        except StoreError as error:
+            if not self._draft_failed:  # once, not with every pause
+                self.chat_app.tell(error)
+            self._draft_failed = True
+        else:
+            self._draft_failed = False
 
     def completing(self, event: events.Key) -> bool:
         """Keys of the open completions; True if it was one."""

@@ -13,6 +13,7 @@ from textual.widgets import Static
 
 from localllm.errors import LocalLLMError
 from localllm.tui.store import Chat, Message, Store
+from localllm.tui.telling import Telling
 from localllm.tui.text import plain
 from localllm.tui.widgets.footer import KeyLine
 
@@ -75,7 +76,7 @@ class Host(Protocol):
         ...
 
 
-class View(Screen[None]):
+class View(Telling, Screen[None]):
     """A screen with a title and a footer; Escape leaves it."""
 
     DEFAULT_CSS = """

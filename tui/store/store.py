@@ -6,10 +6,11 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,7 @@ from localllm.tui.store.records import (
 )
 from localllm.tui.store.schema import migrate
 
+_LITTLE = 1 << 20  # bytes that are free on a disk that counts as full
 MARK, UNMARK = "\x02", "\x03"  # around the words found
 _CHAT_FIELDS = (
     "id, title, titled, created, updated, pinned, model, system, params, head, folder, adapter, "
@@ -47,6 +49,32 @@ _MESSAGE_EDITS = frozenset(
 )
 
 
+class _Database(sqlite3.Connection):
+    """`path`, once it is set: what goes wrong is told as a StoreError."""
+
+    path: Path | str | None = None
+
+    def execute(self, *statement: Any) -> sqlite3.Cursor:
+        with self._told():
+            return super().execute(*statement)
+
+    def executemany(self, *statement: Any) -> sqlite3.Cursor:
+        with self._told():
+            return super().executemany(*statement)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if self.path is None:
+                raise
+            raise StoreError(
+                f"the chats in {self.path} cannot be read or written: {error}",
+                hint=_room(error, self.path) or "try it again; what is on the screen stays there",
+            ) from error
+
+
 class Store:
     """path: the database; ":memory:" keeps nothing. Used from one thread.
 
@@ -60,7 +88,7 @@ class Store:
         try:
             if str(path) != ":memory:":
                 Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._db = sqlite3.connect(path, isolation_level=None, timeout=5)
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=5, factory=_Database)
             self._db.execute("PRAGMA foreign_keys = ON")
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
@@ -71,9 +99,11 @@ class Store:
         except (sqlite3.Error, OSError) as error:
             raise StoreError(
                 f"the chats in {path} cannot be opened: {error}",
-                hint="move the file away to begin with no chats, or name another folder in "
+                hint=_room(error, path)
+                or "move the file away to begin with no chats, or name another folder in "
                 "LOCALLLM_HOME",
             ) from error
+        self._db.path = path
 
     def close(self) -> None:
         self._db.close()
@@ -100,7 +130,8 @@ class Store:
             yield
             self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # a full disk has ended it already
+                self._db.execute("ROLLBACK")
             raise
 
     # ---- chats
@@ -115,12 +146,12 @@ class Store:
     ) -> Chat:
         """created: seconds since 1970, None for now; it counts as changed then too."""
         now = time.time() if created is None else created
-        cursor = self._db.execute(
-            "INSERT INTO chats(created, updated, model, system) VALUES (?, ?, ?, ?)",
-            (now, now, model, system),
-        )
-        assert cursor.lastrowid is not None
-        if fields:
+        with self.together():
+            cursor = self._db.execute(
+                "INSERT INTO chats(created, updated, model, system) VALUES (?, ?, ?, ?)",
+                (now, now, model, system),
+            )
+            assert cursor.lastrowid is not None
             self.edit_chat(cursor.lastrowid, **fields)
         return self.chat(cursor.lastrowid)
 
@@ -209,10 +240,7 @@ class Store:
     ) -> Message:
         """A new child of `parent` (None: a first message). open_branch: the chat then ends here."""
         now = time.time() if created is None else created
-        own = not self._db.in_transaction
-        if own:
-            self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with self.together():
             cursor = self._db.execute(
                 "INSERT INTO messages(chat, parent, role, content, reasoning, created, status, "
                 "model, adapter, params, receipt, extra, writer) "
@@ -228,12 +256,6 @@ class Store:
                     "UPDATE chats SET head = ?, updated = max(updated, ?) WHERE id = ?",
                     (cursor.lastrowid, now, chat),
                 )
-            if own:
-                self._db.execute("COMMIT")
-        except BaseException:
-            if own:
-                self._db.execute("ROLLBACK")
-            raise
         assert cursor.lastrowid is not None
         return self.message(cursor.lastrowid)
 
@@ -409,6 +431,14 @@ class Store:
         ]
         columns = ", ".join(f"{name} = ?" for name in fields)
         self._db.execute(f"UPDATE {table} SET {columns} WHERE id = ?", (*values, row))
+
+
+def _room(error: Exception, path: Path | str) -> str:
+    """What helps where it is a full disk, which SQLite tells as an error of the disk at times."""
+    full = "full" in str(error)
+    with suppress(OSError):
+        full = full or shutil.disk_usage(Path(path).parent).free < _LITTLE
+    return "free some space on its disk" if full else ""
 
 
 def _chats_where(folder: str | None, tag: str | None, title: str) -> tuple[str, list[str]]:

@@ -74,7 +74,7 @@ async def test_leaving_keeps_nothing(app, pilot):
     assert app.store.pairs() == []
 
 
-@run(lambda: app_with(Variant(), Variant(), delay=0.3))
+@run(lambda: app_with(Variant(), Variant(), delay=1.0))
 async def test_stopped_answers_keep_their_part(app, pilot):
     await until(pilot, lambda: any(texts(app)))
     await pilot.press("s")
