@@ -20,20 +20,18 @@ import time
 from itertools import pairwise
 
 from benchmarks.harness.machine import print_heading
-from localllm.tui.engine.cores import APP, LEAVE, Cores
+from localllm.tui.engine.cores import APP, Cores
 
 TURN = 0.4  # seconds
 WAYS = ("at rest", "unasked", "borrowed")
 ENGINE = """
 import json, os, sys, time
-import numpy as np
-from localllm import LLM, SamplingParams, machine
-from localllm.kernels_cpu import _native
+from localllm import LLM, SamplingParams
 from localllm.tui.engine.__main__ import NICER
 from localllm.tui.engine.cores import Cores
 os.nice(NICER)
 cores = Cores(int(sys.argv[1]))
-_native.lend_cores(np.frombuffer(cores.borrowers, np.uint8), machine.cores().usable)
+cores.lend()
 times, end = [], time.monotonic() + float(sys.argv[3])
 with LLM(sys.argv[2]) as llm:
     params = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True, speculation="off")
@@ -58,10 +56,9 @@ def turn(way: str, cores: Cores, seconds: float, every: float) -> list[float]:
         time.sleep(max(0.0, due - time.monotonic()))
         began = time.monotonic()
         if way == "borrowed":
-            cores.borrow(APP, True)
-            time.sleep(LEAVE)
+            cores.borrow(APP)
         work(seconds)
-        cores.borrow(APP, False)
+        cores.give_back(APP)
         taken.append(time.monotonic() - began)
         due += every
     time.sleep(max(0.0, end - time.monotonic()))

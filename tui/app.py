@@ -261,10 +261,6 @@ class ChatApp(Telling, App[None], inherit_bindings=False):
 
     # ---- telling
 
-    def tell(self, error: LocalLLMError) -> None:
-        text = str(error) + (f"\n{error.hint}" if error.hint else "")
-        self.notify(plain(text), severity="error", markup=False, timeout=10)
-
     def _handle_exception(self, error: Exception) -> None:
         """Of timers, callbacks and workers."""
         cause = error.error if isinstance(error, WorkerFailed) else error

@@ -1,8 +1,7 @@
 // The governor over made-up steps: it runs alone while that is quicker, and not otherwise.
 #include "core/governor.h"
 
-#include <cstdio>
-#include <cstdlib>
+#include "expect.h"
 
 using localllm::Governor;
 
@@ -28,12 +27,6 @@ Outcome run(Governor* governor, const Machine& m, double duration, double* now, 
     governor->record(rows, seconds, alone ? 0 : m.lost * seconds, *now);
   }
   return o;
-}
-
-void expect(bool good, const char* what) {
-  if (good) return;
-  std::fprintf(stderr, "%s\n", what);
-  std::exit(1);
 }
 
 }  // namespace

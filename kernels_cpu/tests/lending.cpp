@@ -3,11 +3,10 @@
 
 #include <atomic>
 #include <chrono>
-#include <cstdio>
-#include <cstdlib>
 #include <set>
 
 #include "core/threads.h"
+#include "expect.h"
 
 using localllm::lend_cores;
 using localllm::ThreadPool;
@@ -37,12 +36,6 @@ std::set<int> working(ThreadPool* pool, double seconds, const std::set<int>& unt
       if (seen[i]) found.insert(i);
   }
   return found;
-}
-
-void expect(bool good, const char* what) {
-  if (good) return;
-  std::fprintf(stderr, "%s\n", what);
-  std::exit(1);
 }
 
 }  // namespace

@@ -4,12 +4,12 @@
 #include <array>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "expect.h"
 #include "random.h"
 #include "train/dispatch.h"
 #include "train/trainer.h"
@@ -22,12 +22,6 @@ using synthetic::Random;
 
 // Relative L2. bfloat16 keeps 8 bits of every factor; sums of them are as exact as of float32.
 constexpr double kRounded = 0.1, kExact = 1e-5, kSums = 1e-5;
-
-void expect(bool good, const std::string& what) {
-  if (good) return;
-  std::fprintf(stderr, "%s\n", what.c_str());
-  std::exit(1);
-}
 
 double apart(const std::vector<float>& got, const std::vector<float>& wanted) {
   double difference = 0.0, size = 0.0;

@@ -125,19 +125,21 @@ def test_no_feature_is_claimed_that_the_system_does_not_save(tmp_path):
 
 @needs("g++")
 def test_steps_run_on_one_thread_while_that_is_quicker(tmp_path):
-    root, out = TESTS.parent, tmp_path / "governor"
-    sources = [TESTS / "governor.cpp", root / "core" / "governor.cpp"]
-    subprocess.run(["g++", "-std=c++17", "-O1", f"-I{root}", *sources, "-o", out], check=True)
-    run(out)
+    run(built_alone(tmp_path, "governor", "governor"))
 
 
 @needs("g++")
 def test_threads_rest_while_their_cores_are_lent(tmp_path):
-    root, out = TESTS.parent, tmp_path / "lending"
-    core = [root / "core" / f"{name}.cpp" for name in ("lending", "threads", "cpu_count")]
-    command = ["g++", "-std=c++17", "-O1", "-pthread", f"-I{root}", TESTS / "lending.cpp", *core]
-    subprocess.run([*command, "-o", out], check=True)
-    run(out)
+    run(built_alone(tmp_path, "lending", "lending", "threads", "cpu_count"))
+
+
+def built_alone(folder: Path, test: str, *core: str) -> Path:
+    """A test of a few files of the core, which take a second to build."""
+    root, out = TESTS.parent, folder / test
+    sources = [TESTS / f"{test}.cpp", *(root / "core" / f"{name}.cpp" for name in core)]
+    options = ["-std=c++17", "-O1", "-pthread", f"-I{root}"]
+    subprocess.run(["g++", *options, *sources, "-o", out], check=True)
+    return out
 
 
 @pytest.mark.slow

@@ -7,6 +7,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -24,14 +26,26 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("tiny"), max_position_embeddings=16_384)
 
 
+@asynccontextmanager
+async def engine_of(model: Path, cores: Cores, **options: int) -> AsyncIterator[RemoteEngine]:
+    engine = RemoteEngine(cores=cores)
+    try:
+        await engine.open(str(model), **options)
+        yield engine
+    finally:
+        await engine.close()
+
+
 def test_both_processes_see_what_either_says() -> None:
     ours = Cores()
     theirs = Cores(ours.file)
     theirs.computing = True
     assert ours.computing
-    ours.borrow(APP, True)
-    theirs.borrow(SERVER, True)
+    ours.borrow(APP)
+    theirs.borrow(SERVER)
     assert list(theirs.borrowers) == list(ours.borrowers) == [1, 1]
+    theirs.give_back(APP)
+    assert list(ours.borrowers) == [0, 1]
     theirs.computing = False
     assert not ours.computing
 
@@ -78,9 +92,7 @@ def test_cores_are_borrowed_only_while_an_answer_is_under_way(tiny: Path) -> Non
     cores = Cores()
 
     async def main() -> None:
-        engine = RemoteEngine(cores=cores)
-        try:
-            await engine.open(str(tiny))
+        async with engine_of(tiny, cores) as engine:
             assert not cores.computing
             asked = engine.ask(ASKED, {"max_tokens": 10_000, "ignore_eos": True})
             pieces = aiter(asked)
@@ -92,8 +104,6 @@ def test_cores_are_borrowed_only_while_an_answer_is_under_way(tiny: Path) -> Non
             async for _ in pieces:
                 pass
             assert not cores.computing
-        finally:
-            await engine.close()
 
     cores.run(asyncio.wait_for(main(), 60), APP)
 
@@ -102,9 +112,7 @@ def test_an_engine_that_was_killed_leaves_nothing_borrowed(tiny: Path) -> None:
     cores = Cores()
 
     async def main() -> None:
-        engine = RemoteEngine(cores=cores)
-        try:
-            await engine.open(str(tiny))
+        async with engine_of(tiny, cores) as engine:
             asked = engine.ask(ASKED, {"max_tokens": 100_000, "ignore_eos": True})
             await anext(aiter(asked))
             assert cores.computing
@@ -117,8 +125,6 @@ def test_an_engine_that_was_killed_leaves_nothing_borrowed(tiny: Path) -> None:
             await asyncio.sleep(0.01)
             assert not cores.computing
             assert list(cores.borrowers) == [0, 0]
-        finally:
-            await engine.close()
 
     cores.run(asyncio.wait_for(main(), 60), APP)
 
@@ -128,18 +134,17 @@ def test_an_answer_is_the_same_however_often_cores_are_borrowed(smollm2: Path) -
     texts = []
 
     async def main() -> None:
-        engine = RemoteEngine(cores=cores)
         params = {"max_tokens": 60, "temperature": 0}
-        try:
-            await engine.open(str(smollm2), threads=3)
+        async with engine_of(smollm2, cores, threads=3) as engine:
             for flicker in (False, True):
                 over = threading.Event()
 
                 def borrow(flicker: bool = flicker, over: threading.Event = over) -> None:
                     while flicker and not over.is_set():
-                        for number in range(4):
-                            cores.borrow(APP, bool(number & 1))
-                            cores.borrow(SERVER, bool(number & 2))
+                        for change in (cores.borrow, cores.give_back):
+                            change(APP)
+                            time.sleep(0.0003)
+                            change(SERVER)
                             time.sleep(0.0003)
 
                 thread = threading.Thread(target=borrow)
@@ -148,8 +153,6 @@ def test_an_answer_is_the_same_however_often_cores_are_borrowed(smollm2: Path) -
                 texts.append("".join([piece.text async for piece in asked]))
                 over.set()
                 thread.join()
-        finally:
-            await engine.close()
 
     asyncio.run(asyncio.wait_for(main(), 60))
     assert texts[0]

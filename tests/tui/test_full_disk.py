@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, ClassVar
 
 import pytest
@@ -50,6 +51,16 @@ def notices(app: ChatApp) -> list[str]:
     return [notice.message for notice in app._notifications]
 
 
+@asynccontextmanager
+async def after_an_answer(store: Store) -> AsyncIterator[tuple[ChatApp, Any]]:
+    """The app with its Pilot, once "Hello?" has been answered by "Here."."""
+    app = chat_app(FakeEngine("Here."), store)
+    async with app.run_test(size=SIZE) as pilot:
+        await say(pilot, "Hello?")
+        await answered(pilot)
+        yield app, pilot
+
+
 @contextmanager
 def as_told() -> Any:
     with pytest.raises(StoreError, match="full") as caught:
@@ -88,10 +99,7 @@ class TestTheStore:
 
 def test_a_message_that_cannot_be_kept_stays_where_it_was_typed(store: Store) -> None:
     async def run() -> None:
-        app = chat_app(FakeEngine("Here."), store)
-        async with app.run_test(size=SIZE) as pilot:
-            await say(pilot, "Hello?")
-            await answered(pilot)
+        async with after_an_answer(store) as (app, pilot):
             before = told(app)
             fill(store)
             await say(pilot, LONG)
@@ -157,10 +165,7 @@ def test_what_waits_for_an_answer_waits_on(store: Store, monkeypatch: pytest.Mon
 
 def test_an_edit_that_cannot_be_kept_goes_on(store: Store) -> None:
     async def run() -> None:
-        app = chat_app(FakeEngine("Here."), store)
-        async with app.run_test(size=SIZE) as pilot:
-            await say(pilot, "Hello?")
-            await answered(pilot)
+        async with after_an_answer(store) as (app, pilot):
             screen = app.chat_screen
             screen.begin_editing(store.message(1))
             screen.composer.put(LONG)
@@ -179,10 +184,7 @@ def test_an_edit_that_cannot_be_kept_goes_on(store: Store) -> None:
 
 def test_a_draft_that_cannot_be_kept_is_told_once(store: Store) -> None:
     async def run() -> None:
-        app = chat_app(FakeEngine("Here."), store)
-        async with app.run_test(size=SIZE) as pilot:
-            await say(pilot, "Hello?")
-            await answered(pilot)
+        async with after_an_answer(store) as (app, pilot):
             fill(store)
             for more in ("one", "two"):
                 app.chat_screen.composer.put(LONG + more)

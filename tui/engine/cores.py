@@ -18,7 +18,7 @@ from typing import Any
 APP, SERVER = 0, 1  # who may borrow one: the app, and what speaks with it in the engine's process
 _BORROWERS = 2
 _COMPUTING = _BORROWERS  # whether the engine's threads are at work
-LEAVE = 150e-6  # seconds until a thread of the engine has ended its piece of work and sleeps
+_LEAVE = 150e-6  # seconds until a thread of the engine has ended its piece of work and sleeps
 
 
 class Cores:
@@ -38,6 +38,22 @@ class Cores:
         """A byte of each, not 0 while it borrows a core."""
         return memoryview(self._page)[:_BORROWERS]
 
+    def lend(self) -> None:
+        """From now on the threads of this process's engine leave cores to the borrowers."""
+        from localllm import machine
+        from localllm.sampling.native import native_module
+
+        if (native := native_module()) is not None:
+            native.lend_cores(self.borrowers, machine.cores().usable)
+
+    def borrow(self, place: int) -> None:
+        """Returns when a core is about to be free."""
+        self._page[place] = True
+        time.sleep(_LEAVE)
+
+    def give_back(self, place: int) -> None:
+        self._page[place] = False
+
     @property
     def computing(self) -> bool:
         return bool(self._page[_COMPUTING])
@@ -55,9 +71,6 @@ class Cores:
         with asyncio.Runner(loop_factory=loop) as runner:
             runner.run(main)
 
-    def borrow(self, place: int, wanted: bool) -> None:
-        self._page[place] = wanted
-
 
 class _Borrowing(selectors.DefaultSelector):
     """Gives the core back for as long as it waits."""
@@ -70,10 +83,9 @@ class _Borrowing(selectors.DefaultSelector):
     def select(self, timeout: float | None = None) -> Any:
         if timeout is not None and timeout <= 0:  # there is more to do already
             return super().select(timeout)
-        self._cores.borrow(self._place, False)
+        self._cores.give_back(self._place)
         try:
             return super().select(timeout)
         finally:
             if self._cores.computing:
-                self._cores.borrow(self._place, True)
-                time.sleep(LEAVE)
+                self._cores.borrow(self._place)

@@ -113,7 +113,7 @@ class RemoteEngine:
         self._inherited: tuple[int, ...] = ()
         if cores is not None:
             self._inherited = (cores.file,)
-            self._command += ("--cores", str(cores.file))
+            self._command += (str(cores.file),)
         self._state = EngineState()
         self._listeners: list[Listener] = []
         self._process: asyncio.subprocess.Process | None = None

@@ -14,16 +14,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
-
-from localllm import machine
 from localllm.async_engine import AsyncEngine
 from localllm.async_stream import AsyncStream
 from localllm.engine.events import Ended, StepDone
 from localllm.errors import InvalidRequest
 from localllm.hub import resolve
 from localllm.llm import LLM
-from localllm.sampling.native import native_module
 from localllm.tui.engine.adapters import Adapters
 from localllm.tui.engine.asking import Voice, as_delta, asking, counted, recommended
 from localllm.tui.engine.client import EngineGone
@@ -348,9 +344,7 @@ def _spawn(tasks: set[asyncio.Task[None]], work: Awaitable[None]) -> None:
 
 def main(cores: Cores) -> None:
     """Speaks with the app that `cores` are shared with."""
-    if (native := native_module()) is not None:
-        borrowers = np.frombuffer(cores.borrowers, np.uint8)
-        native.lend_cores(borrowers, machine.cores().usable)
+    cores.lend()
     cores.computing = False  # whatever the one before it was at
     try:
         cores.run(_serve(cores), SERVER)

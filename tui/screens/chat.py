@@ -57,9 +57,6 @@ class ChatScreen(Telling, Screen[None]):
     def chat_app(self) -> ChatApp:
         return self.app  # type: ignore[return-value]
 
-    def tell(self, error: LocalLLMError) -> None:
-        self.chat_app.tell(error)
-
     def compose(self) -> ComposeResult:
         with Horizontal(id="columns"):
             with Vertical(id="sidebar"):

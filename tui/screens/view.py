@@ -103,6 +103,7 @@ class View(Telling, Screen[None]):
     """
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", "Back")]
     TITLE_TEXT: ClassVar[str] = ""
+    NOTICE_SECONDS = 8
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (90, "-wide")]  # noqa: RUF012  as Screen declares it
 
     def compose(self) -> ComposeResult:
@@ -146,14 +147,6 @@ class View(Telling, Screen[None]):
 
     def action_leave(self) -> None:
         self.dismiss(None)
-
-    def tell(self, error: LocalLLMError | str) -> None:
-        """An error as a notice, with its way out."""
-        if isinstance(error, str):
-            self.notify(plain(error), severity="error", markup=False, timeout=8)
-            return
-        text = str(error) + (f"\n{error.hint}" if error.hint else "")
-        self.notify(plain(text), severity="error", markup=False, timeout=8)
 
     async def attempt(self, work: Callable[[], Awaitable[Any]]) -> Any:
         """The result of `work`; an error of ours is told, and None comes back."""
